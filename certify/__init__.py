@@ -1,0 +1,31 @@
+"""Certified robustness for any PyTorch classifier.
+
+``Smoothed(base_classifier, scheme, num_classes).certify(images)`` returns predictions with a radius inside which no
+perturbation of the scheme's threat model can change them. Schemes:
+
+* :class:`RandomizedAblation` - l0, randomized
+* :class:`SplittingNoise` - l1, randomized; :class:`DeterministicSplittingNoise` - l1, exact
+"""
+
+from certify.ablation import RandomizedAblation
+from certify.scheme import Certified, EnumeratedScheme, SampledScheme, Scheme
+from certify.smooth import Smoothed
+from certify.splitting import DeterministicSplittingNoise, SplittingNoise
+from certify.threats import L0, L1
+from certify.votes import ThresholdVote, Votes, argmax_vote
+
+__all__ = [
+    "L0",
+    "L1",
+    "Certified",
+    "DeterministicSplittingNoise",
+    "EnumeratedScheme",
+    "RandomizedAblation",
+    "SampledScheme",
+    "Scheme",
+    "Smoothed",
+    "SplittingNoise",
+    "ThresholdVote",
+    "Votes",
+    "argmax_vote",
+]

@@ -1,0 +1,47 @@
+"""Coverage certificates: a perturbation can only change the copies that it touches.
+
+If at most a share ``touched(j)`` of the copies differs between ``x`` and any ``x'`` that is ``j`` steps away, no class
+probability moves by more than ``touched(j)``. A class with probability at least ``p_lower``, while every other has at
+most ``p_upper``, then stays ahead as long as ``touched(j) < (p_lower - p_upper) / 2``.
+
+Shares are exact fractions, probabilities are doubles; the comparison between them is exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+
+def margin(p_lower: Tensor, p_upper: Tensor) -> Tensor:
+    """``(p_lower - p_upper) / 2``, float64, rounded down."""
+    half_gap = (p_lower.to(torch.float64) - p_upper.to(torch.float64)) / 2
+    return torch.nextafter(half_gap, torch.full_like(half_gap, -math.inf))
+
+
+def doubles_above(shares: Sequence[Fraction]) -> list[float]:
+    """The smallest double strictly above each exact fraction."""
+    nearest = [float(share) for share in shares]  # correctly rounded
+    return [
+        value if Fraction(value) > share else math.nextafter(value, math.inf)
+        for value, share in zip(nearest, shares, strict=True)
+    ]
+
+
+def steps_within(margins: Tensor, touched: Sequence[Fraction]) -> Tensor:
+    """The largest ``j`` with ``touched[j] < margin``, or -1 if there is none.
+
+    Args:
+        margins: float64 of any shape.
+        touched: nondecreasing exact shares for j = 0, 1, ...; it must reach 1/2, which no margin exceeds.
+
+    Returns:
+        int64 of the shape of ``margins``.
+    """
+    thresholds = torch.tensor(doubles_above(touched), dtype=torch.float64, device=margins.device)
+    # certified at j iff margin >= threshold[j]; the thresholds are sorted
+    return torch.searchsorted(thresholds, margins.contiguous(), right=True) - 1

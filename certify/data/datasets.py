@@ -1,0 +1,140 @@
+"""Data sets by name. Images stay 8-bit until a scheme makes copies of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from certify.data.cifar import read_cifar10
+from certify.data.folders import FolderImages, gtsrb_files, imagenet_files
+from certify.data.idx import read_idx_pair
+
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and labels.
+
+    Attributes:
+        name, split: what :func:`load` was asked for.
+        images: uint8 ``[N, C, H, W]``, or a :class:`~certify.data.folders.FolderImages` that reads them on demand.
+        labels: int64 ``[N]``.
+        num_classes: number of classes.
+    """
+
+    name: str
+    split: Split
+    images: Tensor | FolderImages
+    labels: Tensor
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.labels) or len(self.labels) == 0:
+            raise ValueError(f"{self.name}: got {len(self.images)} images and {len(self.labels)} labels")
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= self.num_classes:
+            raise ValueError(
+                f"{self.name}: got labels in [{low}, {high}], expected 0..{self.num_classes - 1}; the files are damaged"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image: (C, H, W)."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def batch(self, index: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Images (uint8) and labels of the given indices."""
+        index = torch.as_tensor(index, dtype=torch.int64)
+        return self.images[index], self.labels[index]
+
+    def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel, in [0, 1], over all pixels of all images."""
+        if not isinstance(self.images, Tensor):
+            raise ValueError(f"{self.name}: statistics are only computed for data sets in memory; give mean and std")
+        means, stds = [], []
+        levels = torch.arange(256, dtype=torch.float64) / 255
+        for channel in self.images.unbind(1):
+            share = torch.bincount(channel.flatten(), minlength=256) / channel.numel()
+            mean = (share * levels).sum()
+            means.append(round(mean.item(), 4))
+            stds.append(round((share * (levels - mean) ** 2).sum().sqrt().item(), 4))
+        return tuple(means), tuple(stds)
+
+
+def default_root() -> Path:
+    """``$CERTIFY_DATA``, or ``data`` in the working directory."""
+    return Path(os.environ.get("CERTIFY_DATA", "data"))
+
+
+def _digits(root: Path, split: Split) -> Dataset:
+    """The 8x8 digits of scikit-learn, scaled from 0..16 to 8 bits; a fixed random fifth is the test set."""
+    from sklearn.datasets import load_digits  # heavy import, only for this data set
+
+    bunch = load_digits()
+    order = np.random.RandomState(0).permutation(len(bunch.target))
+    held_out = len(order) // 5
+    chosen = order[:held_out] if split == "test" else order[held_out:]
+    images = np.rint(bunch.images[chosen] * (255 / 16)).astype(np.uint8)
+    return Dataset(
+        "digits", split, torch.from_numpy(images)[:, None], torch.from_numpy(bunch.target[chosen]).long(), 10
+    )
+
+
+def _idx(name: str) -> Callable[[Path, Split], Dataset]:
+    def read(root: Path, split: Split) -> Dataset:
+        images, labels = read_idx_pair(root, name, "train" if split == "train" else "t10k")
+        return Dataset(name, split, torch.from_numpy(images)[:, None], torch.from_numpy(labels).long(), 10)
+
+    return read
+
+
+def _cifar10(root: Path, split: Split) -> Dataset:
+    images, labels = read_cifar10(root, split)
+    return Dataset("cifar10", split, torch.from_numpy(images), torch.from_numpy(labels).long(), 10)
+
+
+def _imagenet(root: Path, split: Split) -> Dataset:
+    files, labels, classes = imagenet_files(root, split)
+    return Dataset("imagenet", split, FolderImages(files, 224, resize=256), torch.tensor(labels), classes)
+
+
+def _gtsrb(root: Path, split: Split) -> Dataset:
+    files, labels, boxes = gtsrb_files(root, split)
+    return Dataset("gtsrb", split, FolderImages(files, 48, boxes=boxes), torch.tensor(labels), 43)
+
+
+DATASETS: dict[str, Callable[[Path, Split], Dataset]] = {
+    "digits": _digits,
+    "mnist": _idx("mnist"),
+    "fashion-mnist": _idx("fashion-mnist"),
+    "cifar10": _cifar10,
+    "imagenet": _imagenet,
+    "gtsrb": _gtsrb,
+}
+
+
+def load(name: str, split: Split, root: str | Path | None = None) -> Dataset:
+    """Read a data set.
+
+    Args:
+        name: one of ``DATASETS``.
+        split: ``"train"`` or ``"test"`` (ImageNet: the validation set).
+        root: folder that holds the data sets; by default :func:`default_root`.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"data set: got {name!r}, expected one of {', '.join(DATASETS)}")
+    if split not in ("train", "test"):
+        raise ValueError(f"split: got {split!r}, expected 'train' or 'test'")
+    return DATASETS[name](default_root() if root is None else Path(root), split)

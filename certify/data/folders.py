@@ -1,0 +1,116 @@
+"""Data sets that are folders of image files: ImageNet and GTSRB. Files are decoded when they are asked for."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+Box = tuple[int, int, int, int]
+_SUFFIXES = {".jpeg", ".jpg", ".png", ".ppm"}
+
+
+class FolderImages:
+    """Image files as a uint8 tensor ``[N, 3, size, size]`` that reads what is indexed.
+
+    Args:
+        files: one path per image.
+        size: height and width of the result.
+        resize: if given, the shorter side is first resized to this and the centre is cropped (ImageNet); otherwise
+            the whole image (or its box) is resized to ``size``, bilinearly.
+        boxes: (left, upper, right, lower) to cut out before resizing, one per file.
+    """
+
+    def __init__(
+        self, files: Sequence[Path], size: int, *, resize: int | None = None, boxes: Sequence[Box] | None = None
+    ) -> None:
+        self.files, self.size, self.resize, self.boxes = list(files), size, resize, boxes
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return len(self.files), 3, self.size, self.size
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        return torch.stack([self._read(int(i)) for i in index])
+
+    def _read(self, i: int) -> Tensor:
+        try:
+            with Image.open(self.files[i]) as file:
+                image = file.convert("RGB")
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(f"{self.files[i]}: cannot be decoded ({error}); replace the file") from error
+        if self.boxes is not None:
+            image = image.crop(self.boxes[i])
+        if self.resize is None:
+            image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
+        else:
+            scale = self.resize / min(image.size)
+            width, height = (max(self.size, round(side * scale)) for side in image.size)
+            left, top = (width - self.size) // 2, (height - self.size) // 2
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+            image = image.crop((left, top, left + self.size, top + self.size))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def _existing(candidates: Sequence[Path], what: str) -> Path:
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"{what}: none of {', '.join(map(str, candidates))} exists; point --data-root to the parent"
+    )
+
+
+def imagenet_files(root: Path, split: str) -> tuple[list[Path], list[int], int]:
+    """Files and labels of ``train/`` or ``val/`` with one folder per class; classes are numbered alphabetically."""
+    name = "val" if split == "test" else "train"
+    folder = _existing([root / "imagenet" / name, root / name], "imagenet")
+    classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, synset in enumerate(classes):
+        found = sorted(path for path in (folder / synset).iterdir() if path.suffix.lower() in _SUFFIXES)
+        files += found
+        labels += [label] * len(found)
+    if not files:
+        raise FileNotFoundError(f"imagenet: no image files in the class folders of {folder}")
+    return files, labels, len(classes)
+
+
+def gtsrb_files(root: Path, split: str) -> tuple[list[Path], list[int], list[Box]]:
+    """Files, labels and sign boxes of the German Traffic Sign Recognition Benchmark in its official layout.
+
+    Training: ``Final_Training/Images/000ii/GT-000ii.csv``; test: ``Final_Test/Images`` with ``GT-final_test.csv``
+    (the file with labels, beside the images or in ``root/gtsrb``).
+    """
+    part = "Final_Test" if split == "test" else "Final_Training"
+    base = root / "gtsrb"
+    folder = _existing(
+        [base / "GTSRB" / part / "Images", base / part / "Images", root / "GTSRB" / part / "Images"], "gtsrb"
+    )
+    if split == "train":
+        tables = sorted(folder.glob("*/GT-*.csv"))
+    else:
+        tables = [path for path in (folder / "GT-final_test.csv", base / "GT-final_test.csv") if path.exists()][:1]
+    if not tables:
+        raise FileNotFoundError(f"gtsrb: no GT-*.csv with labels for {folder}; fetch the ground truth of the benchmark")
+    files: list[Path] = []
+    labels: list[int] = []
+    boxes: list[Box] = []
+    for table in tables:
+        images = table.parent if split == "train" else folder
+        with table.open(newline="") as handle:
+            for row in csv.DictReader(handle, delimiter=";"):
+                files.append(images / row["Filename"])
+                labels.append(int(row["ClassId"]))
+                left, top, right, bottom = (int(row[f"Roi.{corner}"]) for corner in ("X1", "Y1", "X2", "Y2"))
+                boxes.append((left, top, right + 1, bottom + 1))  # the table's corners are inclusive
+    return files, labels, boxes

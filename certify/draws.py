@@ -1,0 +1,158 @@
+"""Counter-based random numbers: the randomness of a copy is a function of *which* copy it is.
+
+A sampled copy is identified by ``(seed, stream, item, copy)``: the run's seed, what the sample is for, the index of
+the image in its data set and the number of the copy. Its random words are Philox4x32-10 of exactly these numbers, so
+batch sizes, sharding, resuming, the order of images and the device cannot change a result, and two streams never
+share a word.
+
+Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Streams: the fourth word of the counter. Selecting the class and bounding its probability must never share samples.
+SELECTION, ESTIMATION, TRAINING = 0, 1, 2
+
+_WORD = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+_CHUNK = 1 << 14  # blocks per pass: six int64 buffers of this length stay in a core's L2 cache
+
+
+def philox4x32(counter: Tensor, key: tuple[int, int]) -> Tensor:
+    """Philox4x32-10 of a batch of counters.
+
+    Args:
+        counter: int64 ``[4, N]``, each entry in [0, 2^32).
+        key: two 32-bit words.
+
+    Returns:
+        int64 ``[4, N]``: four independent 32-bit words for each counter, on the device of ``counter``.
+    """
+    c0, c1, c2, c3 = counter.clone().unbind()
+    p0, p1 = torch.empty_like(c0), torch.empty_like(c0)
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        # int64 products wrap around, and their bits are those of the unsigned product: the mask after the shift drops
+        # the copies of the sign bit.
+        torch.mul(c0, _MULTIPLIERS[0], out=p0)
+        torch.mul(c2, _MULTIPLIERS[1], out=p1)
+        torch.bitwise_right_shift(p1, 32, out=c0).bitwise_and_(_WORD).bitwise_xor_(c1).bitwise_xor_(k0)
+        torch.bitwise_right_shift(p0, 32, out=c2).bitwise_and_(_WORD).bitwise_xor_(c3).bitwise_xor_(k1)
+        torch.bitwise_and(p1, _WORD, out=c1)
+        torch.bitwise_and(p0, _WORD, out=c3)
+        k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
+    return torch.stack((c0, c1, c2, c3))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of a batch of copies.
+
+    Attributes:
+        seed: seed of the run, 0 <= seed < 2^64.
+        stream: what the numbers are for (``SELECTION``, ``ESTIMATION``, ``TRAINING``).
+        item: int64 ``[B, 1]``, index of each image in its data set, in [0, 2^32).
+        copy: int64 ``[1, n]`` or ``[B, n]``, number of each copy, in [0, 2^32).
+    """
+
+    seed: int
+    stream: int
+    item: Tensor
+    copy: Tensor
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 1 << 64:
+            raise ValueError(f"seed: got {self.seed}, expected an integer in [0, 2^64)")
+
+    @classmethod
+    def of(cls, seed: int, stream: int, items: Tensor, copies: range) -> Draws:
+        """Copies ``copies`` of each image in ``items`` (int64 ``[B]``)."""
+        numbers = torch.arange(copies.start, copies.stop, device=items.device)
+        return cls(seed, stream, items[:, None], numbers[None, :])
+
+    @property
+    def shape(self) -> torch.Size:
+        """``(B, n)``."""
+        return torch.broadcast_shapes(self.item.shape, self.copy.shape)
+
+    def words(self, count: int, start: int = 0) -> Tensor:
+        """The words ``start .. start + count`` of each copy: int64 ``[B, n, count]``, uniform on [0, 2^32)."""
+        shape, device = self.shape, self.item.device
+        first, last = start // 4, -(-(start + count) // 4)
+        counter = torch.empty((4, *shape, last - first), dtype=torch.int64, device=device)
+        counter[0] = torch.arange(first, last, device=device)
+        counter[1] = self.copy[..., None]
+        counter[2] = self.item[..., None]
+        counter[3] = self.stream
+        flat, key = counter.view(4, -1), (self.seed & _WORD, self.seed >> 32)
+        if device.type == "cpu":
+            for begin in range(0, flat.shape[1], _CHUNK):
+                flat[:, begin : begin + _CHUNK] = philox4x32(flat[:, begin : begin + _CHUNK], key)
+        else:
+            flat = philox4x32(flat, key)
+        words = flat.view(4, *shape, last - first).movedim(0, -1).reshape(*shape, -1)
+        return words[..., start - 4 * first : start - 4 * first + count]
+
+    def integers(self, bound: int, count: int) -> Tensor:
+        """int64 ``[B, n, count]`` in [0, bound), by multiply and shift.
+
+        Every value has probability at most ``(1 + bound / 2^32) / bound``: a certificate that uses these integers
+        must count that excess, see :data:`~certify.splitting`. For ``bound`` a power of two the integers are exactly
+        uniform.
+        """
+        if not 1 <= bound <= 1 << 31:
+            raise ValueError(f"bound: got {bound}, expected an integer in [1, 2^31]")
+        return (self.words(count) * bound) >> 32
+
+    def uniforms(self, count: int) -> Tensor:
+        """float64 ``[B, n, count]``, exactly uniform on the 2^52 midpoints ``(i + 1/2) / 2^52``."""
+        words = self.words(2 * count).view(*self.shape, count, 2)
+        return ((words[..., 0] << 20) + (words[..., 1] >> 12) + 0.5) * 2.0**-52
+
+    def subsets(self, keep: int, of: int) -> Tensor:
+        """Uniformly random subsets of ``keep`` out of ``of`` elements: bool ``[B, n, of]``.
+
+        Exactly uniform: elements are drawn one after another with rejection, and the first ``keep`` different ones
+        are the subset (its complement, when ``keep`` is more than half of ``of``).
+        """
+        if not 0 <= keep <= of:
+            raise ValueError(f"keep: got {keep}, expected an integer in [0, {of}]")
+        chosen = min(keep, of - keep)
+        if chosen == 0:
+            return torch.full((*self.shape, of), keep == of, dtype=torch.bool, device=self.item.device)
+        draws = _expected_draws(chosen, of)
+        while True:
+            last, found = self._first_distinct(chosen, of, draws)
+            if found:
+                return last if chosen == keep else ~last
+            draws *= 2
+
+    def _first_distinct(self, chosen: int, of: int, draws: int) -> tuple[Tensor, bool]:
+        words = self.words(draws)
+        # A word at or above the largest multiple of `of` would favour the low elements: it draws nothing.
+        accepted = words < (1 << 32) // of * of
+        element = words % of
+        position = torch.arange(draws, dtype=torch.int32, device=words.device).expand(words.shape)
+        position = torch.where(accepted, position, draws)
+        first = torch.full((*self.shape, of), draws, dtype=torch.int32, device=words.device)
+        first.scatter_reduce_(-1, element, position, "amin")
+        is_first = accepted & (first.gather(-1, element) == position)
+        different = is_first.cumsum(-1)
+        # The position at which the last wanted element appears for the first time.
+        cutoff = (different < chosen).sum(-1, keepdim=True)
+        return first <= cutoff, bool((cutoff < draws).all())
+
+
+def _expected_draws(chosen: int, of: int) -> int:
+    """Draws after which `chosen` different elements have almost surely been seen (six standard deviations)."""
+    miss = torch.arange(chosen, dtype=torch.float64) / of
+    mean = (1 / (1 - miss)).sum()
+    deviation = (miss / (1 - miss) ** 2).sum().sqrt()
+    return int(mean + 6 * deviation) + 8

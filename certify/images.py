@@ -1,0 +1,62 @@
+"""What an image batch may be: ``uint8`` (the value v stands for v / 255) or floats in [0, 1], ``[B, C, H, W]``."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]  # of one image: (C, H, W)
+
+
+def check_images(x: Tensor) -> None:
+    """Raise unless ``x`` is a batch of images with legal values (finite, in range)."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"images: got {type(x).__name__}, expected a torch.Tensor [B, C, H, W]")
+    if x.ndim != 4:
+        raise ValueError(
+            f"images: got shape {tuple(x.shape)}, expected [B, C, H, W]; add a batch dimension with x[None]"
+        )
+    if x.numel() == 0:
+        raise ValueError(f"images: got an empty batch of shape {tuple(x.shape)}")
+    if x.dtype == torch.uint8:
+        return
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"images: got dtype {x.dtype}, expected uint8 (0..255), float32 or float64 (0..1)")
+    if not torch.isfinite(x).all():
+        raise ValueError("images: got NaN or infinite values, expected values in [0, 1]; clean the data first")
+    low, high = x.min().item(), x.max().item()
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"images: got values in [{low:g}, {high:g}], expected [0, 1]; "
+            "scale the data, and put any normalization inside the base classifier"
+        )
+
+
+@lru_cache(maxsize=8)
+def _byte_levels(device: torch.device) -> Tensor:
+    return (torch.arange(256, dtype=torch.float64) / 255).float().to(device)
+
+
+def to_float(x: Tensor) -> Tensor:
+    """float32 image in [0, 1]. 8-bit values go through one table, so that every device gets the same bits."""
+    return _byte_levels(x.device)[x.long()] if x.dtype == torch.uint8 else x.float()
+
+
+def to_levels(x: Tensor, q: int) -> Tensor:
+    """The integers ``i`` with ``x = i / q``: int64, same shape. Raises where ``x`` is not on the grid."""
+    if x.dtype == torch.uint8:
+        scaled = x.to(torch.int64) * q
+        if q != 255 and (scaled % 255 != 0).any():
+            raise ValueError(f"images: got 8-bit values that are not multiples of 1/{q}; quantize them, or use q=255")
+        return scaled // 255
+    scaled = x.to(torch.float64) * q
+    levels = scaled.round()
+    if not torch.isfinite(scaled).all() or ((scaled - levels).abs() > q * 2.0**-22).any():
+        worst = (scaled - levels).abs().max().item() / q
+        raise ValueError(
+            f"images: got values up to {worst:.2g} away from the grid i/{q}, expected multiples of 1/{q}: "
+            "a certificate on the grid holds nowhere else; pass the uint8 images, quantize them, or give the right q"
+        )
+    return levels.to(torch.int64)

@@ -1,0 +1,88 @@
+"""What a set of certificates says about a data set.
+
+All functions take plain arrays with one entry per image: ``correct`` (predicted, not abstained, and right) and
+``radius``. A wrong or abstaining prediction has no radius (the papers' N/A): it is never certified at any radius and
+counts as minus infinity in medians.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import betainc
+
+
+def _effective(correct: ArrayLike, radius: ArrayLike) -> NDArray[Any]:
+    right, radii = np.asarray(correct, bool), np.asarray(radius, np.float64)
+    if right.shape != radii.shape or right.ndim != 1 or right.size == 0:
+        raise ValueError(f"correct, radius: got shapes {right.shape} and {radii.shape}, expected the same, [N], N >= 1")
+    if np.isnan(radii).any():
+        raise ValueError("radius: got NaN, expected numbers (-1 where nothing is certified)")
+    return np.where(right & (radii >= 0), radii, -np.inf)
+
+
+def certified_accuracy(correct: ArrayLike, radius: ArrayLike, at: Sequence[float] | NDArray[Any]) -> NDArray[Any]:
+    """Share of images that are right and certified at each radius of ``at`` (inclusive)."""
+    effective = np.sort(_effective(correct, radius))
+    return 1 - np.searchsorted(effective, np.asarray(at, np.float64), side="left") / effective.size
+
+
+def median_certified_robustness(correct: ArrayLike, radius: ArrayLike) -> float:
+    """The largest radius at which certified accuracy is still at least one half; minus infinity (N/A) if there is none.
+
+    The median of {N/A, N/A, 1, 2, 3} is 1.
+    """
+    descending = np.sort(_effective(correct, radius))[::-1]
+    return float(descending[math.ceil(descending.size / 2) - 1])
+
+
+def average_certified_radius(correct: ArrayLike, radius: ArrayLike) -> float:
+    """ACR: the mean of ``[correct] * radius`` (Zhai et al., 2020)."""
+    effective = _effective(correct, radius)
+    return float(np.where(np.isfinite(effective), effective, 0).mean())
+
+
+def clean_accuracy(prediction: ArrayLike, label: ArrayLike) -> float:
+    """Share of images predicted right; an abstention (-1) is wrong."""
+    return float((np.asarray(prediction) == np.asarray(label)).mean())
+
+
+def abstention_rate(prediction: ArrayLike) -> float:
+    """Share of images on which the prediction is -1."""
+    return float((np.asarray(prediction) == -1).mean())
+
+
+def certified_accuracy_lower_bound(
+    correct: ArrayLike, radius: ArrayLike, at: Sequence[float] | NDArray[Any], *, alpha: float, rho: float = 0.001
+) -> NDArray[Any]:
+    """Certified accuracy on this data set that holds for *all* its images at once with probability 1 - rho.
+
+    Each image's certificate fails with probability at most alpha, independently. Cohen et al. (2019, Appendix) bound
+    the number of failures by Bernstein's inequality; this uses the exact binomial quantile, which is never worse: with
+    probability at least 1 - rho, at most j of the m images fail, j the least with P(Binomial(m, alpha) > j) <= rho.
+
+    Args:
+        at: radii.
+        alpha: failure probability of each certificate.
+        rho: failure probability of the statement about the whole set.
+    """
+    for name, value in (("alpha", alpha), ("rho", rho)):
+        if not 0 < value < 1:
+            raise ValueError(f"{name}: got {value}, expected a probability strictly between 0 and 1")
+    accuracy = certified_accuracy(correct, radius, at)
+    m = np.asarray(correct).size
+    j = np.arange(m)  # P(Binomial(m, alpha) > j) = I_alpha(j + 1, m - j)
+    failures = int(np.searchsorted(-betainc(j + 1, m - j, alpha) * (1 + 1e-11), -rho))
+    return np.maximum(0, accuracy - failures / m)
+
+
+def bernstein_lower_bound(accuracy: ArrayLike, m: int, *, alpha: float, rho: float = 0.001) -> NDArray[Any]:
+    """The bound as printed by Cohen et al. (2019): ``accuracy - alpha - sqrt(2 alpha (1 - alpha) L / m) - L / (3 m)``,
+    with ``L = ln(1 / rho)``; for comparison with published figures."""
+    log = math.log(1 / rho)
+    slack = alpha + math.sqrt(2 * alpha * (1 - alpha) * log / m) + log / (3 * m)
+    return np.maximum(0, np.asarray(accuracy, np.float64) - slack)

@@ -1,0 +1,82 @@
+"""Models by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from certify.models.mnist_cnn import mnist_cnn
+from certify.models.network_in_network import network_in_network
+from certify.models.resnet import cifar_resnet110, resnet18, resnet50
+from certify.models.wide_resnet import wide_resnet40_2
+
+MODELS: dict[str, Callable[[int, int, int], nn.Module]] = {
+    "mnist_cnn": mnist_cnn,
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "resnet110": cifar_resnet110,
+    "wide_resnet40_2": wide_resnet40_2,
+    "network_in_network": network_in_network,
+}
+
+
+class Normalize(nn.Module):
+    """``(x - mean) / std`` per channel; channels beyond the given ones repeat them (two images in one input)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
+        super().__init__()
+        if len(mean) != len(std) or channels % len(mean):
+            raise ValueError(f"normalization: got {len(mean)} means and {len(std)} stds for {channels} channels")
+        repeat = channels // len(mean)
+        self.register_buffer("mean", torch.tensor(mean).repeat(repeat)[:, None, None])
+        self.register_buffer("std", torch.tensor(std).repeat(repeat)[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything needed to build a model again.
+
+    Attributes:
+        name: one of ``MODELS``.
+        in_channels: channels of a *copy*, see :meth:`certify.Scheme.channels`.
+        num_classes: number of classes.
+        image_size: height and width.
+        mean, std: normalization inside the model; None for none.
+    """
+
+    name: str
+    in_channels: int
+    num_classes: int
+    image_size: int
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def build(self) -> nn.Module:
+        if self.name not in MODELS:
+            raise ValueError(f"model: got {self.name!r}, expected one of {', '.join(MODELS)}")
+        model = MODELS[self.name](self.in_channels, self.num_classes, self.image_size)
+        if self.mean is None or self.std is None:
+            return model
+        return nn.Sequential(Normalize(self.mean, self.std, self.in_channels), model)
+
+
+def build(
+    name: str,
+    in_channels: int,
+    num_classes: int,
+    image_size: int,
+    *,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> nn.Module:
+    """A freshly initialized model; see :class:`ModelSpec`."""
+    return ModelSpec(name, in_channels, num_classes, image_size, mean, std).build()

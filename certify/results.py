@@ -1,0 +1,272 @@
+"""Results on disk: one flushed line per image, readable at any time, resumable after any kind of stop.
+
+A run is a folder. ``config.json`` says what was run; ``votes*.tsv`` holds the integer votes, from which every
+certificate can be computed again; ``rows*.tsv`` holds one line per image, the columns of Cohen et al. (2019) first.
+Lines are only ever appended. A line that was cut off by a crash or a full disk is dropped and computed again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from certify.files import write_atomically
+from certify.images import Shape
+from certify.votes import Votes
+
+
+def floor_text(value: float, digits: int = 6) -> str:
+    """A radius as text, rounded towards minus infinity to ``digits`` decimals: 0.4996 never becomes 0.500."""
+    if not math.isfinite(value):
+        return str(value)
+    text = f"{value:.{digits}f}"
+    if float(text) > value:
+        step = 10**digits
+        text = f"{(math.ceil(value * step) - 1) / step:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image's result.
+
+    Attributes:
+        idx: index in the data set.
+        label: true class.
+        predict: certified class, -1 if the certificate abstained.
+        radius: certified radius (rounded down), -1 if it abstained.
+        correct: 1 if ``predict == label``.
+        time: seconds of computing per image.
+        clean: class returned by ``predict`` (with its own abstention, -1).
+        p_lower: lower bound of the predicted class's probability; 1 for exact schemes is not implied: empty then.
+        label_share: share of votes for the true class, the base classifier's accuracy on this image's copies.
+    """
+
+    idx: int
+    label: int
+    predict: int
+    radius: float
+    correct: int
+    time: float
+    clean: int
+    p_lower: float
+    label_share: float
+
+    def line(self) -> str:
+        return "\t".join(
+            (
+                str(self.idx),
+                str(self.label),
+                str(self.predict),
+                floor_text(self.radius),
+                str(self.correct),
+                f"{self.time:.4f}",
+                str(self.clean),
+                floor_text(self.p_lower),
+                floor_text(self.label_share),
+            )
+        )
+
+
+ROW_COLUMNS = tuple(field.name for field in fields(Row))
+_VOTE_COLUMNS = ("idx", "label", "n0", "n", "selection", "counts")
+
+
+class TableFile:
+    """An append-only TSV file with a header. Opening it drops an unfinished last line."""
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self.path, self.columns = path, tuple(columns)
+        header = "\t".join(columns) + "\n"
+        if not path.exists():
+            write_atomically(path, header.encode())
+        self._drop_unfinished(header)
+        self._handle = path.open("a", encoding="utf-8")
+
+    def _drop_unfinished(self, header: str) -> None:
+        data = self.path.read_bytes()
+        if not data.startswith(header.encode()):
+            raise ValueError(f"{self.path}: got another header, expected {header.strip()!r}; not a file of this kind")
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            os.truncate(self.path, whole)
+
+    def append(self, line: str) -> None:
+        """Write one line and hand it to the operating system: it survives a kill of this process."""
+        self._handle.write(line + "\n")
+        self._handle.flush()
+
+    def close(self) -> None:
+        self._handle.close()
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The finished lines of a TSV file as dictionaries."""
+    text = path.read_text(encoding="utf-8")
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    if not lines:
+        raise ValueError(f"{path}: got an empty file, expected a header and rows")
+    columns = lines[0].split("\t")
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        cells = line.split("\t")
+        if len(cells) != len(columns):
+            raise ValueError(f"{path}, line {number}: got {len(cells)} cells, expected {len(columns)} ({lines[0]!r})")
+        rows.append(dict(zip(columns, cells, strict=True)))
+    return rows
+
+
+def _sparse(counts: Iterable[int]) -> str:
+    return ",".join(f"{c}:{n}" for c, n in enumerate(counts) if n) or "-"
+
+
+def _dense(text: str, num_classes: int) -> list[int]:
+    counts = [0] * num_classes
+    if text != "-":
+        for cell in text.split(","):
+            c, n = cell.split(":")
+            counts[int(c)] = int(n)
+    return counts
+
+
+def votes_line(idx: int, label: int, votes: Votes, i: int, n0: int) -> str:
+    """The stored form of image ``i`` of ``votes``: classes with votes only, ``class:count``."""
+    selection = "-" if votes.selection is None else _sparse(votes.selection[i].tolist())
+    n0 = n0 if votes.selection is not None else 0
+    return f"{idx}\t{label}\t{n0}\t{votes.n}\t{selection}\t{_sparse(votes.counts[i].tolist())}"
+
+
+@dataclass(frozen=True)
+class StoredVotes:
+    """The votes of a run, merged over its shards and ordered by index.
+
+    Attributes:
+        idx, label: int64 ``[N]``.
+        votes: of all N images.
+    """
+
+    idx: torch.Tensor
+    label: torch.Tensor
+    votes: Votes
+
+
+class ResultFolder:
+    """One evaluation run on disk.
+
+    Args:
+        folder: where it is.
+        shard: ``(i, n)``, this process's part of the images; each shard appends to its own files.
+    """
+
+    def __init__(self, folder: str | Path, shard: tuple[int, int] = (0, 1)) -> None:
+        self.folder = Path(folder)
+        suffix = "" if shard[1] == 1 else f"-{shard[0]}-of-{shard[1]}"
+        self.rows_path = self.folder / f"rows{suffix}.tsv"
+        self.votes_path = self.folder / f"votes{suffix}.tsv"
+        self.config_path = self.folder / "config.json"
+
+    def start(self, config: dict[str, Any], *, resume: bool) -> set[int]:
+        """Write or check the configuration, open the files, and return the indices that are already done.
+
+        Raises if the folder holds other results and ``resume`` is not set, or if they were made differently.
+        """
+        config = json.loads(json.dumps(config))
+        if self.config_path.exists():
+            if self.rows_path.exists() and not resume:
+                raise ValueError(
+                    f"{self.folder}: holds results; add --resume to continue them, or choose another folder"
+                )
+            self._check_config(config)
+        else:
+            write_atomically(self.config_path, json.dumps(config, indent=2).encode() + b"\n")
+        self._rows = TableFile(self.rows_path, ROW_COLUMNS)
+        self._votes = TableFile(self.votes_path, _VOTE_COLUMNS)
+        # The votes of an image are written before its row: a row without votes cannot be, votes without a row can.
+        done = {int(row["idx"]) for row in read_table(self.rows_path)}
+        self._voted = {int(row["idx"]) for row in read_table(self.votes_path)}
+        return done
+
+    def _check_config(self, config: dict[str, Any]) -> None:
+        stored = json.loads(self.config_path.read_text())
+        for key in stored.keys() | config.keys():
+            if key != "provenance" and stored.get(key) != config.get(key):
+                raise ValueError(
+                    f"{self.config_path}: was made with {key} = {stored.get(key)!r}, not {config.get(key)!r}; "
+                    "results of different settings never go into one folder"
+                )
+
+    def append(self, row: Row, votes_line: str) -> None:
+        """Store one image: its votes, then its row."""
+        if row.idx not in self._voted:
+            self._votes.append(votes_line)
+        self._rows.append(row.line())
+
+    def close(self) -> None:
+        self._rows.close()
+        self._votes.close()
+
+    def __enter__(self) -> ResultFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if hasattr(self, "_rows"):
+            self.close()
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The configuration of a run."""
+    path = Path(folder) / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such run; certify one with 'python -m scripts.certify'")
+    return json.loads(path.read_text())
+
+
+def read_rows(source: str | Path) -> dict[str, np.ndarray]:
+    """Rows of a run (all shards merged) or of one TSV file, ordered by index: a float64 array per column.
+
+    Files that only have the six columns of Cohen et al. are read as well.
+    """
+    source = Path(source)
+    paths = sorted(source.glob("rows*.tsv")) if source.is_dir() else [source]
+    if not paths or not all(path.exists() for path in paths):
+        raise FileNotFoundError(f"{source}: no rows*.tsv; certify first with 'python -m scripts.certify'")
+    by_index: dict[int, dict[str, str]] = {}
+    for path in paths:
+        for row in read_table(path):
+            by_index[int(row["idx"])] = row
+    if not by_index:
+        raise ValueError(f"{source}: got no finished row; resume the run first")
+    rows = [by_index[idx] for idx in sorted(by_index)]
+    return {name: np.array([_number(row[name]) for row in rows]) for name in rows[0]}
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:  # e.g. the H:MM:SS times of published logs
+        return math.nan
+
+
+def read_votes(folder: str | Path) -> StoredVotes:
+    """All stored votes of a run."""
+    folder, config = Path(folder), read_config(folder)
+    shape: Shape = tuple(config["shape"])
+    rows = {int(r["idx"]): r for path in sorted(folder.glob("votes*.tsv")) for r in read_table(path)}
+    ordered = [rows[idx] for idx in sorted(rows)]
+    if not ordered:
+        raise ValueError(f"{folder}: got no stored votes; resume the run first")
+    classes = config["num_classes"]
+    selection = None
+    if ordered[0]["selection"] != "-":
+        selection = torch.tensor([_dense(r["selection"], classes) for r in ordered])
+    counts = torch.tensor([_dense(r["counts"], classes) for r in ordered])
+    votes = Votes(counts, selection, shape, int(ordered[0]["n"]))
+    return StoredVotes(torch.tensor(sorted(rows)), torch.tensor([int(r["label"]) for r in ordered]), votes)

@@ -1,0 +1,215 @@
+"""The contract of a smoothing scheme, and the result of a certificate.
+
+A scheme makes copies of an input: it either enumerates a fixed, finite list of them (:class:`EnumeratedScheme`) or
+samples them (:class:`SampledScheme`). It is plain data (a frozen dataclass) and knows no model, no label and no device
+of its own. Its certificate is a function of vote counts alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from certify import confidence
+from certify.draws import Draws
+from certify.images import Shape, check_images
+from certify.threats import Threat
+
+Bounds = Literal["one-sided", "simultaneous"]
+
+
+@dataclass(frozen=True)
+class Certified:
+    """Predictions and what is guaranteed about them.
+
+    Attributes:
+        prediction: int64 ``[B]``, the class returned, or -1 for "abstained".
+        radius: float64 ``[B]``: the smoothed classifier returns the same class for every input within ``radius`` of
+            this one (inclusive), in the unit of ``threat``; -1 where it abstained.
+        threat: the threat model the radius is stated in.
+        p_lower: float64 ``[B]``, lower confidence bound of the predicted class's probability (sampled schemes only).
+    """
+
+    prediction: Tensor
+    radius: Tensor
+    threat: Threat
+    p_lower: Tensor | None = None
+
+    def certified_at(self, radius: float) -> Tensor:
+        """bool ``[B]``: the prediction is guaranteed for every perturbation of size ``radius``."""
+        return self.radius >= radius
+
+    def correct(self, labels: Tensor) -> Tensor:
+        """bool ``[B]``: predicted, not abstained, and right."""
+        return self.prediction == labels.to(self.prediction.device)
+
+
+class Scheme(ABC):
+    """What both kinds of scheme share. Subclasses are frozen dataclasses; see CONTRIBUTING for how to add one."""
+
+    threat: ClassVar[Threat] | Threat
+
+    def check(self, x: Tensor) -> None:
+        """Raise unless every image of ``x [B, C, H, W]`` is legal for this scheme. Called once per batch."""
+        check_images(x)
+
+    def channels(self, channels: int) -> int:
+        """Channels of a copy of an image with ``channels`` channels: what the base classifier takes."""
+        return channels
+
+    @abstractmethod
+    def sample(self, x: Tensor, draws: Draws) -> Tensor:
+        """Random copies of a batch of images.
+
+        Args:
+            x: ``[B, C, H, W]``.
+            draws: the random numbers of the copies, of shape ``[B, n]``, or ``[1, n]`` to give every image of the
+                batch the same noise.
+
+        Returns:
+            float32 ``[B, n, C', H, W]``.
+        """
+
+
+def check_counts(counts: Tensor, name: str = "counts") -> None:
+    """Raise unless ``counts`` is an integer tensor ``[B, C]`` of votes for at least two classes."""
+    if counts.is_floating_point() or counts.is_complex() or counts.dtype == torch.bool:
+        raise TypeError(f"{name}: got {counts.dtype}, expected integer votes (int64), never averaged floats")
+    if counts.ndim != 2 or counts.shape[1] < 2:
+        raise ValueError(f"{name}: got shape {tuple(counts.shape)}, expected [B, num_classes] with num_classes >= 2")
+    if counts.numel() and counts.min() < 0:
+        raise ValueError(f"{name}: got negative votes ({counts.min().item()}), expected counts >= 0")
+
+
+def leader_and_gap(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """The class with most votes (ties to the lower index) and how far it is ahead, ties included.
+
+    With ``c`` the leader, ``gap = min over c' != c of n_c - n_c' - [c' < c]``. If an adversary can change at most A
+    votes, the leader stays iff ``gap >= 2 A``.
+
+    Args:
+        counts: int64 ``[B, C]``.
+
+    Returns:
+        int64 ``[B]`` leader, int64 ``[B]`` gap (never negative).
+    """
+    check_counts(counts)
+    counts = counts.to(torch.int64)
+    leader = counts.argmax(1, keepdim=True)  # documented to return the first maximum
+    lower_index = torch.arange(counts.shape[1], device=counts.device) < leader
+    rivals = (counts + lower_index).scatter(1, leader, -1)
+    return leader[:, 0], counts.gather(1, leader)[:, 0] - rivals.amax(1)
+
+
+class EnumeratedScheme(Scheme):
+    """A scheme with a fixed list of copies: the smoothed classifier and its certificate are exact."""
+
+    @abstractmethod
+    def num_copies(self, shape: Shape) -> int:
+        """Number of copies of an image of ``shape`` (C, H, W)."""
+
+    @abstractmethod
+    def copies(self, x: Tensor, index: Tensor) -> Tensor:
+        """Copies number ``index`` (int64 ``[B, n]`` or ``[1, n]``) of each image: float32 ``[B, n, C', H, W]``."""
+
+    @abstractmethod
+    def radius_of_flips(self, flips: Tensor) -> Tensor:
+        """The largest radius at which a perturbation touches at most ``flips`` (int64 ``[B]``) votes: float64."""
+
+    def sample(self, x: Tensor, draws: Draws) -> Tensor:
+        return self.copies(x, draws.integers(self.num_copies(tuple(x.shape[1:])), 1)[..., 0])
+
+    def certify_counts(self, counts: Tensor, *, shape: Shape | None = None) -> Certified:
+        """Exact certificate from the votes of *all* copies.
+
+        Args:
+            counts: int64 ``[B, C]``, summing over classes to the number of copies (for a vote per copy).
+            shape: of one image; if given, the number of votes is checked against it.
+
+        Returns:
+            the prediction (never abstains) and its inclusive radius.
+        """
+        prediction, gap = leader_and_gap(counts)
+        if shape is not None and (counts.amax(1) > self.num_copies(shape)).any():
+            raise ValueError(
+                f"counts: got {counts.max().item()} votes for a class, but an image of shape {shape} has only "
+                f"{self.num_copies(shape)} copies; were these votes made with another scheme?"
+            )
+        return Certified(prediction, self.radius_of_flips(gap // 2).to(torch.float64), self.threat)
+
+
+class SampledScheme(Scheme):
+    """A scheme whose copies are random: certificates hold with probability 1 - alpha per image."""
+
+    @abstractmethod
+    def radius(self, p_lower: Tensor, p_upper: Tensor, *, shape: Shape | None = None) -> Tensor:
+        """Certified radius from exact probability bounds.
+
+        Args:
+            p_lower: float64 ``[B]``, the returned class has at least this probability.
+            p_upper: float64 ``[B]``, every other class has at most this probability.
+            shape: of one image (C, H, W).
+
+        Returns:
+            float64 ``[B]``, rounded towards zero; -1 where nothing is certified.
+        """
+
+    def certify_counts(
+        self,
+        selection_counts: Tensor,
+        counts: Tensor,
+        alpha: float,
+        *,
+        shape: Shape | None = None,
+        n: int | None = None,
+        bounds: Bounds = "one-sided",
+    ) -> Certified:
+        """CERTIFY of Cohen, Rosenfeld and Kolter (2019), from stored votes.
+
+        Guarantee: for each image, with probability at least 1 - alpha over the sampling, either this abstains, or the
+        smoothed classifier returns ``prediction`` for every input within ``radius``.
+
+        Args:
+            selection_counts: int64 ``[B, C]`` votes of the samples that choose the class.
+            counts: int64 ``[B, C]`` votes of *other*, fresh samples, which bound its probability.
+            alpha: failure probability, in (0, 1).
+            shape: of one image (C, H, W), for schemes whose radius depends on the number of pixels.
+            n: number of samples behind ``counts``; by default the number of votes, which is right if every copy
+                votes for exactly one class.
+            bounds: ``"one-sided"`` bounds the chosen class from below and leaves the rest to one rival
+                (randomized ablation: Corollary 1); ``"simultaneous"`` bounds every class (Corollary 2).
+        """
+        check_counts(selection_counts, "selection_counts")
+        check_counts(counts)
+        if selection_counts.shape != counts.shape:
+            raise ValueError(
+                f"selection_counts: got shape {tuple(selection_counts.shape)}, "
+                f"expected that of counts, {tuple(counts.shape)}"
+            )
+        selected = selection_counts.argmax(1)
+        samples = _sample_size(counts) if n is None else n
+        if bounds == "one-sided":
+            p_lower = confidence.lower_bound(counts.gather(1, selected[:, None])[:, 0], samples, alpha)
+            p_upper = 1 - p_lower
+        elif bounds == "simultaneous":
+            p_lower, p_upper = confidence.simultaneous_bounds(counts, selected, samples, alpha)
+        else:
+            raise ValueError(f"bounds: got {bounds!r}, expected 'one-sided' or 'simultaneous'")
+        radius = self.radius(p_lower, p_upper, shape=shape).to(torch.float64)
+        return Certified(torch.where(radius >= 0, selected, -1), radius, self.threat, p_lower)
+
+
+def _sample_size(counts: Tensor) -> int:
+    totals = counts.sum(1)
+    if totals.numel() == 0:
+        return 1
+    if (totals != totals[0]).any():
+        raise ValueError(
+            f"counts: got between {totals.min().item()} and {totals.max().item()} votes per image; "
+            "pass n=, the number of samples, if copies may vote for no class or for several"
+        )
+    return int(totals[0])

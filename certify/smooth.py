@@ -1,0 +1,99 @@
+"""``Smoothed``: a base classifier and a scheme become a certifiably robust classifier."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from certify.confidence import check_alpha, predict_or_abstain
+from certify.draws import ESTIMATION
+from certify.scheme import Bounds, Certified, EnumeratedScheme, SampledScheme, Scheme, leader_and_gap
+from certify.votes import BaseClassifier, VoteEngine, VoteRule, Votes, argmax_vote, collect_votes
+
+
+class Smoothed:
+    """The smoothed classifier: the majority vote of a base classifier over the copies that a scheme makes.
+
+    Example::
+
+        smoothed = Smoothed(model, DeterministicSplittingNoise(lam=0.5), num_classes=10)
+        result = smoothed.certify(images)      # uint8 or float [B, C, H, W]
+        result.prediction, result.radius       # [B], [B]
+
+    Args:
+        base_classifier: any callable from copies ``[N, scheme.channels(C), H, W]`` (float32) to scores
+            ``[N, num_classes]``; modules are run in evaluation mode, on the device of their parameters.
+        scheme: a :class:`~certify.scheme.Scheme`.
+        num_classes: number of classes.
+        n0: selection samples (sampled schemes only).
+        n: estimation samples (sampled schemes only), never shared with the selection.
+        alpha: failure probability of each image's certificate, and of each prediction (sampled schemes only).
+        bounds: see :meth:`~certify.scheme.SampledScheme.certify_counts`.
+        seed: of the samples; together with ``index`` it determines them.
+        vote: how a copy's scores become votes.
+        batch_size: copies per forward pass; by default chosen from the size of the model's activations.
+    """
+
+    def __init__(
+        self,
+        base_classifier: BaseClassifier,
+        scheme: Scheme,
+        num_classes: int,
+        *,
+        n0: int = 1_000,
+        n: int = 10_000,
+        alpha: float = 0.05,
+        bounds: Bounds = "one-sided",
+        seed: int = 0,
+        vote: VoteRule = argmax_vote,
+        batch_size: int | None = None,
+    ) -> None:
+        if not isinstance(scheme, (EnumeratedScheme, SampledScheme)):
+            raise TypeError(f"scheme: got {type(scheme).__name__}, expected an EnumeratedScheme or a SampledScheme")
+        check_alpha(alpha)
+        for name, value in (("n0", n0), ("n", n)):
+            if value < 1:
+                raise ValueError(f"{name}: got {value}, expected at least 1 sample")
+        self.scheme = scheme
+        self.n0, self.n, self.alpha, self.bounds, self.seed = n0, n, alpha, bounds, seed
+        self.engine = VoteEngine(base_classifier, scheme, num_classes, vote=vote, batch_size=batch_size)
+
+    def votes(self, x: Tensor, *, index: Tensor | None = None) -> Votes:
+        """The integer votes of ``x [B, C, H, W]``: store them, every certificate can be computed from them.
+
+        Args:
+            index: int64 ``[B]``, each image's index in its data set; sampled copies depend on it. By default 0..B-1.
+        """
+        return collect_votes(self.engine, x, n0=self.n0, n=self.n, index=index, seed=self.seed)
+
+    def predict(self, x: Tensor, *, index: Tensor | None = None) -> Tensor:
+        """Predicted classes, int64 ``[B]``.
+
+        Enumerated schemes: the exact majority, never -1. Sampled schemes: the most probable class with probability
+        at least 1 - alpha, or -1 for "abstained" (PREDICT of Cohen et al., 2019, on the ``n`` estimation samples).
+        """
+        if isinstance(self.scheme, EnumeratedScheme):
+            return self.prediction(self.votes(x))
+        self.scheme.check(x)
+        counts = self.engine.sampled(x, self.n, index=index, seed=self.seed, stream=ESTIMATION)
+        return predict_or_abstain(counts, self.alpha)
+
+    def certify(self, x: Tensor, *, index: Tensor | None = None) -> Certified:
+        """Predictions with certified radii; see the scheme for the threat model and the guarantee."""
+        return self.certificate(self.votes(x, index=index))
+
+    def prediction(self, votes: Votes) -> Tensor:
+        """What :meth:`predict` returns for stored votes."""
+        if isinstance(self.scheme, EnumeratedScheme):
+            return leader_and_gap(votes.counts)[0]
+        return predict_or_abstain(votes.counts, self.alpha)
+
+    def certificate(self, votes: Votes) -> Certified:
+        """What :meth:`certify` returns for stored votes."""
+        if isinstance(self.scheme, EnumeratedScheme):
+            return self.scheme.certify_counts(votes.counts, shape=votes.shape)
+        assert isinstance(self.scheme, SampledScheme)
+        if votes.selection is None:
+            raise ValueError("votes: got no selection votes, expected those of a sampled scheme")
+        return self.scheme.certify_counts(
+            votes.selection, votes.counts, self.alpha, shape=votes.shape, n=votes.n, bounds=self.bounds
+        )

@@ -1,0 +1,61 @@
+"""Threat models: what an adversary may do to an input, as small values.
+
+A threat model names the unit of a radius and measures the distance between two inputs, both as 8-bit images and as
+floats in [0, 1]. It is what a certificate is stated in, and what the soundness tests measure perturbations with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Unit = Literal["pixel", "feature"]
+
+
+def _difference(x: Tensor, y: Tensor) -> Tensor:
+    """|x - y| as float64 ``[B, C, H, W]`` in units of the full range; exact for 8-bit images up to one rounding."""
+    if x.dtype != y.dtype or x.shape != y.shape:
+        raise ValueError(
+            f"inputs to compare: got {x.dtype} {tuple(x.shape)} and {y.dtype} {tuple(y.shape)}, expected the same"
+        )
+    if x.dtype == torch.uint8:
+        return (x.to(torch.int64) - y.to(torch.int64)).abs().to(torch.float64) / 255
+    return (x.to(torch.float64) - y.to(torch.float64)).abs()
+
+
+@dataclass(frozen=True)
+class L0:
+    """Up to ``radius`` pixels (all channels of each) or features (single channel values) are changed arbitrarily."""
+
+    unit: Unit = "pixel"
+
+    def __str__(self) -> str:
+        return f"l0 ({self.unit}s)"
+
+    def distance(self, x: Tensor, y: Tensor) -> Tensor:
+        """Number of changed units between two batches ``[B, C, H, W]``: int64 ``[B]``."""
+        changed = _difference(x, y) > 0
+        if self.unit == "pixel":
+            changed = changed.any(1)
+        return changed.flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
+class L1:
+    """The absolute changes, summed over all features, add up to at most ``radius`` (features in [0, 1])."""
+
+    def __str__(self) -> str:
+        return "l1"
+
+    def distance(self, x: Tensor, y: Tensor) -> Tensor:
+        """l1 distance between two batches ``[B, C, H, W]``: float64 ``[B]``."""
+        if x.dtype == torch.uint8:
+            steps = (x.to(torch.int64) - y.to(torch.int64)).abs().flatten(1).sum(1)
+            return steps.to(torch.float64) / 255
+        return _difference(x, y).flatten(1).sum(1)
+
+
+Threat = L0 | L1

@@ -1,0 +1,82 @@
+"""Checkpoints: tensors in safetensors, everything else as JSON in its header. Loading never runs code."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from certify import spec
+from certify.files import write_atomically
+from certify.models import ModelSpec
+from certify.scheme import Scheme
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Write tensors and a JSON header to one file, atomically."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, save(contiguous, metadata={"json": json.dumps(header)}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors (on the CPU) and the JSON header of a file; raises ``ValueError`` if it is damaged."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such checkpoint; train one with 'python -m scripts.train'")
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {})["json"])
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 - not a mapping
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise ValueError(
+            f"{path}: truncated or not a checkpoint of this project ({error}); restore or retrain it"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained base classifier and what it was trained for.
+
+    Attributes:
+        model: architecture.
+        scheme: the scheme whose copies it was trained on.
+        dataset: name of the data set.
+        training: the training configuration and its results, as JSON values.
+    """
+
+    model: ModelSpec
+    scheme: Scheme
+    dataset: str
+    training: dict[str, Any]
+
+
+def save_checkpoint(path: str | Path, module: nn.Module, checkpoint: Checkpoint) -> None:
+    header = {
+        "format": 1,
+        "model": asdict(checkpoint.model),
+        "scheme": spec.to_text(checkpoint.scheme),
+        "dataset": checkpoint.dataset,
+        "training": checkpoint.training,
+    }
+    write_tensors(Path(path), module.state_dict(), header)
+
+
+def load_checkpoint(path: str | Path) -> tuple[nn.Module, Checkpoint]:
+    """The base classifier, in evaluation mode on the CPU, and its description."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    tensors, header = read_tensors(path)
+    try:
+        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in header["model"].items()}
+        model = ModelSpec(**fields)
+        checkpoint = Checkpoint(model, spec.parse(header["scheme"]), header["dataset"], header["training"])
+        module = model.build()
+        module.load_state_dict(tensors)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path}: not a base classifier of this project ({error})") from error
+    return module.eval(), checkpoint

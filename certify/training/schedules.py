@@ -1,0 +1,43 @@
+"""Learning-rate schedules: a factor of the peak rate as a function of progress, 0 <= t < 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+
+def constant(t: float) -> float:
+    return 1.0
+
+
+def cosine(t: float) -> float:
+    """Cosine annealing to zero (l1 and lp experiments)."""
+    return 0.5 * (1 + math.cos(math.pi * t))
+
+
+def half_steps(t: float) -> float:
+    """A tenth after half of the epochs (randomized ablation on MNIST and CIFAR-10, Tables A.2 and A.3)."""
+    return 1.0 if t < 0.5 else 0.1
+
+
+def imagenet_steps(t: float) -> float:
+    """A tenth after 21/36 and a hundredth after 31/36 of the epochs (randomized ablation on ImageNet, Table A.4)."""
+    return 1.0 if t < 21 / 36 else 0.1 if t < 31 / 36 else 0.01
+
+
+def third_steps(t: float) -> float:
+    """A tenth after a third and a hundredth after two thirds of the epochs (Cohen et al., 2019)."""
+    return 0.1 ** int(3 * t)
+
+
+def one_cycle(t: float) -> float:
+    """Linear warm-up over the first fifth from 1/25 of the peak, then cosine annealing to zero."""
+    warm_up = 0.2
+    if t < warm_up:
+        return 0.04 + 0.96 * t / warm_up
+    return cosine((t - warm_up) / (1 - warm_up))
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    schedule.__name__: schedule for schedule in (constant, cosine, half_steps, imagenet_steps, third_steps, one_cycle)
+}

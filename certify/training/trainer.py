@@ -1,0 +1,277 @@
+"""Noise-augmented training: the base classifier learns on the copies that a scheme makes.
+
+All randomness is a function of the seed and the position in training (epoch and step), so a run that was interrupted
+continues to the identical result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from certify import spec
+from certify.data import Dataset
+from certify.draws import TRAINING, Draws
+from certify.models import ModelSpec
+from certify.scheme import Scheme
+from certify.training.checkpoint import Checkpoint, read_tensors, save_checkpoint, write_tensors
+from certify.training.schedules import SCHEDULES
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train.
+
+    Attributes:
+        epochs, batch_size, lr, momentum, weight_decay, nesterov: of stochastic gradient descent.
+        schedule: one of ``SCHEDULES``.
+        noise: ``"sample"`` draws the noise of every image anew; ``"batch"`` shares one draw in a minibatch, as
+            randomized ablation does.
+        augment: random crops (padding 4) and horizontal flips.
+        amp: bfloat16 autocast, on CUDA only.
+        seed: of initialization, order, augmentation and noise.
+    """
+
+    epochs: int
+    batch_size: int = 128
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = True
+    schedule: str = "one_cycle"
+    noise: Literal["sample", "batch"] = "sample"
+    augment: bool = False
+    amp: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError(f"epochs, batch_size: got {self.epochs}, {self.batch_size}, expected at least 1")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"lr: got {self.lr}, expected a finite rate above 0")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule: got {self.schedule!r}, expected one of {', '.join(SCHEDULES)}")
+        if self.noise not in ("sample", "batch"):
+            raise ValueError(f"noise: got {self.noise!r}, expected 'sample' or 'batch'")
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """Averages over one epoch, measured while training (on noised, augmented images)."""
+
+    epoch: int
+    loss: float
+    accuracy: float
+
+
+def _generator(seed: int, *position: int) -> torch.Generator:
+    """A CPU generator for one position in training, independent of every other."""
+    words = Draws.of(seed, TRAINING, torch.tensor([position[0]]), range((1 << 32) - 1, 1 << 32)).words(2)
+    return torch.Generator().manual_seed(int(words[0, 0, 0]) << 31 ^ int(words[0, 0, 1]))
+
+
+def random_crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
+    """Random translations by up to ``padding`` pixels (zeros come in) and horizontal flips, one per image."""
+    count, _, height, width = images.shape
+    padded = functional.pad(images, (padding,) * 4)
+    down, right = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator)
+    flip = torch.rand(count, 1, generator=generator) < 0.5
+    rows = down + torch.arange(height)
+    columns = torch.arange(width).expand(count, width)
+    columns = right + torch.where(flip, columns.flip(1), columns)
+    item = torch.arange(count)[:, None, None]
+    cropped = padded.permute(0, 2, 3, 1)[item, rows[:, :, None], columns[:, None, :]]
+    return cropped.permute(0, 3, 1, 2).contiguous()
+
+
+class Trainer:
+    """Trains one base classifier; resumable after every epoch.
+
+    Args:
+        data: training set.
+        scheme: makes the noised copies.
+        model: architecture, with ``in_channels = scheme.channels(C)``.
+        config: how to train.
+        folder: where ``state.safetensors`` (to resume) and ``model.safetensors`` (the result) go.
+        device: where to train.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        scheme: Scheme,
+        model: ModelSpec,
+        config: TrainingConfig,
+        folder: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        expected = scheme.channels(data.shape[0])
+        if model.in_channels != expected:
+            raise ValueError(f"model: got {model.in_channels} input channels, {type(scheme).__name__} makes {expected}")
+        scheme.check(data.batch([0])[0])
+        self.data, self.scheme, self.spec, self.config = data, scheme, model, config
+        self.folder, self.device = Path(folder), torch.device(device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.module = model.build().to(self.device)
+        self.optimizer = torch.optim.SGD(
+            self.module.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
+        )
+        self.epoch = 0
+        self.history: list[EpochResult] = []
+
+    @property
+    def state_path(self) -> Path:
+        return self.folder / "state.safetensors"
+
+    @property
+    def model_path(self) -> Path:
+        return self.folder / "model.safetensors"
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.data) // self.config.batch_size)
+
+    def run(
+        self,
+        *,
+        on_step: Callable[[int, int], None] | None = None,
+        on_epoch: Callable[[EpochResult], None] | None = None,
+    ) -> nn.Module:
+        """Train to the last epoch, saving after each; returns the model in evaluation mode.
+
+        Args:
+            on_step: called with (epoch, step) after every update.
+            on_epoch: called after every epoch, when its state is on disk.
+        """
+        while self.epoch < self.config.epochs:
+            self.history.append(self._train_epoch(on_step))
+            self.epoch += 1
+            self.save_state()
+            if on_epoch is not None:
+                on_epoch(self.history[-1])
+        save_checkpoint(self.model_path, self.module, self.checkpoint())
+        return self.module.eval()
+
+    def _train_epoch(self, on_step: Callable[[int, int], None] | None) -> EpochResult:
+        config, device = self.config, self.device
+        self.module.train()
+        generator = _generator(config.seed, self.epoch)
+        order = torch.randperm(len(self.data), generator=generator)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        right = torch.zeros((), dtype=torch.int64, device=device)
+        for step, index in enumerate(order.split(config.batch_size)):
+            position = self.epoch * self.steps_per_epoch + step
+            t = position / (config.epochs * self.steps_per_epoch)
+            for group in self.optimizer.param_groups:
+                group["lr"] = config.lr * SCHEDULES[config.schedule](t)
+            images, labels = self.data.batch(index)
+            if config.augment:
+                images = random_crop_and_flip(images, generator)
+            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            loss, logits = self._update(images, labels, position)
+            loss_sum += loss.detach() * len(index)
+            right += (logits.argmax(1) == labels).sum()
+            if on_step is not None:
+                on_step(self.epoch, step)
+        loss_mean = loss_sum.item() / len(self.data)
+        if not math.isfinite(loss_mean):
+            raise FloatingPointError(
+                f"training diverged in epoch {self.epoch} (loss {loss_mean}); lower lr (now {config.lr}). "
+                f"The state after the epoch before is safe in {self.state_path}"
+            )
+        return EpochResult(self.epoch, loss_mean, right.item() / len(self.data))
+
+    def _update(self, images: Tensor, labels: Tensor, position: int) -> tuple[Tensor, Tensor]:
+        copies = self.scheme.sample(images, self.noise(position, len(images)))[:, 0]
+        self.optimizer.zero_grad(set_to_none=True)
+        amp = (
+            torch.autocast("cuda", torch.bfloat16) if self.config.amp and self.device.type == "cuda" else nullcontext()
+        )
+        with amp:
+            logits = self.module(copies)
+            loss = functional.cross_entropy(logits, labels)
+        loss.backward()
+        self.optimizer.step()
+        return loss, logits
+
+    def noise(self, position: int, count: int) -> Draws:
+        """The random numbers of the copies of minibatch number ``position``."""
+        rows = count if self.config.noise == "sample" else 1
+        item = torch.full((rows, 1), position, device=self.device)
+        return Draws(self.config.seed, TRAINING, item, torch.arange(rows, device=self.device)[:, None])
+
+    def checkpoint(self) -> Checkpoint:
+        training: dict[str, Any] = asdict(self.config) | {"history": [asdict(result) for result in self.history]}
+        return Checkpoint(self.spec, self.scheme, self.data.name, training)
+
+    def save_state(self) -> None:
+        """Write everything needed to continue: model, optimizer, epoch, history, and the global generator."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.module.state_dict().items()}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            if state.get("momentum_buffer") is not None:
+                tensors[f"momentum.{i}"] = state["momentum_buffer"]
+        tensors["generator"] = torch.get_rng_state()
+        header = self._identity() | {"epoch": self.epoch, "history": [asdict(result) for result in self.history]}
+        write_tensors(self.state_path, tensors, header)
+
+    def load_state(self) -> None:
+        """Continue from ``state.safetensors``; raises if it belongs to another run."""
+        tensors, header = read_tensors(self.state_path)
+        for name, value in self._identity().items():
+            if header.get(name) != value:
+                raise ValueError(
+                    f"{self.state_path}: was made with {name} = {header.get(name)}, not {value}; "
+                    "resume with the same settings, or train in another folder"
+                )
+        self.module.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        state = {int(k[9:]): {"momentum_buffer": v} for k, v in tensors.items() if k.startswith("momentum.")}
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        torch.set_rng_state(tensors["generator"])
+        self.epoch = header["epoch"]
+        self.history = [EpochResult(**result) for result in header["history"]]
+
+    def _identity(self) -> dict[str, Any]:
+        """What two parts of one run must have in common, as JSON values."""
+        model = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.spec).items()}
+        return {
+            "model": model,
+            "scheme": spec.to_text(self.scheme),
+            "dataset": self.data.name,
+            "config": asdict(self.config),
+        }
+
+
+@torch.inference_mode()
+def base_accuracy(
+    module: nn.Module,
+    scheme: Scheme,
+    data: Dataset,
+    *,
+    seed: int = 0,
+    batch_size: int = 250,
+    device: str | torch.device = "cpu",
+) -> float:
+    """Accuracy of a base classifier on one noised copy of every image."""
+    module.eval()
+    right = 0
+    for start in range(0, len(data), batch_size):
+        index = torch.arange(start, min(start + batch_size, len(data)))
+        images, labels = data.batch(index)
+        items = index.to(device)
+        copies = scheme.sample(images.to(device), Draws.of(seed, TRAINING, items, range(1)))[:, 0]
+        right += int((module(copies).argmax(1).cpu() == labels).sum())
+    return right / len(data)

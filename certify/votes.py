@@ -1,0 +1,246 @@
+"""The vote engine: the only loop over copies.
+
+Copies are streamed through the base classifier in batches of one fixed shape, and their votes are counted as integers
+on the device. An image's copies are batched by themselves (or, if they are few, together with a fixed number of other
+images), so the tensors that the classifier sees do not depend on sharding, resuming or how many images are passed at
+once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from certify.draws import ESTIMATION, SELECTION, Draws
+from certify.images import Shape
+from certify.scheme import EnumeratedScheme, SampledScheme, Scheme
+
+BaseClassifier = Callable[[Tensor], Tensor]
+VoteRule = Callable[[Tensor], Tensor]
+
+
+def argmax_vote(logits: Tensor) -> Tensor:
+    """One vote per copy, for the class with the largest score; ties go to the lower index. int64 ``[N]``."""
+    return logits.argmax(1)
+
+
+@dataclass(frozen=True)
+class ThresholdVote:
+    """A copy votes for every class whose soft-max exceeds ``theta``: none, one or several. bool ``[N, C]``."""
+
+    theta: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.theta < 1:
+            raise ValueError(f"theta: got {self.theta}, expected a threshold in [0, 1)")
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        return logits.softmax(1) > self.theta
+
+
+@dataclass(frozen=True)
+class Votes:
+    """Stored votes of a batch of images, all that a certificate needs.
+
+    Attributes:
+        counts: int64 ``[B, C]``, votes of all copies (enumerated schemes) or of the ``n`` estimation samples.
+        selection: int64 ``[B, C]``, votes of the ``n0`` selection samples; None for enumerated schemes.
+        shape: of one image (C, H, W).
+        n: number of copies behind ``counts``.
+    """
+
+    counts: Tensor
+    selection: Tensor | None
+    shape: Shape
+    n: int
+
+
+@contextmanager
+def exact_inference(base_classifier: BaseClassifier) -> Iterator[None]:
+    """Inference in which the same copy always gets the same scores: evaluation mode, no autocast, TF32, autotuning."""
+    module = base_classifier if isinstance(base_classifier, nn.Module) else None
+    training = [m for m in module.modules() if m.training] if module is not None else []
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = False, True, False, False
+    try:
+        if module is not None:
+            module.eval()
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before
+        for m in training:
+            m.training = True
+
+
+def device_of(base_classifier: BaseClassifier, default: torch.device) -> torch.device:
+    """Where a classifier's parameters are; ``default`` for one without any."""
+    if isinstance(base_classifier, nn.Module):
+        for tensor in [*base_classifier.parameters(), *base_classifier.buffers()]:
+            return tensor.device
+    return default
+
+
+def good_batch_size(base_classifier: BaseClassifier, copy: Tensor) -> int:
+    """A batch size near the throughput optimum, from what one copy costs in activations; no timing, so reproducible.
+
+    A processor is fastest when the activations of a batch stay in its caches; a GPU wants large batches that fit its
+    memory. Powers of two between 32 and 512 (CPU) or 64 and 4,096 (CUDA).
+
+    Args:
+        copy: one copy, ``[1, C', H, W]``.
+    """
+    largest = [copy.numel()]
+
+    def record(_module: nn.Module, _inputs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            largest.append(output.numel())
+
+    modules = base_classifier.modules() if isinstance(base_classifier, nn.Module) else []
+    hooks = [m.register_forward_hook(record) for m in modules]
+    try:
+        base_classifier(copy)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    cuda = copy.device.type == "cuda"
+    budget = (1 << 29) if cuda else (1 << 24)  # bytes of the largest activation of a batch
+    low, high = (64, 4096) if cuda else (32, 256)
+    fitting = budget // (4 * max(largest))
+    return max(low, min(high, 1 << max(0, fitting.bit_length() - 1)))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How copies are laid out in forward passes of one fixed shape ``[images * rows, C', H, W]``."""
+
+    images: int
+    rows: int
+
+    @classmethod
+    def of(cls, num_copies: int, batch_size: int) -> _Plan:
+        if num_copies > batch_size:
+            passes = -(-num_copies // batch_size)
+            return cls(1, -(-num_copies // passes))
+        return cls(batch_size // num_copies, num_copies)
+
+
+class VoteEngine:
+    """Runs a base classifier over copies of images. See :class:`~certify.smooth.Smoothed` for the usual way in.
+
+    Args:
+        base_classifier: maps copies ``[N, C', H, W]`` (float32) to scores ``[N, num_classes]``.
+        scheme: makes the copies.
+        num_classes: number of classes.
+        vote: turns scores into votes.
+        batch_size: rows per forward pass; chosen by :func:`good_batch_size` if None.
+    """
+
+    def __init__(
+        self,
+        base_classifier: BaseClassifier,
+        scheme: Scheme,
+        num_classes: int,
+        *,
+        vote: VoteRule = argmax_vote,
+        batch_size: int | None = None,
+    ) -> None:
+        if num_classes < 2:
+            raise ValueError(f"num_classes: got {num_classes}, expected at least 2")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
+        self.base_classifier = base_classifier
+        self.scheme = scheme
+        self.num_classes = num_classes
+        self.vote = vote
+        self.batch_size = batch_size
+
+    def enumerated(self, x: Tensor) -> Tensor:
+        """Votes of all copies of an enumerated scheme: int64 ``[B, C]``."""
+        scheme = self.scheme
+        if not isinstance(scheme, EnumeratedScheme):
+            raise TypeError(f"scheme: got {type(scheme).__name__}, expected one that enumerates its copies")
+
+        def make(images: Tensor, _items: Tensor, copies: range) -> Tensor:
+            index = torch.arange(copies.start, copies.stop, device=images.device)[None]
+            return scheme.copies(images, index)
+
+        return self._count(x, None, scheme.num_copies(tuple(x.shape[1:])), make)
+
+    def sampled(self, x: Tensor, n: int, *, index: Tensor | None, seed: int, stream: int) -> Tensor:
+        """Votes of ``n`` random copies: int64 ``[B, C]``.
+
+        Args:
+            index: int64 ``[B]``, each image's index in its data set, on which its random numbers depend.
+            seed, stream: see :class:`~certify.draws.Draws`.
+        """
+        if n < 1:
+            raise ValueError(f"n: got {n}, expected at least 1 sample")
+
+        def make(images: Tensor, items: Tensor, copies: range) -> Tensor:
+            return self.scheme.sample(images, Draws.of(seed, stream, items, copies))
+
+        return self._count(x, index, n, make)
+
+    def _count(
+        self, x: Tensor, index: Tensor | None, num_copies: int, make: Callable[[Tensor, Tensor, range], Tensor]
+    ) -> Tensor:
+        home = x.device
+        device = device_of(self.base_classifier, home)
+        items = torch.arange(len(x)) if index is None else index
+        if items.shape != (len(x),) or items.dtype != torch.int64:
+            raise ValueError(f"index: got {items.dtype} {tuple(items.shape)}, expected int64 ({len(x)},)")
+        x, items = x.to(device), items.to(device)
+        counts = torch.zeros((len(x), self.num_classes), dtype=torch.int64, device=device)
+        bad = torch.zeros((), dtype=torch.bool, device=device)
+        with exact_inference(self.base_classifier):
+            if self.batch_size is None:
+                self.batch_size = good_batch_size(self.base_classifier, make(x[:1], items[:1], range(1))[0])
+            plan = _Plan.of(num_copies, self.batch_size)
+            for begin in range(0, len(x), plan.images):
+                # the last group is filled up with its last image, so that every pass has the same shape
+                group = torch.arange(begin, begin + plan.images, device=device).clamp(max=len(x) - 1)
+                real = min(plan.images, len(x) - begin)
+                for start in range(0, num_copies, plan.rows):
+                    rows = make(x[group], items[group], range(start, start + plan.rows))
+                    logits = self.base_classifier(rows.flatten(0, 1))
+                    self._check_logits(logits, plan.images * plan.rows)
+                    bad |= torch.isnan(logits).any()
+                    votes = self._one_hot(logits).view(plan.images, plan.rows, self.num_classes)
+                    # copies past the last one only fill the shape
+                    counts[begin : begin + real] += votes[:real, : num_copies - start].sum(1, dtype=torch.int64)
+        if bad:
+            raise ValueError("base classifier: got NaN scores; no vote can be trusted, check the model and its inputs")
+        return counts.to(home)
+
+    def _one_hot(self, logits: Tensor) -> Tensor:
+        votes = self.vote(logits)
+        if votes.dtype == torch.bool:
+            return votes
+        return votes[:, None] == torch.arange(self.num_classes, device=votes.device)
+
+    def _check_logits(self, logits: Tensor, rows: int) -> None:
+        expected = (rows, self.num_classes)
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != expected or not logits.is_floating_point():
+            got = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"base classifier: got {got}, expected float scores of shape {expected}")
+
+
+def collect_votes(
+    engine: VoteEngine, x: Tensor, *, n0: int, n: int, index: Tensor | None = None, seed: int = 0
+) -> Votes:
+    """All votes a certificate needs: every copy, or ``n0`` selection and ``n`` fresh estimation samples."""
+    engine.scheme.check(x)
+    shape = tuple(x.shape[1:])
+    if isinstance(engine.scheme, SampledScheme):
+        selection = engine.sampled(x, n0, index=index, seed=seed, stream=SELECTION)
+        counts = engine.sampled(x, n, index=index, seed=seed, stream=ESTIMATION)
+        return Votes(counts, selection, shape, n)
+    counts = engine.enumerated(x)
+    assert isinstance(engine.scheme, EnumeratedScheme)
+    return Votes(counts, None, shape, engine.scheme.num_copies(shape))

@@ -1,0 +1,1 @@
+"""Goal-conditioned Gymnasium environments; importing this package registers them."""

@@ -1,0 +1,1 @@
+"""Command lines: each file is an ``Args`` dataclass and a ``main(args)``."""

@@ -1,0 +1,103 @@
+"""What the command lines share: arguments from a dataclass, progress, and how failures are told."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import errno
+import subprocess
+import sys
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+ArgsT = TypeVar("ArgsT")
+
+
+def arg(help_text: str, default: Any = dataclasses.MISSING, *, positional: bool = False) -> Any:
+    """A dataclass field that becomes a command-line argument."""
+    metadata = {"help": help_text, "positional": positional}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def parse_args(cls: type[ArgsT], argv: list[str] | None, prog: str) -> ArgsT:
+    """Fill the dataclass ``cls`` from the command line; ``field_name`` becomes ``--field-name``."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {prog}", description=cls.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
+        kind, options = hints[field.name], {"help": field.metadata["help"]}
+        if typing.get_origin(kind) in (typing.Union, types.UnionType):
+            kind = next(k for k in typing.get_args(kind) if k is not type(None))
+        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        default = field.default if field.default is not dataclasses.MISSING else None
+        if default not in (None, dataclasses.MISSING, False):
+            options["help"] += f" (default: {default})"
+        flag = "--" + field.name.replace("_", "-")
+        if kind is bool:
+            parser.add_argument(flag, action="store_true", **options)
+            continue
+        if typing.get_origin(kind) is list:
+            options["nargs"] = "*" if has_default else "+"
+            kind = typing.get_args(kind)[0]
+        if typing.get_origin(kind) is typing.Literal:
+            options["choices"] = typing.get_args(kind)
+            kind = str
+        if field.metadata["positional"]:
+            if has_default and "nargs" not in options:
+                options["nargs"] = "?"
+            parser.add_argument(field.name, type=kind, default=default, **options)
+        else:
+            parser.add_argument(flag, type=kind, default=default, required=not has_default, **options)
+    values = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
+    return cls(**values)
+
+
+def progress() -> Progress:
+    """A progress bar with counts and the expected time left, on standard error."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def commit() -> str:
+    """The commit of the checkout this runs from, with ``-dirty`` if it was changed; "unknown" outside of one."""
+    folder = Path(__file__).resolve().parent
+    try:
+        command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def run(main: Callable[[ArgsT], None], cls: type[ArgsT], prog: str, argv: list[str] | None = None) -> None:
+    """Run a script: expected failures end in one line and exit status 1, Ctrl-C in 130, never in a traceback."""
+    args = parse_args(cls, argv, prog)
+    try:
+        main(args)
+    except KeyboardInterrupt:
+        print("\ninterrupted; what was finished is on disk, the same command with --resume continues", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = f"the disk is full ({error.filename or 'while writing'}); free some space, then use --resume"
+        else:
+            message = str(error)
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(1)
+    except (ValueError, TypeError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,94 @@
+"""Train a base classifier on the noised copies of a scheme.
+
+The published setting of randomized ablation on MNIST, for example:
+
+    python -m scripts.train runs/mnist-k45 --data mnist --model mnist_cnn --scheme "RandomizedAblation(keep=45)" \\
+        --epochs 400 --lr 0.01 --schedule half_steps --weight-decay 0 --noise batch --plain-momentum
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from certify import spec
+from certify.data import load
+from certify.models import ModelSpec
+from certify.training import Trainer, TrainingConfig
+from certify.training.trainer import EpochResult, base_accuracy
+from scripts import cli
+
+
+@dataclass
+class Args:
+    """Train a base classifier on the noised copies of a scheme; the result is OUT/model.safetensors."""
+
+    out: Path = cli.arg("folder for the model and the training state", positional=True)
+    scheme: str = cli.arg("e.g. 'RandomizedAblation(keep=45)' or 'DeterministicSplittingNoise.from_sigma(0.75)'")
+    data: str = cli.arg("digits, mnist, fashion-mnist, cifar10, imagenet or gtsrb", "digits")
+    model: str = cli.arg("mnist_cnn, resnet18, resnet50, resnet110, wide_resnet40_2 or network_in_network", "mnist_cnn")
+    epochs: int = cli.arg("passes over the training set", 30)
+    batch_size: int = cli.arg("images per update", 128)
+    lr: float = cli.arg("peak learning rate", 0.1)
+    schedule: str = cli.arg("constant, cosine, half_steps, third_steps, imagenet_steps or one_cycle", "one_cycle")
+    momentum: float = cli.arg("of SGD", 0.9)
+    plain_momentum: bool = cli.arg("momentum without Nesterov's correction", False)
+    weight_decay: float = cli.arg("l2 penalty", 1e-4)
+    noise: Literal["sample", "batch"] = cli.arg("one draw of noise per image, or one shared in a minibatch", "sample")
+    augment: bool = cli.arg("random crops and flips", False)
+    normalize: bool = cli.arg("normalize by the training set's channel statistics inside the model", False)
+    amp: bool = cli.arg("bfloat16 autocast (CUDA only)", False)
+    seed: int = cli.arg("of everything random", 0)
+    device: str = cli.arg("cpu, cuda, ...", "cpu")
+    data_root: Path | None = cli.arg("folder of the data sets, by default $CERTIFY_DATA or ./data", None)
+    resume: bool = cli.arg("continue from OUT/state.safetensors", False)
+
+
+def main(args: Args) -> None:
+    scheme = spec.parse(args.scheme)
+    train = load(args.data, "train", args.data_root)
+    mean, std = train.channel_statistics() if args.normalize else (None, None)
+    model = ModelSpec(args.model, scheme.channels(train.shape[0]), train.num_classes, train.shape[-1], mean, std)
+    config = TrainingConfig(
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        lr=args.lr,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+        nesterov=not args.plain_momentum,
+        schedule=args.schedule,
+        noise=args.noise,
+        augment=args.augment,
+        amp=args.amp,
+        seed=args.seed,
+    )
+    trainer = Trainer(train, scheme, model, config, args.out, device=args.device)
+    if trainer.state_path.exists() and not args.resume:
+        raise ValueError(f"{args.out}: holds a training run; add --resume to continue it, or choose another folder")
+    if args.resume and trainer.state_path.exists():
+        trainer.load_state()
+    steps = trainer.steps_per_epoch
+    with cli.progress() as bar:
+        task = bar.add_task(f"training {args.model}", total=config.epochs * steps, completed=trainer.epoch * steps)
+
+        def on_step(epoch: int, step: int) -> None:
+            bar.advance(task)
+
+        def on_epoch(last: EpochResult) -> None:
+            text = f"epoch {last.epoch + 1}: accuracy {last.accuracy:.4f}, loss {last.loss:.4f}"
+            bar.update(task, description=text)
+            if not bar.console.is_terminal:
+                print(text, flush=True)
+
+        trainer.run(on_step=on_step, on_epoch=on_epoch)
+    test = load(args.data, "test", args.data_root)
+    accuracy = base_accuracy(trainer.module, scheme, test, seed=args.seed, device=torch.device(args.device))
+    print(f"base accuracy on one noised copy of each of {len(test)} test images: {accuracy:.4f}")
+    print(f"wrote {trainer.model_path}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Args, "scripts.train")
