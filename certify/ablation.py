@@ -101,8 +101,10 @@ class RandomizedAblation(SampledScheme):
         return retained.view(*draws.shape, shape[0] if self.unit == "feature" else 1, *shape[1:])
 
     def sample(self, x: Tensor, draws: Draws) -> Tensor:
-        mask = self.masks(tuple(x.shape[1:]), draws)
-        image = to_float(x)[:, None]
+        return self.encode(to_float(x)[:, None], self.masks(tuple(x.shape[1:]), draws))
+
+    def encode(self, image: Tensor, mask: Tensor) -> Tensor:
+        """What the base classifier sees of float images ``[B, 1, C, H, W]`` under masks ``[B, n, 1 or C, H, W]``."""
         if self.null == "mean":
             return torch.where(mask, image, self._per_channel(self.mean, image))
         if self.std is not None:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from certify.confidence import check_alpha, predict_or_abstain
 from certify.draws import ESTIMATION
+from certify.images import Shape
 from certify.scheme import Bounds, Certified, EnumeratedScheme, SampledScheme, Scheme, leader_and_gap
 from certify.votes import BaseClassifier, VoteEngine, VoteRule, Votes, argmax_vote, collect_votes
 
@@ -57,6 +58,10 @@ class Smoothed:
         self.n0, self.n, self.alpha, self.bounds, self.seed = n0, n, alpha, bounds, seed
         self.engine = VoteEngine(base_classifier, scheme, num_classes, vote=vote, batch_size=batch_size)
 
+    def copies_per_image(self, shape: Shape) -> int:
+        """How many copies of an image of ``shape`` (C, H, W) a certificate classifies."""
+        return self.scheme.num_copies(shape) if isinstance(self.scheme, EnumeratedScheme) else self.n0 + self.n
+
     def votes(self, x: Tensor, *, index: Tensor | None = None) -> Votes:
         """The integer votes of ``x [B, C, H, W]``: store them, every certificate can be computed from them.
 
@@ -73,7 +78,6 @@ class Smoothed:
         """
         if isinstance(self.scheme, EnumeratedScheme):
             return self.prediction(self.votes(x))
-        self.scheme.check(x)
         counts = self.engine.sampled(x, self.n, index=index, seed=self.seed, stream=ESTIMATION)
         return predict_or_abstain(counts, self.alpha)
 

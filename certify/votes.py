@@ -160,6 +160,15 @@ class VoteEngine:
         self.vote = vote
         self.batch_size = batch_size
 
+    def prepare(self, x: Tensor) -> None:
+        """Check ``x`` and settle the batch size, which all later calls then share."""
+        self.scheme.check(x)
+        if self.batch_size is None:
+            image = x[:1].to(device_of(self.base_classifier, x.device))
+            draws = Draws.of(0, SELECTION, torch.zeros(1, dtype=torch.int64, device=image.device), range(1))
+            with exact_inference(self.base_classifier):
+                self.batch_size = good_batch_size(self.base_classifier, self.scheme.sample(image, draws)[0])
+
     def enumerated(self, x: Tensor) -> Tensor:
         """Votes of all copies of an enumerated scheme: int64 ``[B, C]``."""
         scheme = self.scheme
@@ -195,12 +204,12 @@ class VoteEngine:
         items = torch.arange(len(x)) if index is None else index
         if items.shape != (len(x),) or items.dtype != torch.int64:
             raise ValueError(f"index: got {items.dtype} {tuple(items.shape)}, expected int64 ({len(x)},)")
+        self.prepare(x)
         x, items = x.to(device), items.to(device)
         counts = torch.zeros((len(x), self.num_classes), dtype=torch.int64, device=device)
         bad = torch.zeros((), dtype=torch.bool, device=device)
         with exact_inference(self.base_classifier):
-            if self.batch_size is None:
-                self.batch_size = good_batch_size(self.base_classifier, make(x[:1], items[:1], range(1))[0])
+            assert self.batch_size is not None  # settled by prepare
             plan = _Plan.of(num_copies, self.batch_size)
             for begin in range(0, len(x), plan.images):
                 # the last group is filled up with its last image, so that every pass has the same shape
@@ -235,7 +244,6 @@ def collect_votes(
     engine: VoteEngine, x: Tensor, *, n0: int, n: int, index: Tensor | None = None, seed: int = 0
 ) -> Votes:
     """All votes a certificate needs: every copy, or ``n0`` selection and ``n`` fresh estimation samples."""
-    engine.scheme.check(x)
     shape = tuple(x.shape[1:])
     if isinstance(engine.scheme, SampledScheme):
         selection = engine.sampled(x, n0, index=index, seed=seed, stream=SELECTION)

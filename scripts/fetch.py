@@ -1,0 +1,29 @@
+"""Bring data sets: ``python -m scripts.fetch mnist fashion-mnist cifar10``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from certify.data import default_root
+from certify.data.fetch import SOURCES, fetch
+from scripts import cli
+
+
+@dataclass
+class Args:
+    """Download data sets, check them and store them in their canonical layout."""
+
+    names: list[str] = cli.arg(f"any of {', '.join(SOURCES)}", positional=True)
+    source: str | None = cli.arg("only use this source (npm, debian, installed, mirror, original)", None)
+    data_root: Path | None = cli.arg("where to, by default $CERTIFY_DATA or ./data", None)
+
+
+def main(args: Args) -> None:
+    for name in args.names:
+        for path in fetch(name, args.data_root or default_root(), source=args.source):
+            print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Args, "scripts.fetch")

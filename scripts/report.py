@@ -1,0 +1,181 @@
+"""Make the certified-accuracy table and plot from rows on disk.
+
+    python -m scripts.report runs/mnist-k45/test runs/mnist-k30/test --radii 0 2 4 6 8 --out runs/report
+
+Other bounds or confidence levels are computed from the stored votes, without the model:
+
+    python -m scripts.report runs/mnist-k45/test --bounds simultaneous --alpha 0.001
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from certify import EnumeratedScheme, metrics, spec
+from certify.confidence import predict_or_abstain
+from certify.files import write_atomically
+from certify.results import floor_text, read_config, read_rows, read_votes
+from scripts import cli
+
+
+@dataclass
+class Args:
+    """Certified accuracy of one or several runs: a table on the screen, report.json and certified_accuracy.png."""
+
+    runs: list[Path] = cli.arg("result folders, or TSV files with the columns of Cohen et al.", positional=True)
+    out: Path | None = cli.arg("folder for report.json and the plot, by default the first run's", None)
+    radii: list[float] | None = cli.arg("radii of the table, by default spread over the certified ones", None)
+    alpha: float | None = cli.arg("certify the stored votes again at this failure probability", None)
+    bounds: Literal["one-sided", "simultaneous"] | None = cli.arg("certify the stored votes again with these", None)
+    rho: float = cli.arg("failure probability of the bound for the whole data set", 0.001)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's rows and what is known about it."""
+
+    name: str
+    threat: str
+    alpha: float | None  # None: exact certificates
+    rows: dict[str, np.ndarray]
+
+    def summary(self, radii: list[float], rho: float) -> dict[str, Any]:
+        rows = self.rows
+        correct, radius = rows["correct"] > 0, rows["radius"]
+        clean = rows.get("clean", rows["predict"])
+        summary: dict[str, Any] = {
+            "name": self.name,
+            "threat": self.threat,
+            "alpha": self.alpha,
+            "images": len(correct),
+            "clean_accuracy": metrics.clean_accuracy(clean, rows["label"]),
+            "abstained": metrics.abstention_rate(clean),
+            "median_certified_robustness": metrics.median_certified_robustness(correct, radius),
+            "average_certified_radius": metrics.average_certified_radius(correct, radius),
+            "radii": radii,
+            "certified_accuracy": metrics.certified_accuracy(correct, radius, radii).tolist(),
+        }
+        if not np.isfinite(summary["median_certified_robustness"]):
+            summary["median_certified_robustness"] = None
+        if "label_share" in rows:
+            summary["base_accuracy"] = float(rows["label_share"].mean())
+        if self.alpha is not None:
+            bound = metrics.certified_accuracy_lower_bound(correct, radius, radii, alpha=self.alpha, rho=rho)
+            summary["certified_accuracy_high_probability"] = bound.tolist()
+        return summary
+
+
+def read_run(path: Path, args: Args) -> Run:
+    """Rows as stored, or certified again from the stored votes."""
+    if not path.is_dir():
+        return Run(path.name, "radius", None, read_rows(path))
+    config = read_config(path)
+    sampling, name = config["sampling"], f"{config['data']}, {config['scheme']}"
+    if args.alpha is None and args.bounds is None:
+        return Run(name, config["threat"], sampling and sampling["alpha"], read_rows(path))
+    scheme = spec.parse(config["scheme"])
+    if isinstance(scheme, EnumeratedScheme):
+        raise ValueError(f"{path}: {config['scheme']} is exact, --alpha and --bounds are for sampled schemes")
+    stored = read_votes(path)
+    alpha, bounds = args.alpha or sampling["alpha"], args.bounds or sampling["bounds"]
+    votes = stored.votes
+    result = scheme.certify_counts(
+        votes.selection, votes.counts, alpha, shape=votes.shape, n=votes.n, bounds=bounds
+    )
+    rows = {
+        "idx": stored.idx.numpy(),
+        "label": stored.label.numpy(),
+        "predict": result.prediction.numpy(),
+        "radius": result.radius.numpy(),
+        "correct": result.correct(stored.label).numpy(),
+        "clean": predict_or_abstain(votes.counts, alpha).numpy(),
+        "label_share": (votes.counts.gather(1, stored.label[:, None])[:, 0] / votes.n).numpy(),
+    }
+    return Run(f"{name}, alpha={alpha}, {bounds}", config["threat"], alpha, rows)
+
+
+def spread(runs: list[Run]) -> list[float]:
+    """About eight round radii that cover what the runs certify."""
+    top = max(float(run.rows["radius"].max()) for run in runs)
+    if top <= 0:
+        return [0.0]
+    raw = top / 7
+    unit = 10.0 ** np.floor(np.log10(raw))
+    step = next(s for s in (1, 2, 2.5, 5, 10) if s * unit >= raw) * unit
+    if all(np.array_equal(run.rows["radius"], np.rint(run.rows["radius"])) for run in runs):
+        step = max(1.0, np.ceil(step))
+    return [round(float(i * step), 10) for i in range(int(top / step) + 1)]
+
+
+def table(summaries: list[dict[str, Any]]) -> str:
+    """Plain text, one line per run; radii are rounded down, percentages to two digits."""
+    radii = summaries[0]["radii"]
+    head = ["images", "clean", "abstain", "median", "ACR", *(f"r={floor_text(r, 4)}" for r in radii)]
+    lines = []
+    for s in summaries:
+        median = s["median_certified_robustness"]
+        cells = [
+            str(s["images"]),
+            f"{s['clean_accuracy']:.2%}",
+            f"{s['abstained']:.2%}",
+            "N/A" if median is None else floor_text(median, 4),
+            floor_text(s["average_certified_radius"], 4),
+            *(f"{value:.2%}" for value in s["certified_accuracy"]),
+        ]
+        lines.append((s["name"], cells))
+    widths = [max(len(head[i]), *(len(cells[i]) for _, cells in lines)) for i in range(len(head))]
+    text = [f"certified accuracy, {summaries[0]['threat']}"]
+    text.append("  " + "  ".join(h.rjust(w) for h, w in zip(head, widths, strict=True)))
+    for name, cells in lines:
+        text += [name, "  " + "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True))]
+    return "\n".join(text)
+
+
+def plot(groups: dict[str, list[Run]], path: Path) -> None:
+    """Certified accuracy against radius, a panel per threat model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(groups), figsize=(5.2 * len(groups), 3.9), squeeze=False, layout="constrained")
+    for axis, (threat, runs) in zip(axes[0], groups.items(), strict=True):
+        for run in runs:
+            correct, radius = run.rows["correct"] > 0, run.rows["radius"]
+            grid = np.unique(np.concatenate(([0.0], radius[correct & (radius >= 0)])))
+            # certified accuracy is a step that falls just after each radius that some image reaches
+            values = metrics.certified_accuracy(correct, radius, grid)
+            axis.step(np.append(grid, grid[-1]), np.append(values, 0), where="pre", label=run.name)
+        axis.set(xlabel=f"radius, {threat}", ylabel="certified accuracy", ylim=(0, 1.02))
+        axis.set_xlim(left=0)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main(args: Args) -> None:
+    groups: dict[str, list[Run]] = {}
+    for path in args.runs:
+        run = read_run(path, args)
+        groups.setdefault(run.threat, []).append(run)
+    summaries = []
+    for runs in groups.values():
+        radii = args.radii or spread(runs)
+        group = [run.summary(radii, args.rho) for run in runs]
+        print(table(group), end="\n\n")
+        summaries += group
+    out = args.out or (args.runs[0] if args.runs[0].is_dir() else args.runs[0].parent)
+    write_atomically(out / "report.json", json.dumps(summaries, indent=2).encode() + b"\n")
+    plot(groups, out / "certified_accuracy.png")
+    print(f"wrote {out / 'report.json'} and {out / 'certified_accuracy.png'}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Args, "scripts.report")

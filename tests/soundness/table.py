@@ -1,0 +1,123 @@
+"""The table that drives the soundness tests: one row per scheme.
+
+A row gives a toy domain small enough to enumerate, and for a sampled scheme every copy of an input with its exact
+probability. Adding a scheme to the project means adding a row here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from certify import (
+    DeterministicSplittingNoise,
+    EnumeratedScheme,
+    RandomizedAblation,
+    SampledScheme,
+    Scheme,
+    SplittingNoise,
+)
+from certify.splitting import cell_centres, splitting_period
+
+Outcomes = Iterator[tuple[Fraction, Tensor]]  # probability, copy [C', H, W]
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A scheme on a toy domain: images of ``shape`` with values ``levels / steps``.
+
+    Attributes:
+        outcomes: all copies of one image ``[1, C, H, W]`` of a sampled scheme, with exact probabilities.
+        tight: whether the theorem claims that no larger radius holds for every base classifier.
+    """
+
+    name: str
+    scheme: Scheme
+    shape: tuple[int, int, int]
+    levels: int
+    steps: int
+    outcomes: Callable[[Tensor], Outcomes] | None = None
+    tight: bool = True
+
+    def images(self) -> Tensor:
+        """Every image of the domain, float32 ``[levels^d, C, H, W]``."""
+        features = self.shape[0] * self.shape[1] * self.shape[2]
+        values = torch.tensor(list(itertools.product(range(self.levels), repeat=features)), dtype=torch.float64)
+        return (values / self.steps).float().view(-1, *self.shape)
+
+    def distance(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distance in the unit of the radius, rounded to the grid so that comparisons are exact."""
+        distance = self.scheme.threat.distance(x, y).to(torch.float64)
+        return distance if "l0" in str(self.scheme.threat) else (distance * self.steps).round() / self.steps
+
+
+def ablation_outcomes(scheme: RandomizedAblation) -> Callable[[Tensor], Outcomes]:
+    """Every subset of units, through the scheme's own encoder."""
+
+    def outcomes(x: Tensor) -> Outcomes:
+        shape = tuple(x.shape[1:])
+        subsets = list(itertools.combinations(range(scheme.units(shape)), scheme.keep))
+        channels = shape[0] if scheme.unit == "feature" else 1
+        for subset in subsets:
+            mask = torch.zeros(scheme.units(shape), dtype=torch.bool)
+            mask[list(subset)] = True
+            yield Fraction(1, len(subsets)), scheme.encode(x[:, None], mask.view(1, 1, channels, *shape[1:]))[0, 0]
+
+    return outcomes
+
+
+def splitting_outcomes(scheme: SplittingNoise) -> Callable[[Tensor], Outcomes]:
+    """Every combination of independent splits."""
+    assert scheme.q is not None
+    q, period = scheme.q, splitting_period(scheme.lam, scheme.q)
+
+    def outcomes(x: Tensor) -> Outcomes:
+        levels = (x[0].double() * q).round().long()
+        for splits in itertools.product(range(period), repeat=levels.numel()):
+            s = torch.tensor(splits).view(levels.shape)
+            yield Fraction(1, period ** levels.numel()), cell_centres(levels, s, period, q)
+
+    return outcomes
+
+
+def _ablation(name: str, scheme: RandomizedAblation, shape: tuple[int, int, int], levels: int) -> Toy:
+    return Toy(name, scheme, shape, levels, levels - 1, ablation_outcomes(scheme))
+
+
+def _splitting(name: str, scheme: SplittingNoise, shape: tuple[int, int, int]) -> Toy:
+    assert scheme.q is not None
+    return Toy(name, scheme, shape, scheme.q + 1, scheme.q, splitting_outcomes(scheme))
+
+
+def _dssn(name: str, lam: float, q: int, shape: tuple[int, int, int], seed: int = 0) -> Toy:
+    return Toy(name, DeterministicSplittingNoise(lam, q=q, seed=seed), shape, q + 1, q)
+
+
+TOYS: tuple[Toy, ...] = (
+    _ablation("ablation, pixels", RandomizedAblation(2), (1, 2, 3), 2),
+    _ablation("ablation, 1 of 6", RandomizedAblation(1), (1, 2, 3), 2),
+    _ablation("ablation, pixels of 2 channels", RandomizedAblation(1), (2, 2, 2), 2),
+    _ablation("ablation, features", RandomizedAblation(2, unit="feature"), (2, 1, 3), 2),
+    _ablation("ablation, 3 levels", RandomizedAblation(1), (1, 2, 2), 3),
+    _ablation("ablation, mean", RandomizedAblation(1, null="mean", mean=(0.3,)), (1, 1, 5), 2),
+    _dssn("DSSN, lam = 2", 2.0, 3, (1, 2, 2)),
+    _dssn("DSSN, lam = 5/4", 1.25, 2, (1, 1, 4), seed=3),
+    _dssn("DSSN, lam = 1/2", 0.5, 4, (1, 1, 3)),
+    _dssn("DSSN, lam = 3/10, several cells", 0.3, 5, (1, 1, 3), seed=1),
+    _dssn("DSSN, 3 channels", 1.5, 2, (3, 1, 1)),
+    _splitting("SSN, lam = 1", SplittingNoise(1.0, q=2), (1, 1, 3)),
+    _splitting("SSN, lam = 3/8, several cells", SplittingNoise(3 / 8, q=4), (1, 1, 3)),
+)
+
+
+def enumerated() -> list[Toy]:
+    return [toy for toy in TOYS if isinstance(toy.scheme, EnumeratedScheme)]
+
+
+def sampled() -> list[Toy]:
+    return [toy for toy in TOYS if isinstance(toy.scheme, SampledScheme)]
