@@ -109,7 +109,12 @@ class RandomizedAblation(SampledScheme):
             return torch.where(mask, image, self._per_channel(self.mean, image))
         if self.std is not None:
             image = (image - self._per_channel(self.mean, image)) / self._per_channel(self.std, image)
-        return torch.cat((image * mask, (1 - image) * mask), dim=2)
+        return torch.cat((image, 1 - image), dim=2) * self._repeated(mask.to(image.dtype))
+
+    @staticmethod
+    def _repeated(mask: Tensor) -> Tensor:
+        """The mask for (x, 1 - x): broadcast over channels if they share it, else once for each half."""
+        return mask if mask.shape[2] == 1 else torch.cat((mask, mask), dim=2)
 
     @staticmethod
     def _per_channel(values: PerChannel | None, like: Tensor) -> Tensor:

@@ -81,11 +81,19 @@ def _centre_table(period: int, q: int, device: torch.device) -> Tensor:
     return cell_centres(levels, splits, period, q).flatten().to(device)
 
 
+def _look_up_centres(levels: Tensor, splits: Tensor, period: int, q: int) -> Tensor:
+    """:func:`cell_centres` for splits in 0..2 period - 1 (taken modulo the period), from a table if it is small."""
+    if 2 * period * (q + 1) > _TABLE_LIMIT:
+        return cell_centres(levels, splits.long() % period, period, q)
+    index = levels.int() * (2 * period) + splits.int()  # 32 bits: half the memory traffic of the usual 64
+    return _centre_table(period, q, levels.device).index_select(0, index.flatten()).view(index.shape)
+
+
 @lru_cache(maxsize=32)
 def _split_offsets(seed: int, period: int, shape: Shape, device: torch.device) -> Tensor:
-    """The fixed pseudorandom offset v of every feature, int64 ``shape``, from NumPy's (frozen) RandomState."""
+    """The fixed pseudorandom offset v of every feature, int32 ``shape``, from NumPy's (frozen) RandomState."""
     offsets = np.random.RandomState(seed).randint(0, period, size=shape)
-    return torch.from_numpy(offsets.astype(np.int64)).to(device)
+    return torch.from_numpy(offsets.astype(np.int32)).to(device)
 
 
 @dataclass(frozen=True)
@@ -131,10 +139,8 @@ class DeterministicSplittingNoise(EnumeratedScheme):
     def copies(self, x: Tensor, index: Tensor) -> Tensor:
         period, device = self.period, x.device
         levels = to_levels(x, self.q)[:, None]
-        splits = _split_offsets(self.seed, period, tuple(x.shape[1:]), device) + index[..., None, None, None]
-        if 2 * period * (self.q + 1) > _TABLE_LIMIT:
-            return cell_centres(levels, splits % period, period, self.q)
-        return torch.take(_centre_table(period, self.q, device), levels * (2 * period) + splits)
+        splits = _split_offsets(self.seed, period, tuple(x.shape[1:]), device) + index.int()[..., None, None, None]
+        return _look_up_centres(levels, splits, period, self.q)
 
     def radius_of_flips(self, flips: Tensor) -> Tensor:
         # Nearest double of flips / q: between it and the exact value lies no other multiple of 1 / q.
@@ -179,7 +185,7 @@ class SplittingNoise(SampledScheme):
         if self.q is not None:
             period = splitting_period(self.lam, self.q)
             splits = draws.integers(period, features).view(*draws.shape, *shape)
-            return cell_centres(to_levels(x, self.q)[:, None], splits, period, self.q)
+            return _look_up_centres(to_levels(x, self.q)[:, None], splits, period, self.q)
         width = 2 * self.lam
         splits = draws.uniforms(features).view(*draws.shape, *shape) * width
         image = x.to(torch.float64) / (255 if x.dtype == torch.uint8 else 1)

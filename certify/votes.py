@@ -90,7 +90,7 @@ def good_batch_size(base_classifier: BaseClassifier, copy: Tensor) -> int:
     """A batch size near the throughput optimum, from what one copy costs in activations; no timing, so reproducible.
 
     A processor is fastest when the activations of a batch stay in its caches; a GPU wants large batches that fit its
-    memory. Powers of two between 32 and 512 (CPU) or 64 and 4,096 (CUDA).
+    memory. Powers of two between 8 and 256 (CPU) or 64 and 4,096 (CUDA).
 
     Args:
         copy: one copy, ``[1, C', H, W]``.
@@ -109,25 +109,32 @@ def good_batch_size(base_classifier: BaseClassifier, copy: Tensor) -> int:
         for hook in hooks:
             hook.remove()
     cuda = copy.device.type == "cuda"
-    budget = (1 << 29) if cuda else (1 << 24)  # bytes of the largest activation of a batch
-    low, high = (64, 4096) if cuda else (32, 256)
+    budget = (1 << 29) if cuda else (1 << 23)  # bytes of the largest activation of a batch
+    low, high = (64, 4096) if cuda else (8, 256)
     fitting = budget // (4 * max(largest))
     return max(low, min(high, 1 << max(0, fitting.bit_length() - 1)))
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How copies are laid out in forward passes of one fixed shape ``[images * rows, C', H, W]``."""
+    """How copies are laid out in forward passes of one fixed shape ``[images * rows, C', H, W]``.
+
+    Copies are made for several passes at once where they are small, to share the cost of starting each operation.
+    """
 
     images: int
     rows: int
+    passes: int
+    passes_made: int
 
     @classmethod
-    def of(cls, num_copies: int, batch_size: int) -> _Plan:
-        if num_copies > batch_size:
-            passes = -(-num_copies // batch_size)
-            return cls(1, -(-num_copies // passes))
-        return cls(batch_size // num_copies, num_copies)
+    def of(cls, num_copies: int, batch_size: int, copy_bytes: int, device: torch.device) -> _Plan:
+        if num_copies <= batch_size:
+            return cls(batch_size // num_copies, num_copies, 1, 1)
+        passes = -(-num_copies // batch_size)
+        rows = -(-num_copies // passes)
+        budget = (1 << 27) if device.type == "cuda" else (1 << 20)
+        return cls(1, rows, passes, max(1, budget // (rows * copy_bytes)))
 
 
 class VoteEngine:
@@ -177,9 +184,10 @@ class VoteEngine:
 
         def make(images: Tensor, _items: Tensor, copies: range) -> Tensor:
             index = torch.arange(copies.start, copies.stop, device=images.device)[None]
-            return scheme.copies(images, index)
+            return scheme.copies(images, index.clamp(max=num_copies - 1))
 
-        return self._count(x, None, scheme.num_copies(tuple(x.shape[1:])), make)
+        num_copies = scheme.num_copies(tuple(x.shape[1:]))
+        return self._count(x, None, num_copies, make)
 
     def sampled(self, x: Tensor, n: int, *, index: Tensor | None, seed: int, stream: int) -> Tensor:
         """Votes of ``n`` random copies: int64 ``[B, C]``.
@@ -210,19 +218,23 @@ class VoteEngine:
         bad = torch.zeros((), dtype=torch.bool, device=device)
         with exact_inference(self.base_classifier):
             assert self.batch_size is not None  # settled by prepare
-            plan = _Plan.of(num_copies, self.batch_size)
+            copy_bytes = 4 * self.scheme.channels(x.shape[1]) * x[0, 0].numel()
+            plan = _Plan.of(num_copies, self.batch_size, copy_bytes, device)
             for begin in range(0, len(x), plan.images):
                 # the last group is filled up with its last image, so that every pass has the same shape
                 group = torch.arange(begin, begin + plan.images, device=device).clamp(max=len(x) - 1)
                 real = min(plan.images, len(x) - begin)
-                for start in range(0, num_copies, plan.rows):
-                    rows = make(x[group], items[group], range(start, start + plan.rows))
-                    logits = self.base_classifier(rows.flatten(0, 1))
-                    self._check_logits(logits, plan.images * plan.rows)
-                    bad |= torch.isnan(logits).any()
-                    votes = self._one_hot(logits).view(plan.images, plan.rows, self.num_classes)
-                    # copies past the last one only fill the shape
-                    counts[begin : begin + real] += votes[:real, : num_copies - start].sum(1, dtype=torch.int64)
+                for first in range(0, plan.passes, plan.passes_made):
+                    last = min(first + plan.passes_made, plan.passes)
+                    made = make(x[group], items[group], range(first * plan.rows, last * plan.rows)).flatten(0, 1)
+                    for number, rows in enumerate(made.split(plan.images * plan.rows), start=first):
+                        logits = self.base_classifier(rows)
+                        self._check_logits(logits, plan.images * plan.rows)
+                        bad |= torch.isnan(logits).any()
+                        votes = self._one_hot(logits).view(plan.images, plan.rows, self.num_classes)
+                        # copies past the last one only fill the shape
+                        left = num_copies - number * plan.rows
+                        counts[begin : begin + real] += votes[:real, :left].sum(1, dtype=torch.int64)
         if bad:
             raise ValueError("base classifier: got NaN scores; no vote can be trusted, check the model and its inputs")
         return counts.to(home)

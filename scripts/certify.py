@@ -1,7 +1,7 @@
 """Certify a trained base classifier on a data set: one row per image, resumable, shardable.
 
-    python -m scripts.certify runs/mnist-k45/test --checkpoint runs/mnist-k45 --skip 20
-    python -m scripts.report runs/mnist-k45/test
+python -m scripts.certify runs/mnist-k45/test --checkpoint runs/mnist-k45 --skip 20
+python -m scripts.report runs/mnist-k45/test
 """
 
 from __future__ import annotations
@@ -171,7 +171,9 @@ def main(args: Args) -> None:
                     bar.advance(task)
                 seen = min(start + step, len(left))
                 bar.update(task, description=f"certifying, {right / seen:.1%} right")
-    print(f"{len(indices)} images in {folder.rows_path}; 'python -m scripts.report {args.out}' makes the table and plot")
+    print(
+        f"{len(indices)} images in {folder.rows_path}; 'python -m scripts.report {args.out}' makes the table and plot"
+    )
 
 
 if __name__ == "__main__":

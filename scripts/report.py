@@ -84,9 +84,7 @@ def read_run(path: Path, args: Args) -> Run:
     stored = read_votes(path)
     alpha, bounds = args.alpha or sampling["alpha"], args.bounds or sampling["bounds"]
     votes = stored.votes
-    result = scheme.certify_counts(
-        votes.selection, votes.counts, alpha, shape=votes.shape, n=votes.n, bounds=bounds
-    )
+    result = scheme.certify_counts(votes.selection, votes.counts, alpha, shape=votes.shape, n=votes.n, bounds=bounds)
     rows = {
         "idx": stored.idx.numpy(),
         "label": stored.label.numpy(),

@@ -40,7 +40,9 @@ def verify(name: str, arrays: Arrays) -> None:
     for part, expected in CHECKSUMS[name].items():
         got = array_checksum(arrays[part])
         if got != expected:
-            raise ValueError(f"{name}, {part}: got checksum {got[:16]}..., expected {expected[:16]}...; damaged download")
+            raise ValueError(
+                f"{name}, {part}: got checksum {got[:16]}..., expected {expected[:16]}...; damaged download"
+            )
 
 
 @dataclass(frozen=True)

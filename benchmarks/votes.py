@@ -1,0 +1,92 @@
+"""Votes per second of the engine over the best bare forward rate of the same model.
+
+    python -m benchmarks.votes [--quick]
+
+The reference is the model alone on ready-made float inputs, at its best batch size from 32 to 1,024. After the best
+size is found, engine and reference are measured in turn; the median of the pairwise ratios is what counts, absolute
+rates depend on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from certify import DeterministicSplittingNoise, RandomizedAblation, Scheme, Smoothed, SplittingNoise
+from certify.models import build
+
+BATCH_SIZES = (32, 64, 128, 256, 512, 1024)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def bare_rate(model: nn.Module, shape: tuple[int, int, int], batch_size: int, copies: int, device: str) -> float:
+    x = torch.rand(batch_size, *shape, device=device)
+    passes = max(1, copies // batch_size)
+    with torch.inference_mode():
+        return passes * batch_size / seconds(lambda: [model(x) for _ in range(passes)])
+
+
+def compare(name: str, model: nn.Module, scheme: Scheme, image: tuple[int, int, int], copies: int, args) -> None:
+    """Print the ratio for one model and scheme."""
+    model = model.eval().to(args.device)
+    shape = (scheme.channels(image[0]), *image[1:])
+    x = torch.randint(0, 256, (1, *image), dtype=torch.uint8)
+    smoothed = Smoothed(model, scheme, 10, n0=1, n=copies)
+    votes = smoothed.copies_per_image(image)
+    smoothed.votes(x)  # warm up, and fill the caches of tables
+    rates = {}
+    for batch_size in BATCH_SIZES:
+        bare_rate(model, shape, batch_size, batch_size, args.device)
+        rates[batch_size] = max(bare_rate(model, shape, batch_size, copies // 4, args.device) for _ in range(2))
+    best = max(rates, key=lambda batch_size: rates[batch_size])
+    bare, ours = [], []
+    for _ in range(args.rounds):
+        ours.append(votes / seconds(lambda: smoothed.votes(x)))
+        bare.append(bare_rate(model, shape, best, votes, args.device))
+    ratio = statistics.median(a / b for a, b in zip(ours, bare, strict=True))
+    print(
+        f"{name:<42} {ratio:.3f}   engine {statistics.median(ours):>9,.0f}/s (batches of "
+        f"{smoothed.engine.batch_size}), bare {statistics.median(bare):>9,.0f}/s (batches of {best})",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Votes per second over the best bare forward rate of the same model.")
+    parser.add_argument("--rounds", type=int, default=9, help="measurements of each (default: 9)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--quick", action="store_true", help="the MNIST network only")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    schemes: list[tuple[str, Scheme]] = [
+        ("DSSN, sigma = 1", DeterministicSplittingNoise.from_sigma(1.0)),
+        ("randomized ablation", RandomizedAblation(45)),
+        ("SSN (independent), sigma = 1", SplittingNoise.from_sigma(1.0, q=255)),
+    ]
+    print(
+        f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads; ratio engine / best bare forward"
+    )
+    for label, scheme in schemes:
+        model = build("mnist_cnn", scheme.channels(1), 10, 28)
+        compare(f"MNIST CNN, {label}", model, scheme, (1, 28, 28), 4096, args)
+    if not args.quick:
+        for label, scheme in schemes[:2]:
+            model = build("resnet18", scheme.channels(3), 10, 32)
+            args.rounds = min(args.rounds, 3)
+            compare(f"CIFAR ResNet-18, {label}", model, scheme, (3, 32, 32), 1024, args)
+
+
+if __name__ == "__main__":
+    main()
