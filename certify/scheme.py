@@ -20,6 +20,7 @@ from certify.images import Shape, check_images
 from certify.threats import Threat
 
 Bounds = Literal["one-sided", "simultaneous"]
+BAD_BOUNDS = "bounds: got {!r}, expected 'one-sided' or 'simultaneous'"
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class SampledScheme(Scheme):
             alpha: failure probability, in (0, 1).
             shape: of one image (C, H, W), for schemes whose radius depends on the number of pixels.
             n: number of samples behind ``counts``; by default the number of votes, which is right if every copy
-                votes for exactly one class.
+                votes for a class. No copy may vote for two: p > 1/2 must mean that no other class has more.
             bounds: ``"one-sided"`` bounds the chosen class from below and leaves the rest to one rival
                 (randomized ablation: Corollary 1); ``"simultaneous"`` bounds every class (Corollary 2).
         """
@@ -192,13 +193,17 @@ class SampledScheme(Scheme):
             )
         selected = selection_counts.argmax(1)
         samples = _sample_size(counts) if n is None else n
+        if (counts.sum(1) > samples).any():
+            raise ValueError(
+                f"counts: got {counts.sum(1).max().item()} votes of n = {samples} samples, expected at most n"
+            )
         if bounds == "one-sided":
             p_lower = confidence.lower_bound(counts.gather(1, selected[:, None])[:, 0], samples, alpha)
             p_upper = 1 - p_lower
         elif bounds == "simultaneous":
             p_lower, p_upper = confidence.simultaneous_bounds(counts, selected, samples, alpha)
         else:
-            raise ValueError(f"bounds: got {bounds!r}, expected 'one-sided' or 'simultaneous'")
+            raise ValueError(BAD_BOUNDS.format(bounds))
         radius = self.radius(p_lower, p_upper, shape=shape).to(torch.float64)
         return Certified(torch.where(radius >= 0, selected, -1), radius, self.threat, p_lower)
 

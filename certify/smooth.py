@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from torch import Tensor
 
 from certify.confidence import check_alpha, predict_or_abstain
 from certify.draws import ESTIMATION
 from certify.images import Shape
-from certify.scheme import Bounds, Certified, EnumeratedScheme, SampledScheme, Scheme, leader_and_gap
+from certify.scheme import BAD_BOUNDS, Bounds, Certified, EnumeratedScheme, SampledScheme, Scheme, leader_and_gap
 from certify.votes import BaseClassifier, VoteEngine, VoteRule, Votes, argmax_vote, collect_votes
 
 
@@ -51,11 +53,16 @@ class Smoothed:
         if not isinstance(scheme, (EnumeratedScheme, SampledScheme)):
             raise TypeError(f"scheme: got {type(scheme).__name__}, expected an EnumeratedScheme or a SampledScheme")
         check_alpha(alpha)
+        if bounds not in get_args(Bounds):
+            raise ValueError(BAD_BOUNDS.format(bounds))
+        if not 0 <= seed < 1 << 64:
+            raise ValueError(f"seed: got {seed}, expected an integer in [0, 2^64)")
         for name, value in (("n0", n0), ("n", n)):
             if value < 1:
                 raise ValueError(f"{name}: got {value}, expected at least 1 sample")
         self.scheme = scheme
-        self.n0, self.n, self.alpha, self.bounds, self.seed = n0, n, alpha, bounds, seed
+        self.n0, self.n, self.alpha, self.seed = n0, n, alpha, seed
+        self.bounds: Bounds = bounds
         self.engine = VoteEngine(base_classifier, scheme, num_classes, vote=vote, batch_size=batch_size)
 
     def copies_per_image(self, shape: Shape) -> int:

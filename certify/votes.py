@@ -38,6 +38,11 @@ class ThresholdVote:
         if not 0 <= self.theta < 1:
             raise ValueError(f"theta: got {self.theta}, expected a threshold in [0, 1)")
 
+    @property
+    def exclusive(self) -> bool:
+        """No copy votes for two classes: two soft-max values cannot both exceed one half."""
+        return self.theta >= 0.5
+
     def __call__(self, logits: Tensor) -> Tensor:
         return logits.softmax(1) > self.theta
 
@@ -64,16 +69,21 @@ def exact_inference(base_classifier: BaseClassifier) -> Iterator[None]:
     """Inference in which the same copy always gets the same scores: evaluation mode, no autocast, TF32, autotuning."""
     module = base_classifier if isinstance(base_classifier, nn.Module) else None
     training = [m for m in module.modules() if m.training] if module is not None else []
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = False, True, False, False
+    matmul = torch.backends.cuda.matmul
+    allow_tf32 = matmul.allow_tf32
     try:
+        matmul.allow_tf32 = False
         if module is not None:
             module.eval()
-        with torch.inference_mode(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        with (
+            torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+            torch.inference_mode(),
+        ):
             yield
     finally:
-        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before
+        matmul.allow_tf32 = allow_tf32
         for m in training:
             m.training = True
 
@@ -137,6 +147,12 @@ class _Plan:
         return cls(1, rows, passes, max(1, budget // (rows * copy_bytes)))
 
 
+_EXCLUSIVE = (
+    "a sampled scheme needs at most one vote per copy, since its certificate and its abstention rule conclude from "
+    "p > 1/2 that no other class has more: use argmax_vote, or ThresholdVote with theta >= 0.5"
+)
+
+
 class VoteEngine:
     """Runs a base classifier over copies of images. See :class:`~certify.smooth.Smoothed` for the usual way in.
 
@@ -161,6 +177,8 @@ class VoteEngine:
             raise ValueError(f"num_classes: got {num_classes}, expected at least 2")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
+        if isinstance(scheme, SampledScheme) and not getattr(vote, "exclusive", True):
+            raise ValueError(f"vote: got {vote}, by which a copy may vote for several classes; {_EXCLUSIVE}")
         self.base_classifier = base_classifier
         self.scheme = scheme
         self.num_classes = num_classes
@@ -182,6 +200,8 @@ class VoteEngine:
         if not isinstance(scheme, EnumeratedScheme):
             raise TypeError(f"scheme: got {type(scheme).__name__}, expected one that enumerates its copies")
 
+        self.prepare(x)
+
         def make(images: Tensor, _items: Tensor, copies: range) -> Tensor:
             index = torch.arange(copies.start, copies.stop, device=images.device)[None]
             return scheme.copies(images, index.clamp(max=num_copies - 1))
@@ -198,6 +218,7 @@ class VoteEngine:
         """
         if n < 1:
             raise ValueError(f"n: got {n}, expected at least 1 sample")
+        self.prepare(x)
 
         def make(images: Tensor, items: Tensor, copies: range) -> Tensor:
             return self.scheme.sample(images, Draws.of(seed, stream, items, copies))
@@ -212,10 +233,9 @@ class VoteEngine:
         items = torch.arange(len(x)) if index is None else index
         if items.shape != (len(x),) or items.dtype != torch.int64:
             raise ValueError(f"index: got {items.dtype} {tuple(items.shape)}, expected int64 ({len(x)},)")
-        self.prepare(x)
         x, items = x.to(device), items.to(device)
         counts = torch.zeros((len(x), self.num_classes), dtype=torch.int64, device=device)
-        bad = torch.zeros((), dtype=torch.bool, device=device)
+        nan, several = torch.zeros((2,), dtype=torch.bool, device=device).unbind()
         with exact_inference(self.base_classifier):
             assert self.batch_size is not None  # settled by prepare
             copy_bytes = 4 * self.scheme.channels(x.shape[1]) * x[0, 0].numel()
@@ -230,12 +250,17 @@ class VoteEngine:
                     for number, rows in enumerate(made.split(plan.images * plan.rows), start=first):
                         logits = self.base_classifier(rows)
                         self._check_logits(logits, plan.images * plan.rows)
-                        bad |= torch.isnan(logits).any()
-                        votes = self._one_hot(logits).view(plan.images, plan.rows, self.num_classes)
+                        nan |= torch.isnan(logits).any()
+                        votes = self._one_hot(logits)
+                        if isinstance(self.scheme, SampledScheme):
+                            several |= (votes.sum(1) > 1).any()
+                        votes = votes.view(plan.images, plan.rows, self.num_classes)
                         # copies past the last one only fill the shape
                         left = num_copies - number * plan.rows
                         counts[begin : begin + real] += votes[:real, :left].sum(1, dtype=torch.int64)
-        if bad:
+        if several:
+            raise ValueError(f"vote: a copy got several votes; {_EXCLUSIVE}")
+        if nan:
             raise ValueError("base classifier: got NaN scores; no vote can be trusted, check the model and its inputs")
         return counts.to(home)
 
@@ -256,11 +281,11 @@ def collect_votes(
     engine: VoteEngine, x: Tensor, *, n0: int, n: int, index: Tensor | None = None, seed: int = 0
 ) -> Votes:
     """All votes a certificate needs: every copy, or ``n0`` selection and ``n`` fresh estimation samples."""
-    shape = tuple(x.shape[1:])
     if isinstance(engine.scheme, SampledScheme):
         selection = engine.sampled(x, n0, index=index, seed=seed, stream=SELECTION)
         counts = engine.sampled(x, n, index=index, seed=seed, stream=ESTIMATION)
-        return Votes(counts, selection, shape, n)
+        return Votes(counts, selection, tuple(x.shape[1:]), n)
     counts = engine.enumerated(x)
     assert isinstance(engine.scheme, EnumeratedScheme)
+    shape = tuple(x.shape[1:])
     return Votes(counts, None, shape, engine.scheme.num_copies(shape))

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import shlex
-import sys
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -90,7 +88,7 @@ def configuration(args: Args, smoothed: Smoothed, checkpoint: Checkpoint, data: 
         "batch_size": smoothed.engine.batch_size,
         "device": torch.device(args.device).type,
         "provenance": {
-            "command": shlex.join(["python", "-m", "scripts.certify", *sys.argv[1:]]),
+            "command": cli.command_line("scripts.certify", args),
             "commit": cli.commit(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "torch": torch.__version__,
@@ -107,9 +105,9 @@ def build(args: Args) -> tuple[Smoothed, Checkpoint, Dataset]:
     channels, size = scheme.channels(data.shape[0]), data.shape[-1]
     if channels != checkpoint.model.in_channels or data.num_classes != checkpoint.model.num_classes:
         raise ValueError(
-            f"{args.checkpoint}: takes {checkpoint.model.in_channels} channels and knows {checkpoint.model.num_classes} "
-            f"classes; {type(scheme).__name__} on {data.name} makes {channels} channels, {data.num_classes} classes. "
-            "Use the scheme and data set it was trained with"
+            f"{args.checkpoint}: takes {checkpoint.model.in_channels} channels and knows "
+            f"{checkpoint.model.num_classes} classes; {type(scheme).__name__} on {data.name} makes {channels} "
+            f"channels, {data.num_classes} classes. Use the scheme and data set it was trained with"
         )
     if size != checkpoint.model.image_size:
         raise ValueError(f"{args.checkpoint}: takes {checkpoint.model.image_size} pixels, {data.name} has {size}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
+import shlex
 import subprocess
 import sys
 import types
@@ -59,6 +60,20 @@ def parse_args(cls: type[ArgsT], argv: list[str] | None, prog: str) -> ArgsT:
             parser.add_argument(flag, type=kind, default=default, required=not has_default, **options)
     values = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
     return cls(**values)
+
+
+def command_line(prog: str, args: Any) -> str:
+    """The command that gives these arguments; defaults are left out."""
+    words = ["python", "-m", prog]
+    for field in dataclasses.fields(args):
+        value = getattr(args, field.name)
+        if value == field.default:
+            continue
+        if not field.metadata["positional"]:
+            words.append("--" + field.name.replace("_", "-"))
+        if not isinstance(value, bool):
+            words += [str(v) for v in value] if isinstance(value, list) else [str(value)]
+    return shlex.join(words)
 
 
 def progress() -> Progress:

@@ -146,9 +146,12 @@ def plot(groups: dict[str, list[Run]], path: Path) -> None:
         for run in runs:
             correct, radius = run.rows["correct"] > 0, run.rows["radius"]
             grid = np.unique(np.concatenate(([0.0], radius[correct & (radius >= 0)])))
-            # certified accuracy is a step that falls just after each radius that some image reaches
             values = metrics.certified_accuracy(correct, radius, grid)
-            axis.step(np.append(grid, grid[-1]), np.append(values, 0), where="pre", label=run.name)
+            # Certified accuracy falls just after each radius that some image reaches; counts of pixels only change at
+            # whole numbers, so there it holds up to the next one.
+            counts = threat.startswith("l0")
+            ends = np.append(grid, grid[-1] + 1 if counts else grid[-1])
+            axis.step(ends, np.append(values, 0), where="post" if counts else "pre", label=run.name)
         axis.set(xlabel=f"radius, {threat}", ylabel="certified accuracy", ylim=(0, 1.02))
         axis.set_xlim(left=0)
         axis.grid(alpha=0.3)

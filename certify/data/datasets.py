@@ -82,14 +82,12 @@ def _digits(root: Path, split: Split) -> Dataset:
     """The 8x8 digits of scikit-learn, scaled from 0..16 to 8 bits; a fixed random fifth is the test set."""
     from sklearn.datasets import load_digits  # heavy import, only for this data set
 
-    bunch = load_digits()
-    order = np.random.RandomState(0).permutation(len(bunch.target))
+    pixels, target = load_digits(return_X_y=True)
+    order = np.random.RandomState(0).permutation(len(target))
     held_out = len(order) // 5
     chosen = order[:held_out] if split == "test" else order[held_out:]
-    images = np.rint(bunch.images[chosen] * (255 / 16)).astype(np.uint8)
-    return Dataset(
-        "digits", split, torch.from_numpy(images)[:, None], torch.from_numpy(bunch.target[chosen]).long(), 10
-    )
+    images = np.rint(pixels[chosen].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    return Dataset("digits", split, torch.from_numpy(images)[:, None], torch.from_numpy(target[chosen]).long(), 10)
 
 
 def _idx(name: str) -> Callable[[Path, Split], Dataset]:

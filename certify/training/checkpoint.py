@@ -72,7 +72,7 @@ def load_checkpoint(path: str | Path) -> tuple[nn.Module, Checkpoint]:
         path = path / "model.safetensors"
     tensors, header = read_tensors(path)
     try:
-        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in header["model"].items()}
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in header["model"].items()}
         model = ModelSpec(**fields)
         checkpoint = Checkpoint(model, spec.parse(header["scheme"]), header["dataset"], header["training"])
         module = model.build()

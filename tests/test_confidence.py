@@ -1,0 +1,121 @@
+"""Bounds and tests against exact rational arithmetic: never on the unsafe side, and sharp."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certify import confidence
+
+
+def tail(k: int, n: int, p: Fraction) -> Fraction:
+    """P(Binomial(n, p) >= k), exactly."""
+    return sum((math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k, n + 1)), Fraction(0))
+
+
+@given(n=st.integers(1, 60), alpha=st.sampled_from([0.5, 0.05, 0.001, 1e-6]), data=st.data())
+def test_lower_bound_against_exact_arithmetic(n, alpha, data):
+    k = data.draw(st.integers(0, n))
+    bound = confidence.lower_bound(torch.tensor([k]), n, alpha).item()
+    if k == 0:
+        assert bound == 0
+        return
+    # at the bound, seeing k or more is at most as likely as alpha; a little above, more likely
+    assert tail(k, n, Fraction(bound)) <= Fraction(alpha)
+    assert tail(k, n, Fraction(bound) * (1 + Fraction(1, 10**9))) > Fraction(alpha)
+
+
+def fifty_digit_tail(k: int, n: int, p: mpmath.mpf) -> mpmath.mpf:
+    """P(Binomial(n, p) >= k) for k > n p: terms fall from the first on, each by a known ratio."""
+    log_term = mpmath.loggamma(n + 1) - mpmath.loggamma(k + 1) - mpmath.loggamma(n - k + 1)
+    term = mpmath.exp(log_term + k * mpmath.log(p) + (n - k) * mpmath.log1p(-p))
+    total = term
+    for i in range(k, n):
+        term *= p / (1 - p) * (n - i) / (i + 1)
+        total += term
+        if term < total * mpmath.mpf(10) ** -40:
+            break
+    return total
+
+
+@pytest.mark.parametrize("n", [1_000, 10_000, 100_000])
+@pytest.mark.parametrize("alpha", [0.05, 0.001, 0.001 / 1000])
+def test_lower_bound_against_fifty_digits(n, alpha):
+    for k in [1, 2, n // 7, n // 2, n // 2 + 1, n - 300, n - 1, n]:
+        bound = confidence.lower_bound(torch.tensor([k]), n, alpha).item()
+        with mpmath.workdps(50):
+            exact = mpmath.mpf(bound)
+            assert fifty_digit_tail(k, n, exact) <= mpmath.mpf(alpha)
+            assert fifty_digit_tail(k, n, exact * (1 + mpmath.mpf(10) ** -9)) > mpmath.mpf(alpha)
+
+
+@given(n=st.integers(1, 60), alpha=st.sampled_from([0.5, 0.05, 0.001]), data=st.data())
+def test_upper_bound_against_exact_arithmetic(n, alpha, data):
+    k = data.draw(st.integers(0, n))
+    bound = confidence.upper_bound(torch.tensor([k]), n, alpha).item()
+    if k == n:
+        assert bound == 1
+        return
+    assert 1 - tail(k + 1, n, Fraction(bound)) <= Fraction(alpha)
+
+
+@pytest.mark.parametrize("p", [0.02, 0.5, 0.83, 0.999])
+def test_lower_bound_coverage(p):
+    n, alpha, runs = 200, 0.05, 40_000
+    k = torch.from_numpy(np.random.default_rng(0).binomial(n, p, runs))
+    failures = (confidence.lower_bound(k, n, alpha) > p).double().mean().item()
+    assert failures <= alpha + 4 * math.sqrt(alpha * (1 - alpha) / runs)
+
+
+def test_simultaneous_coverage():
+    p, n, alpha, runs = np.array([0.5, 0.3, 0.15, 0.05]), 300, 0.05, 20_000
+    counts = torch.from_numpy(np.random.default_rng(1).multinomial(n, p, runs))
+    selected = torch.zeros(runs, dtype=torch.int64)
+    lower, upper = confidence.simultaneous_bounds(counts, selected, n, alpha)
+    failures = ((lower > p[0]) | (upper < p[1:].max())).double().mean().item()
+    assert failures <= alpha + 4 * math.sqrt(alpha * (1 - alpha) / runs)
+
+
+@given(top=st.integers(0, 400), second=st.integers(0, 400))
+def test_binomial_test_against_exact_arithmetic(top, second):
+    top, second = max(top, second), min(top, second)
+    p_value = confidence.binomial_p_value(torch.tensor([top]), torch.tensor([second])).item()
+    exact = min(Fraction(1), 2 * tail(top, top + second, Fraction(1, 2)))
+    assert exact <= Fraction(p_value) <= exact * (1 + Fraction(1, 10**9))
+
+
+def test_predict_or_abstain():
+    counts = torch.tensor([[90, 10, 0], [50, 50, 0], [0, 53, 47], [0, 0, 0], [0, 0, 100]])
+    assert confidence.predict_or_abstain(counts, 0.05).tolist() == [0, -1, -1, -1, 2]
+
+
+def test_prediction_errors_are_rare():
+    """Of two almost equally likely classes, the wrong one is returned in at most a share alpha of all runs."""
+    runs, alpha = 20_000, 0.1
+    counts = torch.from_numpy(np.random.default_rng(2).multinomial(100, [0.505, 0.495], runs))
+    wrong = (confidence.predict_or_abstain(counts, alpha) == 1).double().mean().item()
+    assert wrong <= alpha
+
+
+@pytest.mark.parametrize("alpha", [0, 1, -0.1, 1.5, float("nan")])
+def test_alpha_out_of_range(alpha):
+    with pytest.raises(ValueError, match="alpha"):
+        confidence.lower_bound(torch.tensor([1]), 2, alpha)
+
+
+def test_averaged_votes_are_refused():
+    with pytest.raises(TypeError, match="integer counts"):
+        confidence.lower_bound(torch.tensor([0.5]), 2, 0.05)
+
+
+@pytest.mark.parametrize(("k", "n"), [(3, 2), (-1, 2), (0, 0)])
+def test_impossible_counts(k, n):
+    with pytest.raises(ValueError, match="expected 0 <= count <= n"):
+        confidence.lower_bound(torch.tensor([k]), n, 0.05)

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from fractions import Fraction
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certify import coverage
+
+shares = st.lists(st.fractions(0, 1, max_denominator=10**6), min_size=1, max_size=12).map(
+    lambda values: [Fraction(0), *sorted(values), Fraction(1)]
+)
+
+
+@given(st.fractions(-2, 2, max_denominator=10**9))
+def test_doubles_above_is_the_next_double(share):
+    (value,) = coverage.doubles_above([share])
+    below = torch.nextafter(torch.tensor(value, dtype=torch.float64), torch.tensor(-9.0, dtype=torch.float64)).item()
+    assert Fraction(below) <= share < Fraction(value)
+
+
+@given(shares, st.lists(st.floats(-1, 0.5), min_size=1, max_size=5))
+def test_steps_within_compares_exactly(touched, margins):
+    steps = coverage.steps_within(torch.tensor(margins, dtype=torch.float64), touched)
+    for margin, step in zip(margins, steps.tolist(), strict=True):
+        certified = [j for j, share in enumerate(touched) if share < Fraction(margin)]
+        assert step == max(certified, default=-1)
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_margin_is_never_too_large(p_lower, p_upper):
+    margin = coverage.margin(*(torch.tensor([p], dtype=torch.float64) for p in (p_lower, p_upper))).item()
+    exact = (Fraction(p_lower) - Fraction(p_upper)) / 2
+    assert Fraction(margin) < exact or exact == Fraction(margin) == 0
+    assert exact - Fraction(margin) <= Fraction(1, 10**15)

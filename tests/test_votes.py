@@ -1,0 +1,294 @@
+"""The engine: the same votes however the work is cut, and clear errors for what a base classifier gets wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from certify import DeterministicSplittingNoise, RandomizedAblation, Smoothed, SplittingNoise, ThresholdVote
+from certify.draws import ESTIMATION, SELECTION, Draws
+from certify.models import build
+from certify.scheme import leader_and_gap
+from certify.votes import VoteEngine, argmax_vote, good_batch_size
+
+SCHEMES = [
+    RandomizedAblation(6),
+    SplittingNoise(0.5, q=255),
+    SplittingNoise(0.4),
+    DeterministicSplittingNoise(0.5),
+    DeterministicSplittingNoise(10 / 510),  # fewer copies than a batch: images share forward passes
+]
+
+
+def classifier(channels: int) -> nn.Module:
+    torch.manual_seed(0)
+    return build("mnist_cnn", channels, 10, 8)
+
+
+def images(count=5) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def smooth(scheme, **options) -> Smoothed:
+    return Smoothed(classifier(scheme.channels(1)), scheme, 10, n0=70, n=300, **options)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_votes_do_not_depend_on_how_many_images_are_passed(scheme):
+    x, smoothed = images(), smooth(scheme, batch_size=64)
+    together = smoothed.votes(x)
+    for i in (0, 3, 4):
+        alone = smoothed.votes(x[i : i + 1], index=torch.tensor([i]))
+        assert torch.equal(alone.counts[0], together.counts[i])
+        if together.selection is not None:
+            assert alone.selection is not None
+            assert torch.equal(alone.selection[0], together.selection[i])
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_votes_do_not_depend_on_the_order_of_images(scheme):
+    x, order, smoothed = images(), torch.tensor([3, 0, 4, 2, 1]), smooth(scheme, batch_size=64)
+    assert torch.equal(smoothed.votes(x[order], index=order).counts, smoothed.votes(x).counts[order])
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
+def test_every_batch_size_classifies_every_copy_once(scheme, batch_size):
+    """An integer-valued classifier has no rounding: its votes must be equal for all batch sizes."""
+    weights = torch.randint(-8, 9, (10, 64 * scheme.channels(1)), generator=torch.Generator().manual_seed(2)).double()
+    base = lambda copies: (copies.flatten(1) * 255 * 2).round().double() @ weights.T  # noqa: E731
+    x = images(3)
+    votes = Smoothed(base, scheme, 10, n0=70, n=300, batch_size=batch_size).votes(x)
+    assert (votes.counts.sum(1) == votes.n).all()
+    assert torch.equal(votes.counts, Smoothed(base, scheme, 10, n0=70, n=300, batch_size=128).votes(x).counts)
+
+
+def test_selection_and_estimation_samples_are_disjoint():
+    seen: list[torch.Tensor] = []
+
+    def base(copies: torch.Tensor) -> torch.Tensor:
+        seen.append(copies[:, 0].flatten(1) > 0)
+        return torch.zeros(len(copies), 2)
+
+    x = torch.full((1, 1, 8, 8), 255, dtype=torch.uint8)
+    Smoothed(base, RandomizedAblation(20), 2, n0=32, n=32, batch_size=32).votes(x)
+    selection, estimation = seen[-2], seen[-1]
+    assert not (selection[:, None] == estimation[None]).all(-1).any()
+
+
+def test_copies_are_streamed():
+    largest = 0
+
+    def base(copies: torch.Tensor) -> torch.Tensor:
+        nonlocal largest
+        largest = max(largest, len(copies))
+        return torch.zeros(len(copies), 2)
+
+    made = []
+    scheme = RandomizedAblation(2)
+
+    class Recording(RandomizedAblation):
+        def sample(self, x: torch.Tensor, draws: Draws) -> torch.Tensor:
+            copies = super().sample(x, draws)
+            made.append(copies.numel())
+            return copies
+
+    Smoothed(base, Recording(2), 2, n=20_000, batch_size=64).votes(images(1))
+    assert largest <= 64
+    assert max(made) * 4 <= 1 << 20
+    assert scheme == RandomizedAblation(2)
+
+
+def test_argmax_ties_go_to_the_lower_class():
+    assert argmax_vote(torch.tensor([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]])).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("counts", "leader", "gap"),
+    [([5, 5, 0], 0, 0), ([0, 5, 4], 1, 1), ([4, 5, 0], 1, 0), ([0, 0, 9], 2, 8), ([9, 0, 0], 0, 9), ([0, 0, 0], 0, 0)],
+)
+def test_leader_and_gap(counts, leader, gap):
+    got = leader_and_gap(torch.tensor([counts]))
+    assert (got[0].item(), got[1].item()) == (leader, gap)
+
+
+def test_threshold_votes_may_go_to_none_or_several():
+    logits = torch.tensor([[0.5, 0.5, 0.0], [0.34, 0.33, 0.33], [1.0, 0.0, 0.0]]).log()
+    assert ThresholdVote(0.4)(logits).tolist() == [[True, True, False], [False] * 3, [True, False, False]]
+    base = lambda copies: logits[:1].expand(len(copies), 3)  # noqa: E731
+    smoothed = Smoothed(base, DeterministicSplittingNoise(0.5), 3, vote=ThresholdVote(0.4))
+    votes = smoothed.votes(images(2))
+    assert votes.counts.tolist() == [[255, 255, 0]] * 2
+    assert smoothed.certify(images(1)).radius.item() == 0
+
+
+def test_sampled_schemes_refuse_several_votes_per_copy():
+    """Two classes could both have p > 1/2: a one-sided bound would certify a class that is not even ahead."""
+    base = lambda copies: torch.tensor([[0.4, 0.6, 0.0]]).log().expand(len(copies), 3)  # noqa: E731
+    with pytest.raises(ValueError, match="may vote for several classes"):
+        Smoothed(base, RandomizedAblation(2), 3, vote=ThresholdVote(0.3))
+    custom = Smoothed(base, RandomizedAblation(2), 3, n=20, n0=20, vote=lambda logits: logits > -2)
+    with pytest.raises(ValueError, match="a copy got several votes"):
+        custom.certify(images(1))
+    counts = torch.tensor([[200, 150, 0]])
+    with pytest.raises(ValueError, match="got 350 votes of n = 200"):
+        RandomizedAblation(2).certify_counts(counts, counts, 0.05, n=200, shape=(1, 8, 8))
+
+
+def test_copies_without_a_vote_count_as_samples():
+    def base(copies: torch.Tensor) -> torch.Tensor:
+        scores = torch.tensor([[0.0, 1.0], [5.0, 0.0]])  # soft-max 0.73 and 0.99
+        return scores[(copies[:, 0, 0, 0] > 0).long()]
+
+    x = torch.full((1, 1, 2, 2), 200, dtype=torch.uint8)
+    smoothed = Smoothed(base, RandomizedAblation(3), 2, n0=100, n=1000, vote=ThresholdVote(0.9))
+    votes = smoothed.votes(x)
+    assert 680 < votes.counts[0, 0] < 820
+    assert votes.counts[0, 1] == 0
+    p_lower = smoothed.certify(x).p_lower
+    assert p_lower is not None
+    assert p_lower.item() < 0.8
+
+
+def test_modes_and_flags_are_restored():
+    model = classifier(1)
+    model.train()
+    model[0].eval()
+    Smoothed(model, DeterministicSplittingNoise(0.1), 10).votes(images(1))
+    assert model.training
+    assert model[2].training
+    assert not model[0].training
+
+
+def test_batch_statistics_are_not_touched():
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10))
+    model.train()
+    before = model[0].running_mean.clone()
+    Smoothed(model, DeterministicSplittingNoise(0.1), 10).votes(images(2))
+    assert torch.equal(model[0].running_mean, before)
+
+
+def test_good_batch_size_falls_with_the_size_of_activations():
+    small = good_batch_size(build("mnist_cnn", 1, 10, 28), torch.zeros(1, 1, 28, 28))
+    large = good_batch_size(build("resnet18", 3, 10, 32).eval(), torch.zeros(1, 3, 32, 32))
+    assert 32 <= large < small <= 256
+    assert good_batch_size(lambda copies: copies, torch.zeros(1, 1, 2, 2)) == 256
+
+
+def test_nan_scores_are_refused():
+    base = lambda copies: torch.full((len(copies), 3), float("nan"))  # noqa: E731
+    with pytest.raises(ValueError, match="NaN scores"):
+        Smoothed(base, RandomizedAblation(2), 3).certify(images(1))
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_wrong_number_of_scores(width):
+    base = lambda copies: torch.zeros(len(copies), width)  # noqa: E731
+    with pytest.raises(ValueError, match=r"base classifier: got torch.float32 .* expected float scores of shape"):
+        Smoothed(base, DeterministicSplittingNoise(0.5), 3).certify(images(1))
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (torch.full((1, 1, 4, 4), float("nan")), ValueError, "NaN or infinite"),
+        (torch.full((1, 1, 4, 4), 1.5), ValueError, r"values in \[1.5, 1.5\], expected \[0, 1\]"),
+        (torch.full((1, 1, 4, 4), -0.5), ValueError, r"expected \[0, 1\]"),
+        (torch.zeros(1, 1, 4, 4, dtype=torch.int64), TypeError, "dtype torch.int64"),
+        (torch.zeros(1, 1, 4, 4, dtype=torch.float16), TypeError, "dtype torch.float16"),
+        (torch.zeros(1, 4, 4), ValueError, r"expected \[B, C, H, W\]"),
+        (torch.zeros(0, 1, 4, 4), ValueError, "empty batch"),
+        ([[0.0]], TypeError, "expected a torch.Tensor"),
+    ],
+)
+@pytest.mark.parametrize(
+    "scheme", [RandomizedAblation(2), DeterministicSplittingNoise(0.5), SplittingNoise(0.5)], ids=str
+)
+def test_bad_images(scheme, x, error, message):
+    called = []
+    smoothed = Smoothed(lambda copies: called.append(1) or copies, scheme, 2)
+    for method in (smoothed.certify, smoothed.predict, smoothed.votes):
+        with pytest.raises(error, match=message):
+            method(x)
+    assert not called, "the base classifier ran before the input was checked"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": 0}, "alpha"),
+        ({"alpha": 1}, "alpha"),
+        ({"n": 0}, "n: got 0"),
+        ({"n0": 0}, "n0: got 0"),
+        ({"num_classes": 1}, "num_classes: got 1"),
+        ({"batch_size": 0}, "batch_size: got 0"),
+        ({"seed": -1}, "seed"),
+        ({"bounds": "both"}, "bounds: got 'both'"),
+    ],
+)
+def test_bad_options_are_refused_at_once(options, message):
+    options = {"num_classes": 2} | options
+    with pytest.raises(ValueError, match=message):
+        Smoothed(lambda copies: copies, RandomizedAblation(2), **options)
+
+
+def test_bad_index():
+    with pytest.raises(ValueError, match="index: got"):
+        smooth(RandomizedAblation(2)).votes(images(2), index=torch.tensor([0]))
+
+
+def test_a_scheme_of_the_wrong_kind():
+    with pytest.raises(TypeError, match="expected one that enumerates"):
+        VoteEngine(lambda copies: copies, RandomizedAblation(2), 2).enumerated(images(1))
+    with pytest.raises(TypeError, match="scheme: got str"):
+        Smoothed(lambda copies: copies, "ablation", 2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "counts", [torch.rand(2, 3), torch.tensor([1, 2]), torch.tensor([[5]]), torch.tensor([[-1, 2]])]
+)
+def test_bad_counts(counts):
+    with pytest.raises((TypeError, ValueError), match="counts"):
+        DeterministicSplittingNoise(0.5).certify_counts(counts)
+
+
+def test_votes_of_another_scheme_are_refused():
+    with pytest.raises(ValueError, match="only 255 copies"):
+        DeterministicSplittingNoise(0.5).certify_counts(torch.tensor([[300, 1]]), shape=(1, 2, 2))
+
+
+def test_stored_votes_give_the_same_certificate():
+    for scheme in SCHEMES:
+        smoothed = smooth(scheme)
+        votes, result = smoothed.votes(images(2)), smoothed.certify(images(2))
+        again = smoothed.certificate(votes)
+        assert torch.equal(again.prediction, result.prediction)
+        assert torch.equal(again.radius, result.radius)
+        assert torch.equal(smoothed.prediction(votes), smoothed.predict(images(2)))
+
+
+def test_sampling_uses_the_streams():
+    smoothed = smooth(RandomizedAblation(6), batch_size=64)
+    votes = smoothed.votes(images(1))
+    for stream, n, expected in ((SELECTION, 70, votes.selection), (ESTIMATION, 300, votes.counts)):
+        counts = smoothed.engine.sampled(images(1), n, index=None, seed=0, stream=stream)
+        assert torch.equal(counts, expected)
+
+
+@pytest.mark.gpu
+def test_cuda_gives_the_same_votes():
+    for scheme in SCHEMES:
+        weights = torch.randint(-8, 9, (10, 64 * scheme.channels(1)), generator=torch.Generator().manual_seed(2))
+
+        class Exact(nn.Module):
+            def __init__(self, weight: torch.Tensor) -> None:
+                super().__init__()
+                self.register_buffer("weight", weight.double())
+
+            def forward(self, copies: torch.Tensor) -> torch.Tensor:
+                return (copies.flatten(1) * 510).round().double() @ self.weight.T
+
+        cpu = Smoothed(Exact(weights), scheme, 10, n0=70, n=300).votes(images())
+        cuda = Smoothed(Exact(weights).cuda(), scheme, 10, n0=70, n=300).votes(images())
+        assert torch.equal(cpu.counts, cuda.counts)
