@@ -107,10 +107,11 @@ def run(main: Callable[[ArgsT], None], cls: type[ArgsT], prog: str, argv: list[s
         print("\ninterrupted; what was finished is on disk, the same command with --resume continues", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            message = f"the disk is full ({error.filename or 'while writing'}); free some space, then use --resume"
-        else:
-            message = str(error)
+        message = str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            message = (
+                f"no space left for {error.filename or 'the results'}; free some and use --resume, nothing is lost"
+            )
         print(f"error: {message}", file=sys.stderr)
         sys.exit(1)
     except (ValueError, TypeError, FloatingPointError) as error:

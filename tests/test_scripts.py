@@ -1,0 +1,251 @@
+"""The command lines as a user runs them: killed, sharded, resumed, and given bad input."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from certify.data import load
+from certify.models import ModelSpec
+from certify.results import TableFile, read_rows, read_votes
+from certify.spec import parse
+from certify.training import Trainer, TrainingConfig
+from scripts import certify as certify_script
+from scripts import cli
+from scripts import report as report_script
+
+ROOT = Path(__file__).parent.parent
+SCHEMES = {"ablation": "RandomizedAblation(keep=20)", "dssn": "DeterministicSplittingNoise(lam=0.5)"}
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory) -> dict[str, Path]:
+    folders = {}
+    for name, text in SCHEMES.items():
+        folders[name] = tmp_path_factory.mktemp(name)
+        scheme, data = parse(text), load("digits", "train")
+        spec = ModelSpec("mnist_cnn", scheme.channels(1), 10, 8)
+        Trainer(data, scheme, spec, TrainingConfig(epochs=4, batch_size=64, lr=0.1), folders[name]).run()
+    return folders
+
+
+def certify(out: Path, checkpoint: Path, **options) -> None:
+    defaults = {"n0": 50, "n": 400, "max": 24}
+    certify_script.main(certify_script.Args(out=out, checkpoint=checkpoint, **(defaults | options)))
+
+
+def lines(folder: Path) -> list[list[str]]:
+    """All rows of a run without their times, ordered by index."""
+    rows = [line.split("\t") for path in folder.glob("rows*.tsv") for line in path.read_text().splitlines()[1:]]
+    return sorted(([*row[:5], *row[6:]] for row in rows), key=lambda row: int(row[0]))
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_shards_and_step_sizes_give_the_same_rows(tmp_path, checkpoints, name):
+    certify(tmp_path / "one", checkpoints[name])
+    certify(tmp_path / "single", checkpoints[name], images_per_step=1)
+    certify(tmp_path / "large", checkpoints[name], images_per_step=256)
+    for i in (2, 0, 3, 1):
+        certify(tmp_path / "four", checkpoints[name], shard=f"{i}/4")
+    expected = lines(tmp_path / "one")
+    assert len(expected) == 24
+    for other in ("single", "large", "four"):
+        assert lines(tmp_path / other) == expected
+    votes = [read_votes(tmp_path / folder).votes.counts.tolist() for folder in ("one", "single", "large", "four")]
+    assert all(v == votes[0] for v in votes)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_forward_batches_of_one_and_of_256_give_the_same_rows(tmp_path, checkpoints, name):
+    certify(tmp_path / "1", checkpoints[name], batch_size=1, max=6)
+    certify(tmp_path / "256", checkpoints[name], batch_size=256, max=6)
+    assert lines(tmp_path / "1") == lines(tmp_path / "256")
+
+
+def test_skip_takes_every_so_manieth_image(tmp_path, checkpoints):
+    certify(tmp_path, checkpoints["dssn"], skip=50, max=4)
+    assert read_rows(tmp_path)["idx"].tolist() == [0, 50, 100, 150]
+
+
+def test_kill_in_the_middle_of_a_certification(tmp_path, checkpoints):
+    """SIGKILL at an arbitrary moment, and a line cut in half on top; the resumed rows and votes are identical."""
+    command = [sys.executable, "-m", "scripts.certify", "--checkpoint", str(checkpoints["ablation"])]
+    command += ["--n0", "100", "--n", "3000", "--max", "40"]
+    subprocess.run([*command, tmp_path / "whole"], cwd=ROOT, check=True, capture_output=True)
+    part = tmp_path / "part"
+    process = subprocess.Popen([*command, part], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not ((part / "rows.tsv").exists() and len(lines(part)) >= 3):
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    done = len(lines(part))
+    assert 3 <= done < 40, "the run was over before it could be killed"
+    with (part / "rows.tsv").open("a") as rows, (part / "votes.tsv").open("a") as votes:
+        rows.write("39\t5\t")
+        votes.write("39\t5\t100\t3000\t1:2")
+    subprocess.run([*command, part, "--resume"], cwd=ROOT, check=True, capture_output=True)
+    assert lines(part) == lines(tmp_path / "whole")
+    assert (part / "votes.tsv").read_text() == (tmp_path / "whole/votes.tsv").read_text()
+
+
+def test_interrupt_ends_quietly_and_keeps_the_rows(tmp_path, checkpoints):
+    command = [sys.executable, "-m", "scripts.certify", str(tmp_path), "--checkpoint", str(checkpoints["ablation"])]
+    process = subprocess.Popen(
+        [*command, "--n", "20000"], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    while process.poll() is None and not ((tmp_path / "rows.tsv").exists() and len(lines(tmp_path)) >= 1):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume continues" in stderr
+    assert "Traceback" not in stderr
+    assert len(lines(tmp_path)) >= 1
+
+
+def test_full_disk_keeps_the_rows(tmp_path, checkpoints):
+    """A limit on the size of files stands in for a full disk."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+
+    command = [sys.executable, "-m", "scripts.certify", "--checkpoint", str(checkpoints["dssn"]), "--max", "60"]
+    full = subprocess.run([*command, tmp_path / "a"], cwd=ROOT, preexec_fn=limit, capture_output=True, text=True)
+    assert full.returncode == 1
+    assert "Traceback" not in full.stderr
+    assert "no space" in full.stderr
+    assert 0 < len(read_rows(tmp_path / "a")["idx"]) < 60
+    subprocess.run([*command, tmp_path / "a", "--resume"], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([*command, tmp_path / "b"], cwd=ROOT, check=True, capture_output=True)
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+
+
+def test_full_disk_message(monkeypatch, capsys, tmp_path, checkpoints):
+    def full(self: TableFile, line: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
+
+    monkeypatch.setattr(TableFile, "append", full)
+    with pytest.raises(SystemExit) as stop:
+        cli.run(
+            certify_script.main,
+            certify_script.Args,
+            "scripts.certify",
+            [str(tmp_path), "--checkpoint", str(checkpoints["dssn"])],
+        )
+    assert stop.value.code == 1
+    assert "free some and use --resume" in capsys.readouterr().err
+
+
+def test_resume_refuses_other_settings(tmp_path, checkpoints):
+    certify(tmp_path, checkpoints["ablation"], max=2)
+    with pytest.raises(ValueError, match="add --resume"):
+        certify(tmp_path, checkpoints["ablation"], max=2)
+    with pytest.raises(ValueError, match="was made with sampling"):
+        certify(tmp_path, checkpoints["ablation"], max=2, resume=True, n=500)
+    assert len(lines(tmp_path)) == 2
+
+
+def refused(arguments: list[str], message: str) -> None:
+    result = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode in (1, 2)
+    assert "Traceback" not in result.stderr
+    assert re.search(message, result.stderr), result.stderr
+
+
+BAD = [
+    (["--shard", "4/4"], "shard: got '4/4', expected i/n with 0 <= i < n"),
+    (["--alpha", "0"], r"alpha .*: got 0.0, expected a number strictly between 0 and 1"),
+    (["--alpha", "1"], "strictly between 0 and 1"),
+    (["--scheme", "RandomizedAblation(keep=65)"], "keep: got 65, expected between 1 and .* d = 64"),
+    (["--scheme", "Ablation()"], "expected e.g. RandomizedAblation"),
+    (["--scheme", "DeterministicSplittingNoise(lam=0.5)"], "makes 1 channels"),
+    (["--data", "mnist", "--data-root", "/nonexistent"], "run 'python -m scripts.fetch mnist'"),
+    (["--data", "svhn"], "data set: got 'svhn', expected one of digits"),
+    (["--n", "0"], "n: got 0, expected at least 1 sample"),
+    (["--skip", "0"], "expected at least 1"),
+    (["--vote", "ThresholdVote(theta=0.3)"], "may vote for several classes"),
+    (["--seed", "-1"], "seed: got -1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_bad_input_leaves_no_trace(tmp_path, checkpoints, capsys, options, message):
+    arguments = [str(tmp_path / "out"), "--checkpoint", str(checkpoints["ablation"]), *options]
+    with pytest.raises(SystemExit) as stop:
+        cli.run(certify_script.main, certify_script.Args, "scripts.certify", arguments)
+    assert stop.value.code == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_checkpoints_are_told_in_one_line(tmp_path, checkpoints):
+    refused(["scripts.certify", str(tmp_path / "out"), "--checkpoint", str(tmp_path)], "no such checkpoint; train one")
+    truncated = tmp_path / "model.safetensors"
+    truncated.write_bytes((checkpoints["dssn"] / "model.safetensors").read_bytes()[:999])
+    refused(["scripts.certify", str(tmp_path / "out"), "--checkpoint", str(truncated)], "truncated or not a checkpoint")
+    refused(["scripts.certify", str(tmp_path / "out")], "--checkpoint")
+
+
+def test_report_from_rows_and_from_votes(tmp_path, checkpoints, capsys):
+    certify(tmp_path / "a", checkpoints["ablation"])
+    certify(tmp_path / "d", checkpoints["dssn"])
+    report_script.main(report_script.Args(runs=[tmp_path / "a", tmp_path / "d"], out=tmp_path / "r"))
+    printed = capsys.readouterr().out
+    assert "certified accuracy, l0 (pixels)" in printed
+    assert "certified accuracy, l1" in printed
+    assert (tmp_path / "r/certified_accuracy.png").read_bytes().startswith(b"\x89PNG")
+    first, second = json.loads((tmp_path / "r/report.json").read_text())
+    rows = read_rows(tmp_path / "a")
+    assert first["images"] == 24
+    assert first["certified_accuracy"][0] == pytest.approx(((rows["correct"] > 0) & (rows["radius"] >= 0)).mean())
+    assert all(
+        low <= high
+        for low, high in zip(first["certified_accuracy_high_probability"], first["certified_accuracy"], strict=True)
+    )
+    assert second["alpha"] is None
+    # the same votes, read again: at the same settings the same numbers, at a smaller alpha no more
+    report_script.main(report_script.Args(runs=[tmp_path / "a"], out=tmp_path / "s", alpha=0.05, radii=first["radii"]))
+    again = json.loads((tmp_path / "s/report.json").read_text())[0]
+    assert again["certified_accuracy"] == first["certified_accuracy"]
+    report_script.main(report_script.Args(runs=[tmp_path / "a"], out=tmp_path / "t", alpha=1e-6, radii=first["radii"]))
+    strict = json.loads((tmp_path / "t/report.json").read_text())[0]
+    assert sum(strict["certified_accuracy"]) <= sum(first["certified_accuracy"])
+    report_script.main(report_script.Args(runs=[tmp_path / "a"], out=tmp_path / "u", bounds="simultaneous"))
+    with pytest.raises(ValueError, match="is exact"):
+        report_script.main(report_script.Args(runs=[tmp_path / "d"], alpha=0.1))
+
+
+def test_report_reads_published_six_column_logs(tmp_path, capsys):
+    path = tmp_path / "log.tsv"
+    path.write_text(
+        "idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t3\t3\t0.51\t1\t0:00:15.1\n20\t8\t-1\t0.0\t0\t0:00:14.9\n"
+    )
+    report_script.main(report_script.Args(runs=[path], radii=[0.0, 0.5, 1.0]))
+    summary = json.loads((tmp_path / "report.json").read_text())[0]
+    assert summary["certified_accuracy"] == [0.5, 0.5, 0]
+    assert summary["abstained"] == 0.5
+
+
+def test_report_without_rows(tmp_path):
+    refused(["scripts.report", str(tmp_path)], "no such run; certify one")
+
+
+def test_demo_in_small(tmp_path):
+    arguments = [str(tmp_path / "demo"), "--images", "10", "--n", "200", "--epochs", "1"]
+    subprocess.run([sys.executable, "-m", "scripts.demo", *arguments], cwd=ROOT, check=True, capture_output=True)
+    assert (tmp_path / "demo/certified_accuracy.png").exists()
+    assert len(lines(tmp_path / "demo/dssn/test")) == 10
+    refused(["scripts.demo", str(ROOT / "tests")], "is not an earlier demo")

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from certify import DeterministicSplittingNoise, RandomizedAblation, SplittingNoise
+from certify.data import Dataset, load
+from certify.models import ModelSpec
+from certify.training import SCHEDULES, Trainer, TrainingConfig, load_checkpoint
+from certify.training.trainer import base_accuracy, random_crop_and_flip
+
+SCHEME = RandomizedAblation(20)
+SPEC = ModelSpec("mnist_cnn", 2, 10, 8)
+CONFIG = TrainingConfig(epochs=3, batch_size=32, lr=0.05)
+
+
+def small() -> Dataset:
+    data = load("digits", "train")
+    return replace(data, images=data.images[:200], labels=data.labels[:200])
+
+
+def trainer(folder: Path, config: TrainingConfig = CONFIG, scheme=SCHEME, spec: ModelSpec = SPEC) -> Trainer:
+    return Trainer(small(), scheme, spec, config, folder)
+
+
+def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_training_is_a_function_of_the_seed(tmp_path):
+    a, b = trainer(tmp_path / "a").run(), trainer(tmp_path / "b").run()
+    c = trainer(tmp_path / "c", replace(CONFIG, seed=1)).run()
+    assert equal(a, b)
+    assert not equal(a, c)
+
+
+@pytest.mark.parametrize(
+    "config", [CONFIG, replace(CONFIG, augment=True, noise="batch", nesterov=False)], ids=["", "augment"]
+)
+def test_interrupted_training_ends_in_the_identical_model(tmp_path, config):
+    whole = trainer(tmp_path / "whole", config)
+    whole.run()
+    part = trainer(tmp_path / "part", config)
+
+    class Killed(Exception):
+        pass
+
+    def kill(epoch: int, step: int) -> None:
+        if (epoch, step) == (1, 3):
+            raise Killed
+
+    with pytest.raises(Killed):
+        part.run(on_step=kill)
+    torch.rand(7)  # the global generator may be anywhere
+    resumed = trainer(tmp_path / "part", config)
+    resumed.load_state()
+    assert resumed.epoch == 1
+    resumed.run()
+    assert equal(resumed.module, whole.module)
+    assert resumed.history == whole.history
+    assert (tmp_path / "part/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("noise", ["sample", "batch"])
+def test_noise_is_shared_in_a_batch_or_not(tmp_path, noise):
+    t = trainer(tmp_path, replace(CONFIG, noise=noise))
+    masks = [SCHEME.masks((1, 8, 8), t.noise(position, 6)).flatten(1) for position in (0, 0, 1)]
+    assert torch.equal(masks[0], masks[1])
+    assert not torch.equal(masks[0], masks[2])
+    assert len(masks[0]) == (6 if noise == "sample" else 1)
+    assert len(masks[0].unique(dim=0)) == len(masks[0])
+
+
+def test_training_learns_and_the_checkpoint_loads(tmp_path):
+    data = load("digits", "train")
+    scheme = DeterministicSplittingNoise(0.5)
+    config = TrainingConfig(epochs=8, batch_size=64, lr=0.1)
+    mean, std = data.channel_statistics()
+    t = Trainer(data, scheme, ModelSpec("mnist_cnn", 1, 10, 8, mean, std), config, tmp_path)
+    t.run()
+    module, checkpoint = load_checkpoint(tmp_path)
+    assert equal(module, t.module)
+    assert not module.training
+    assert (checkpoint.scheme, checkpoint.dataset, checkpoint.model) == (scheme, "digits", t.spec)
+    assert checkpoint.training["epochs"] == 8
+    assert base_accuracy(module, scheme, load("digits", "test")) > 0.8
+
+
+def test_crops_and_flips_are_translations_and_mirrors():
+    images = torch.zeros(400, 1, 9, 9, dtype=torch.uint8)
+    images[:, 0, 4, 3] = 200
+    moved = random_crop_and_flip(images, torch.Generator().manual_seed(0), padding=2)
+    rows, columns = moved[:, 0].flatten(1).argmax(1) // 9, moved[:, 0].flatten(1).argmax(1) % 9
+    assert (moved.flatten(1).sum(1, dtype=torch.int64) == 200).all()
+    assert set(rows.tolist()) == {2, 3, 4, 5, 6}
+    assert set(columns.tolist()) == {1, 2, 3, 4, 5} | {3, 4, 5, 6, 7}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_stay_between_zero_and_the_peak(name):
+    rates = [SCHEDULES[name](i / 100) for i in range(100)]
+    assert all(0 <= rate <= 1 for rate in rates)
+    assert max(rates) > 0.99
+
+
+def test_published_schedules():
+    assert [SCHEDULES["half_steps"](t) for t in (0, 199 / 400, 200 / 400)] == [1, 1, 0.1]
+    assert [SCHEDULES["imagenet_steps"](e / 36) for e in (20, 21, 30, 31)] == [1, 0.1, 0.1, 0.01]
+
+
+def test_wrong_number_of_channels(tmp_path):
+    with pytest.raises(ValueError, match="got 2 input channels, SplittingNoise makes 1"):
+        trainer(tmp_path, scheme=SplittingNoise(0.5))
+
+
+def test_diverging_training_keeps_the_last_good_state(tmp_path):
+    t = trainer(tmp_path)
+    t.history.append(t._train_epoch(None))
+    t.epoch = 1
+    t.save_state()
+    before = t.state_path.read_bytes()
+    for parameter in t.module.parameters():
+        parameter.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="training diverged in epoch 1"):
+        t.run()
+    assert t.state_path.read_bytes() == before
+
+
+def test_resume_refuses_other_settings(tmp_path):
+    trainer(tmp_path).run()
+    with pytest.raises(ValueError, match="was made with config"):
+        trainer(tmp_path, replace(CONFIG, lr=0.01)).load_state()
+    with pytest.raises(ValueError, match="was made with scheme"):
+        trainer(tmp_path, scheme=RandomizedAblation(21)).load_state()
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, 5000])
+def test_truncated_checkpoint(tmp_path, keep):
+    trainer(tmp_path).run()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match="truncated or not a checkpoint"):
+        load_checkpoint(tmp_path)
+
+
+def test_missing_and_foreign_checkpoints(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no such checkpoint; train one with .*scripts.train"):
+        load_checkpoint(tmp_path)
+    trainer(tmp_path).run()
+    (tmp_path / "state.safetensors").rename(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="not a base classifier of this project"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "expected at least 1"),
+        ({"lr": float("nan")}, "lr: got nan"),
+        ({"lr": -1.0}, "lr: got -1"),
+        ({"schedule": "linear"}, "schedule: got 'linear'"),
+        ({"noise": "none"}, "noise: got 'none'"),
+    ],
+)
+def test_bad_config(options, message):
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG, **options)
+
+
+def test_kill_in_the_middle_of_a_training_run(tmp_path):
+    """SIGKILL at an arbitrary moment; the resumed run ends in the identical file."""
+    command = [sys.executable, "-m", "scripts.train", "--scheme", "RandomizedAblation(keep=20)", "--epochs", "6"]
+    command += ["--batch-size", "64"]
+    root = Path(__file__).parent.parent
+    subprocess.run([*command, tmp_path / "whole"], cwd=root, check=True, capture_output=True)
+    process = subprocess.Popen(
+        [*command, tmp_path / "part"], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    state = tmp_path / "part" / "state.safetensors"
+    while process.poll() is None and not state.exists():
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "part/model.safetensors").exists(), "the run was over before it could be killed"
+    refused = subprocess.run([*command, tmp_path / "part"], cwd=root, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "add --resume" in refused.stderr
+    subprocess.run([*command, tmp_path / "part", "--resume"], cwd=root, check=True, capture_output=True)
+    assert (tmp_path / "part/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
