@@ -17,7 +17,7 @@ from torch import Tensor
 from certify import coverage
 from certify.draws import Draws
 from certify.images import Shape, check_images, to_float
-from certify.scheme import SampledScheme
+from certify.scheme import SampledScheme, check_integer
 from certify.threats import L0, Unit
 
 PerChannel = tuple[float, ...]
@@ -63,8 +63,7 @@ class RandomizedAblation(SampledScheme):
     std: PerChannel | None = None
 
     def __post_init__(self) -> None:
-        if self.keep < 1:
-            raise ValueError(f"keep: got {self.keep}, expected at least 1 retained unit")
+        check_integer("keep", self.keep, 1)
         if self.unit not in ("pixel", "feature"):
             raise ValueError(f"unit: got {self.unit!r}, expected 'pixel' or 'feature'")
         if self.null not in ("multichannel", "mean"):
@@ -73,6 +72,9 @@ class RandomizedAblation(SampledScheme):
             raise ValueError(
                 "null='mean' needs mean=(one value per channel), the training set's mean pixel, and no std"
             )
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and not isinstance(values, tuple):
+                raise TypeError(f"{name}: got {values!r}, expected a tuple with one number per channel")
         if self.std is not None and self.mean is None:
             raise ValueError("std: normalization needs mean= as well")
 

@@ -11,7 +11,8 @@ import torch
 from scipy.special import betainc, betaincinv
 from torch import Tensor
 
-# The incomplete beta function and its inverse are accurate to a few units of 1e-15 relative; this covers them by far.
+# The incomplete beta function is accurate to a few units of 1e-14 relative, which this covers. Its inverse is not (it
+# has branch points, and fails for extreme arguments), so its results are checked with the function itself.
 _MARGIN = 1e-11
 
 
@@ -48,8 +49,17 @@ def lower_bound(successes: Tensor, n: int, alpha: float) -> Tensor:
     check_alpha(alpha)
     k = _successes(successes, n)
     with np.errstate(all="ignore"):
-        bound = np.where(k > 0, betaincinv(k, n - k + 1, alpha), 0.0)
-    return torch.from_numpy(np.clip(bound * (1 - _MARGIN), 0, 1)).to(successes.device)
+        bound = np.where(k > 0, betaincinv(k, n - k + 1, alpha), 0.0) * (1 - _MARGIN)
+        bound = np.clip(np.nan_to_num(bound, nan=0.0, posinf=0.0, neginf=0.0), 0, 1)
+        shrink = 1e-10
+        while True:
+            # P(Binomial(n, bound) >= k), which must not exceed alpha
+            unsafe = (bound > 0) & ~(betainc(k, n - k + 1, bound) <= alpha * (1 - _MARGIN))
+            if not unsafe.any():
+                break
+            bound = np.where(unsafe, bound * max(0.0, 1 - shrink), bound)
+            shrink *= 4
+    return torch.from_numpy(bound).to(successes.device)
 
 
 def upper_bound(successes: Tensor, n: int, alpha: float) -> Tensor:

@@ -44,4 +44,5 @@ def steps_within(margins: Tensor, touched: Sequence[Fraction]) -> Tensor:
     """
     thresholds = torch.tensor(doubles_above(touched), dtype=torch.float64, device=margins.device)
     # certified at j iff margin >= threshold[j]; the thresholds are sorted
-    return torch.searchsorted(thresholds, margins.contiguous(), right=True) - 1
+    steps = torch.searchsorted(thresholds, margins.contiguous(), right=True) - 1
+    return torch.where(margins.isnan(), -1, steps)

@@ -10,13 +10,13 @@ Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 # Streams: the fourth word of the counter. Selecting the class and bounding its probability must never share samples.
-SELECTION, ESTIMATION, TRAINING = 0, 1, 2
+SELECTION, ESTIMATION, TRAINING, EVALUATION = 0, 1, 2, 3
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -60,12 +60,14 @@ class Draws:
         stream: what the numbers are for (``SELECTION``, ``ESTIMATION``, ``TRAINING``).
         item: int64 ``[B, 1]``, index of each image in its data set, in [0, 2^32).
         copy: int64 ``[1, n]`` or ``[B, n]``, number of each copy, in [0, 2^32).
+        part: a scheme that needs several kinds of noise takes each from a part of its own, see :meth:`substream`.
     """
 
     seed: int
     stream: int
     item: Tensor
     copy: Tensor
+    part: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 1 << 64:
@@ -76,6 +78,13 @@ class Draws:
         """Copies ``copies`` of each image in ``items`` (int64 ``[B]``)."""
         numbers = torch.arange(copies.start, copies.stop, device=items.device)
         return cls(seed, stream, items[:, None], numbers[None, :])
+
+    def substream(self, part: int) -> Draws:
+        """Numbers for the same copies that are independent of those of every other part.
+
+        Within one part, every method below starts at the first word: calling two of them gives dependent numbers.
+        """
+        return replace(self, part=part)
 
     @property
     def shape(self) -> torch.Size:
@@ -90,7 +99,7 @@ class Draws:
         counter[0] = torch.arange(first, last, device=device)
         counter[1] = self.copy[..., None]
         counter[2] = self.item[..., None]
-        counter[3] = self.stream
+        counter[3] = self.stream | self.part << 8
         flat, key = counter.view(4, -1), (self.seed & _WORD, self.seed >> 32)
         if device.type == "cpu":
             for begin in range(0, flat.shape[1], _CHUNK):
@@ -104,7 +113,7 @@ class Draws:
         """int64 ``[B, n, count]`` in [0, bound), by multiply and shift.
 
         Every value has probability at most ``(1 + bound / 2^32) / bound``: a certificate that uses these integers
-        must count that excess, see :data:`~certify.splitting`. For ``bound`` a power of two the integers are exactly
+        must count that excess, as splitting noise does. For ``bound`` a power of two the integers are exactly
         uniform.
         """
         if not 1 <= bound <= 1 << 31:

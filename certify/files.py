@@ -6,6 +6,31 @@ import contextlib
 import os
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: there files are not locked
+    fcntl = None
+
+
+def lock_file(descriptor: int) -> None:
+    """Claim an open file for this process until it is closed; ``OSError`` if another process has it."""
+    if fcntl is not None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def create_atomically(path: Path, data: bytes) -> bool:
+    """Create ``path`` with ``data`` unless it exists; of several processes, exactly one succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    write_atomically(temporary, data)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    return True
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data`` in one step: afterwards it holds the old or the new content, whole."""

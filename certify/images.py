@@ -51,10 +51,10 @@ def to_levels(x: Tensor, q: int) -> Tensor:
         if q != 255 and (scaled % 255 != 0).any():
             raise ValueError(f"images: got 8-bit values that are not multiples of 1/{q}; quantize them, or use q=255")
         return scaled // 255
-    scaled = x.to(torch.float64) * q
-    levels = scaled.round()
-    if not torch.isfinite(scaled).all() or ((scaled - levels).abs() > q * 2.0**-22).any():
-        worst = (scaled - levels).abs().max().item() / q
+    levels = (x.to(torch.float64) * q).round()
+    distance = (x - (levels / q).to(x.dtype)).abs()
+    if not bool((distance <= torch.finfo(x.dtype).eps).all()):  # one unit in the last place, NaN refused
+        worst = distance.max().item()
         raise ValueError(
             f"images: got values up to {worst:.2g} away from the grid i/{q}, expected multiples of 1/{q}: "
             "a certificate on the grid holds nowhere else; pass the uint8 images, quantize them, or give the right q"

@@ -43,7 +43,7 @@ def median_certified_robustness(correct: ArrayLike, radius: ArrayLike) -> float:
 def average_certified_radius(correct: ArrayLike, radius: ArrayLike) -> float:
     """ACR: the mean of ``[correct] * radius`` (Zhai et al., 2020)."""
     effective = _effective(correct, radius)
-    return float(np.where(np.isfinite(effective), effective, 0).mean())
+    return float(np.where(effective >= 0, effective, 0).mean())
 
 
 def clean_accuracy(prediction: ArrayLike, label: ArrayLike) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from certify.files import write_atomically
+from certify.files import create_atomically, lock_file, write_atomically
 from certify.images import Shape
 from certify.votes import Votes
 
@@ -27,6 +28,7 @@ def floor_text(value: float, digits: int = 6) -> str:
     """A radius as text, rounded towards minus infinity to ``digits`` decimals: 0.4996 never becomes 0.500."""
     if not math.isfinite(value):
         return str(value)
+    value += 0.0  # no negative zero
     text = f"{value:.{digits}f}"
     if float(text) > value:
         step = 10**digits
@@ -42,11 +44,11 @@ class Row:
         idx: index in the data set.
         label: true class.
         predict: certified class, -1 if the certificate abstained.
-        radius: certified radius (rounded down), -1 if it abstained.
+        radius: certified radius, -1 if it abstained; written with all digits, so that it reads back as the same double.
         correct: 1 if ``predict == label``.
         time: seconds of computing per image.
         clean: class returned by ``predict`` (with its own abstention, -1).
-        p_lower: lower bound of the predicted class's probability; 1 for exact schemes is not implied: empty then.
+        p_lower: lower bound of the selected class's probability; nan for exact schemes.
         label_share: share of votes for the true class, the base classifier's accuracy on this image's copies.
     """
 
@@ -66,12 +68,12 @@ class Row:
                 str(self.idx),
                 str(self.label),
                 str(self.predict),
-                floor_text(self.radius),
+                repr(self.radius),
                 str(self.correct),
                 f"{self.time:.4f}",
                 str(self.clean),
-                floor_text(self.p_lower),
-                floor_text(self.label_share),
+                repr(self.p_lower),
+                repr(self.label_share),
             )
         )
 
@@ -81,15 +83,27 @@ _VOTE_COLUMNS = ("idx", "label", "n0", "n", "selection", "counts")
 
 
 class TableFile:
-    """An append-only TSV file with a header. Opening it drops an unfinished last line."""
+    """An append-only TSV file with a header, for one process at a time. Opening it drops an unfinished last line."""
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path, self.columns = path, tuple(columns)
         header = "\t".join(columns) + "\n"
         if not path.exists():
             write_atomically(path, header.encode())
-        self._drop_unfinished(header)
         self._handle = path.open("a", encoding="utf-8")
+        try:
+            self._claim()
+            self._drop_unfinished(header)
+        except BaseException:
+            self._handle.close()
+            raise
+
+    def _claim(self) -> None:
+        try:
+            lock_file(self._handle.fileno())
+        except OSError as error:
+            message = f"{self.path}: another process writes to it; give each process a --shard of its own"
+            raise ValueError(message) from error
 
     def _drop_unfinished(self, header: str) -> None:
         data = self.path.read_bytes()
@@ -98,6 +112,11 @@ class TableFile:
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
             os.truncate(self.path, whole)
+
+    def drop_last_line(self) -> None:
+        """Remove the last finished line."""
+        data = self.path.read_bytes()
+        os.truncate(self.path, data.rstrip(b"\n").rfind(b"\n") + 1)
 
     def append(self, line: str) -> None:
         """Write one line and hand it to the operating system: it survives a kill of this process."""
@@ -132,8 +151,10 @@ def _dense(text: str, num_classes: int) -> list[int]:
     counts = [0] * num_classes
     if text != "-":
         for cell in text.split(","):
-            c, n = cell.split(":")
-            counts[int(c)] = int(n)
+            c, n = map(int, cell.split(":"))
+            if not (0 <= c < num_classes and n > 0):
+                raise ValueError(f"stored votes: got {cell!r}, expected class:count with a class below {num_classes}")
+            counts[c] = n
     return counts
 
 
@@ -172,6 +193,7 @@ class ResultFolder:
         self.rows_path = self.folder / f"rows{suffix}.tsv"
         self.votes_path = self.folder / f"votes{suffix}.tsv"
         self.config_path = self.folder / "config.json"
+        self._open: list[TableFile] = []
 
     def start(self, config: dict[str, Any], *, resume: bool) -> set[int]:
         """Write or check the configuration, open the files, and return the indices that are already done.
@@ -179,24 +201,27 @@ class ResultFolder:
         Raises if the folder holds other results and ``resume`` is not set, or if they were made differently.
         """
         config = json.loads(json.dumps(config))
-        if self.config_path.exists():
+        # shards may start at the same moment: one of them creates the file, the others compare
+        if not create_atomically(self.config_path, json.dumps(config, indent=2).encode() + b"\n"):
             if self.rows_path.exists() and not resume:
                 raise ValueError(
                     f"{self.folder}: holds results; add --resume to continue them, or choose another folder"
                 )
             self._check_config(config)
-        else:
-            write_atomically(self.config_path, json.dumps(config, indent=2).encode() + b"\n")
         self._rows = TableFile(self.rows_path, ROW_COLUMNS)
+        self._open.append(self._rows)
         self._votes = TableFile(self.votes_path, _VOTE_COLUMNS)
-        # The votes of an image are written before its row: a row without votes cannot be, votes without a row can.
-        done = {int(row["idx"]) for row in read_table(self.rows_path)}
-        self._voted = {int(row["idx"]) for row in read_table(self.votes_path)}
-        return done
+        self._open.append(self._votes)
+        # An image's votes are written just before its row: after a kill, the last votes may have no row yet.
+        mine = {row["idx"] for row in read_table(self.rows_path)}
+        voted = read_table(self.votes_path)
+        if voted and voted[-1]["idx"] not in mine:
+            self._votes.drop_last_line()
+        return {int(row["idx"]) for path in _table_paths(self.folder, "rows") for row in read_table(path)}
 
     def _check_config(self, config: dict[str, Any]) -> None:
         stored = json.loads(self.config_path.read_text())
-        for key in stored.keys() | config.keys():
+        for key in sorted(stored.keys() | config.keys()):
             if key != "provenance" and stored.get(key) != config.get(key):
                 raise ValueError(
                     f"{self.config_path}: was made with {key} = {stored.get(key)!r}, not {config.get(key)!r}; "
@@ -205,20 +230,23 @@ class ResultFolder:
 
     def append(self, row: Row, votes_line: str) -> None:
         """Store one image: its votes, then its row."""
-        if row.idx not in self._voted:
-            self._votes.append(votes_line)
+        self._votes.append(votes_line)
         self._rows.append(row.line())
 
     def close(self) -> None:
-        self._rows.close()
-        self._votes.close()
+        while self._open:
+            self._open.pop().close()
 
     def __enter__(self) -> ResultFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if hasattr(self, "_rows"):
-            self.close()
+        self.close()
+
+
+def _table_paths(folder: Path, kind: str) -> list[Path]:
+    """The files of all shards of a run."""
+    return sorted(p for p in folder.glob(f"{kind}*.tsv") if re.fullmatch(rf"{kind}(-\d+-of-\d+)?\.tsv", p.name))
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -235,7 +263,7 @@ def read_rows(source: str | Path) -> dict[str, np.ndarray]:
     Files that only have the six columns of Cohen et al. are read as well.
     """
     source = Path(source)
-    paths = sorted(source.glob("rows*.tsv")) if source.is_dir() else [source]
+    paths = _table_paths(source, "rows") if source.is_dir() else [source]
     if not paths or not all(path.exists() for path in paths):
         raise FileNotFoundError(f"{source}: no rows*.tsv; certify first with 'python -m scripts.certify'")
     by_index: dict[int, dict[str, str]] = {}
@@ -259,13 +287,13 @@ def read_votes(folder: str | Path) -> StoredVotes:
     """All stored votes of a run."""
     folder, config = Path(folder), read_config(folder)
     shape: Shape = tuple(config["shape"])
-    rows = {int(r["idx"]): r for path in sorted(folder.glob("votes*.tsv")) for r in read_table(path)}
+    rows = {int(r["idx"]): r for path in _table_paths(folder, "votes") for r in read_table(path)}
     ordered = [rows[idx] for idx in sorted(rows)]
     if not ordered:
         raise ValueError(f"{folder}: got no stored votes; resume the run first")
     classes = config["num_classes"]
     selection = None
-    if ordered[0]["selection"] != "-":
+    if int(ordered[0]["n0"]) > 0:
         selection = torch.tensor([_dense(r["selection"], classes) for r in ordered])
     counts = torch.tensor([_dense(r["counts"], classes) for r in ordered])
     votes = Votes(counts, selection, shape, int(ordered[0]["n"]))

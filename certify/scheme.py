@@ -76,6 +76,13 @@ class Scheme(ABC):
         """
 
 
+def check_integer(name: str, value: int, low: int, high: int | None = None) -> None:
+    """Raise unless ``value`` is an integer (no float, no bool) with ``low <= value <= high``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        limits = f"at least {low}" if high is None else f"in [{low}, {high}]"
+        raise ValueError(f"{name}: got {value!r}, expected an integer {limits}")
+
+
 def check_counts(counts: Tensor, name: str = "counts") -> None:
     """Raise unless ``counts`` is an integer tensor ``[B, C]`` of votes for at least two classes."""
     if counts.is_floating_point() or counts.is_complex() or counts.dtype == torch.bool:
@@ -186,6 +193,8 @@ class SampledScheme(Scheme):
         """
         check_counts(selection_counts, "selection_counts")
         check_counts(counts)
+        if selection_counts is counts:
+            raise ValueError("selection_counts: got the same tensor as counts, expected the votes of other samples")
         if selection_counts.shape != counts.shape:
             raise ValueError(
                 f"selection_counts: got shape {tuple(selection_counts.shape)}, "

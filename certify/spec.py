@@ -10,6 +10,11 @@ import ast
 import dataclasses
 from typing import Any
 
+import numpy as np
+
+from certify.scheme import Scheme
+from certify.votes import ThresholdVote, VoteRule, argmax_vote
+
 
 def known() -> dict[str, type]:
     """The classes that a text may name: every dataclass exported by :mod:`certify`."""
@@ -27,8 +32,8 @@ def parse(text: str) -> Any:
     usage = f"expected e.g. RandomizedAblation(keep=45), with one of {', '.join(sorted(names))}"
     try:
         call = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError as error:
-        raise ValueError(f"got {text!r}, {usage}") from error
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"got {text[:200]!r}, {usage}") from error
     if not isinstance(call, ast.Call):
         raise ValueError(f"got {text!r}, {usage}")
     function = call.func
@@ -42,19 +47,46 @@ def parse(text: str) -> Any:
         if not hasattr(build, constructor):
             raise ValueError(f"got {text!r}: {function.id} has no {constructor}")
         build = getattr(build, constructor)
+    keywords = [keyword.arg for keyword in call.keywords]
+    if None in keywords or len(set(keywords)) < len(keywords):
+        raise ValueError(f"got {text!r}: every argument must be named once, without **")
     try:
-        args = [ast.literal_eval(value) for value in call.args]
-        kwargs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
+        args = [_literal(value, text) for value in call.args]
+        kwargs = {keyword.arg: _literal(keyword.value, text) for keyword in call.keywords if keyword.arg}
         return build(*args, **kwargs)
     except TypeError as error:
         raise ValueError(f"got {text!r}: {error}") from error
 
 
+def _literal(node: ast.expr, text: str) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"got {text!r}: {ast.unparse(node)} is not a number, a string or a tuple of them") from error
+
+
+def parse_scheme(text: str) -> Scheme:
+    """The smoothing scheme that ``text`` describes."""
+    scheme = parse(text)
+    if not isinstance(scheme, Scheme):
+        raise ValueError(f"scheme: got {text!r}, expected a smoothing scheme such as RandomizedAblation(keep=45)")
+    return scheme
+
+
+def parse_vote(text: str) -> VoteRule:
+    """The vote rule that ``text`` describes: ``argmax`` or e.g. ``ThresholdVote(theta=0.6)``."""
+    vote = argmax_vote if text == "argmax" else parse(text)
+    if not isinstance(vote, ThresholdVote) and vote is not argmax_vote:
+        raise ValueError(f"vote: got {text!r}, expected argmax or a vote rule such as ThresholdVote(theta=0.6)")
+    return vote
+
+
 def to_text(value: Any) -> str:
     """The text from which :func:`parse` builds an equal object; defaults are left out."""
-    fields = [
-        f"{field.name}={getattr(value, field.name)!r}"
-        for field in dataclasses.fields(value)
-        if getattr(value, field.name) != field.default
-    ]
-    return f"{type(value).__name__}({', '.join(fields)})"
+    arguments = []
+    for field in dataclasses.fields(value):
+        argument = getattr(value, field.name)
+        if argument != field.default:
+            argument = argument.item() if isinstance(argument, np.generic) else argument
+            arguments.append(f"{field.name}={argument!r}")
+    return f"{type(value).__name__}({', '.join(arguments)})"

@@ -22,7 +22,7 @@ from torch import Tensor
 from certify import coverage
 from certify.draws import Draws
 from certify.images import Shape, check_images, to_levels
-from certify.scheme import EnumeratedScheme, SampledScheme
+from certify.scheme import EnumeratedScheme, SampledScheme, check_integer
 from certify.threats import L1
 
 _L1 = L1()
@@ -36,17 +36,18 @@ _ROUNDING_SHARE = Fraction(_MAX_FEATURES, 1 << 48)
 
 
 def _check_lam(lam: float) -> None:
-    if not (math.isfinite(lam) and lam > 0):
-        raise ValueError(f"lam: got {lam}, expected a finite number above 0")
+    if not (math.isfinite(lam) and 1e-6 <= lam <= 1e6):
+        raise ValueError(f"lam: got {lam}, expected a finite number above 0 (between 1e-6 and 1e6)")
 
 
 def splitting_period(lam: float, q: int) -> int:
     """``2 lambda q``, the number of different splits on the grid ``i / q``; raises unless it is a positive integer."""
-    if q < 1:
-        raise ValueError(f"q: got {q}, expected at least 1 quantization step (255 for 8-bit images)")
+    check_integer("q (quantization steps, 255 for 8-bit images)", q, 1, 1 << 16)
     _check_lam(lam)
     exact = 2 * lam * q
     period = round(exact)
+    if period > 1 << 24:
+        raise ValueError(f"lam: got {lam}, which means {period} splits, expected at most 2^24")
     if period < 1 or abs(exact - period) > 1e-6:
         low = max(1, math.floor(exact))
         raise ValueError(
@@ -58,6 +59,8 @@ def splitting_period(lam: float, q: int) -> int:
 
 def lam_of_sigma(sigma: float, q: int | None = None) -> float:
     """The papers' noise level: ``lambda = sigma sqrt(3)``, rounded down to the grid of legal values if q is given."""
+    if not (math.isfinite(sigma) and sigma > 0):
+        raise ValueError(f"sigma: got {sigma}, expected a finite number above 0")
     lam = sigma * math.sqrt(3)
     return lam if q is None else math.floor(2 * lam * q) / (2 * q)
 
@@ -119,6 +122,7 @@ class DeterministicSplittingNoise(EnumeratedScheme):
 
     def __post_init__(self) -> None:
         splitting_period(self.lam, self.q)
+        check_integer("seed", self.seed, 0, (1 << 32) - 1)
 
     @classmethod
     def from_sigma(cls, sigma: float, q: int = 255, seed: int = 0) -> DeterministicSplittingNoise:

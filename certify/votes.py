@@ -1,9 +1,10 @@
 """The vote engine: the only loop over copies.
 
 Copies are streamed through the base classifier in batches of one fixed shape, and their votes are counted as integers
-on the device. An image's copies are batched by themselves (or, if they are few, together with a fixed number of other
-images), so the tensors that the classifier sees do not depend on sharding, resuming or how many images are passed at
-once.
+on the device. The shape of a batch depends only on the scheme and the batch size, and an image with at least a batch of
+copies has its batches for itself: the tensors that the classifier sees then do not depend on sharding, resuming or how
+many images are passed at once. Images with few copies share batches of the same fixed shape; there it is enough that a
+row of the classifier's output does not depend on the other rows, nor on where it stands.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,26 +66,35 @@ class Votes:
     n: int
 
 
+def _exact_settings() -> list[tuple[Any, str, Any]]:
+    """Global switches of torch and their values for full float32 precision without autotuning."""
+    backends: Any = torch.backends
+    settings: list[tuple[Any, str, Any]] = [
+        (backends.cudnn, "benchmark", False),
+        (backends.cudnn, "deterministic", True),
+    ]
+    if hasattr(backends, "fp32_precision"):
+        kernels = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
+        return settings + [(kernel, "fp32_precision", "ieee") for kernel in kernels]
+    return [*settings, (backends.cudnn, "allow_tf32", False), (backends.cuda.matmul, "allow_tf32", False)]
+
+
 @contextmanager
 def exact_inference(base_classifier: BaseClassifier) -> Iterator[None]:
     """Inference in which the same copy always gets the same scores: evaluation mode, no autocast, TF32, autotuning."""
     module = base_classifier if isinstance(base_classifier, nn.Module) else None
     training = [m for m in module.modules() if m.training] if module is not None else []
-    matmul = torch.backends.cuda.matmul
-    allow_tf32 = matmul.allow_tf32
+    settings = [(owner, name, getattr(owner, name), value) for owner, name, value in _exact_settings()]
     try:
-        matmul.allow_tf32 = False
+        for owner, name, _, value in settings:
+            setattr(owner, name, value)
         if module is not None:
             module.eval()
-        with (
-            torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False),
-            torch.autocast("cpu", enabled=False),
-            torch.autocast("cuda", enabled=False),
-            torch.inference_mode(),
-        ):
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False), torch.inference_mode():
             yield
     finally:
-        matmul.allow_tf32 = allow_tf32
+        for owner, name, before, _ in settings:
+            setattr(owner, name, before)
         for m in training:
             m.training = True
 
@@ -190,9 +201,23 @@ class VoteEngine:
         self.scheme.check(x)
         if self.batch_size is None:
             image = x[:1].to(device_of(self.base_classifier, x.device))
-            draws = Draws.of(0, SELECTION, torch.zeros(1, dtype=torch.int64, device=image.device), range(1))
+            draws = Draws.of(0, SELECTION, torch.zeros(1, dtype=torch.int64, device=image.device), range(4))
             with exact_inference(self.base_classifier):
-                self.batch_size = good_batch_size(self.base_classifier, self.scheme.sample(image, draws)[0])
+                copies = self.scheme.sample(image, draws)[0]
+                self._check_independence(copies)
+                self.batch_size = good_batch_size(self.base_classifier, copies[:1])
+
+    def _check_independence(self, copies: Tensor) -> None:
+        """Raise if the scores of a copy change with its neighbours: batch statistics or dropout left in training."""
+        mixed = self.base_classifier(copies)
+        self._check_logits(mixed, len(copies))
+        alone = self.base_classifier(copies[:1].expand_as(copies))
+        tolerance = 1e-3 * float(mixed.abs().nan_to_num(0, 0, 0).max()) + 1e-6
+        if not torch.allclose(mixed[0], alone[0], rtol=0, atol=tolerance, equal_nan=True):
+            raise ValueError(
+                "base classifier: the scores of a copy depend on the other copies in its batch, or are random "
+                "(training mode inside a wrapping function?); call .eval() on the model, or pass the module itself"
+            )
 
     def enumerated(self, x: Tensor) -> Tensor:
         """Votes of all copies of an enumerated scheme: int64 ``[B, C]``."""
@@ -233,6 +258,8 @@ class VoteEngine:
         items = torch.arange(len(x)) if index is None else index
         if items.shape != (len(x),) or items.dtype != torch.int64:
             raise ValueError(f"index: got {items.dtype} {tuple(items.shape)}, expected int64 ({len(x)},)")
+        if items.min() < 0 or items.max() >= 1 << 32:
+            raise ValueError(f"index: got {items.min().item()} to {items.max().item()}, expected 0 <= index < 2^32")
         x, items = x.to(device), items.to(device)
         counts = torch.zeros((len(x), self.num_classes), dtype=torch.int64, device=device)
         nan, several = torch.zeros((2,), dtype=torch.bool, device=device).unbind()

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from certify import EnumeratedScheme, Smoothed, argmax_vote, spec
+from certify import EnumeratedScheme, Smoothed, spec
 from certify.data import Dataset, load
 from certify.results import ResultFolder, Row, votes_line
 from certify.training import Checkpoint, load_checkpoint
@@ -51,7 +51,11 @@ class Args:
 def parse_shard(text: str) -> tuple[int, int]:
     """``"i/n"`` as numbers, 0 <= i < n."""
     parts = text.split("/")
-    if len(parts) == 2 and all(part.isdigit() for part in parts) and 0 <= int(parts[0]) < int(parts[1]):
+    if (
+        len(parts) == 2
+        and all(part.isascii() and part.isdigit() for part in parts)
+        and 0 <= int(parts[0]) < int(parts[1])
+    ):
         return int(parts[0]), int(parts[1])
     raise ValueError(f"shard: got {text!r}, expected i/n with 0 <= i < n, such as 0/4")
 
@@ -76,6 +80,7 @@ def configuration(args: Args, smoothed: Smoothed, checkpoint: Checkpoint, data: 
         "model": checkpoint.model.name,
         "checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "data": data.name,
+        "data_sha256": data.checksum(),
         "split": data.split,
         "shape": list(data.shape),
         "num_classes": data.num_classes,
@@ -83,8 +88,6 @@ def configuration(args: Args, smoothed: Smoothed, checkpoint: Checkpoint, data: 
         if sampled
         else None,
         "vote": args.vote,
-        "skip": args.skip,
-        "max": args.max,
         "batch_size": smoothed.engine.batch_size,
         "device": torch.device(args.device).type,
         "provenance": {
@@ -92,6 +95,7 @@ def configuration(args: Args, smoothed: Smoothed, checkpoint: Checkpoint, data: 
             "commit": cli.commit(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
             "python": platform.python_version(),
         },
     }
@@ -99,9 +103,12 @@ def configuration(args: Args, smoothed: Smoothed, checkpoint: Checkpoint, data: 
 
 def build(args: Args) -> tuple[Smoothed, Checkpoint, Dataset]:
     """The smoothed classifier and the data, checked against each other before any work starts."""
+    cli.check_device(args.device)
+    if args.images_per_step is not None and args.images_per_step < 1:
+        raise ValueError(f"images-per-step: got {args.images_per_step}, expected at least 1")
     base_classifier, checkpoint = load_checkpoint(args.checkpoint)
     data = load(args.data or checkpoint.dataset, args.split, args.data_root)
-    scheme = spec.parse(args.scheme) if args.scheme else checkpoint.scheme
+    scheme = spec.parse_scheme(args.scheme) if args.scheme else checkpoint.scheme
     channels, size = scheme.channels(data.shape[0]), data.shape[-1]
     if channels != checkpoint.model.in_channels or data.num_classes != checkpoint.model.num_classes:
         raise ValueError(
@@ -120,7 +127,7 @@ def build(args: Args) -> tuple[Smoothed, Checkpoint, Dataset]:
         alpha=args.alpha,
         bounds=args.bounds,
         seed=args.seed,
-        vote=argmax_vote if args.vote == "argmax" else spec.parse(args.vote),
+        vote=spec.parse_vote(args.vote),
         batch_size=args.batch_size,
     )
     smoothed.engine.prepare(data.batch([0])[0])

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -98,6 +99,15 @@ def commit() -> str:
         return "unknown"
 
 
+def check_device(text: str) -> None:
+    """Raise unless ``text`` names a device that is there."""
+    try:
+        torch.zeros(1, device=text)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device: got {text!r}, which cannot be used here ({reason}); use cpu") from error
+
+
 def run(main: Callable[[ArgsT], None], cls: type[ArgsT], prog: str, argv: list[str] | None = None) -> None:
     """Run a script: expected failures end in one line and exit status 1, Ctrl-C in 130, never in a traceback."""
     args = parse_args(cls, argv, prog)
@@ -114,6 +124,9 @@ def run(main: Callable[[ArgsT], None], cls: type[ArgsT], prog: str, argv: list[s
             )
         print(f"error: {message}", file=sys.stderr)
         sys.exit(1)
-    except (ValueError, TypeError, FloatingPointError) as error:
+    except torch.OutOfMemoryError as error:
+        print(f"error: {str(error).splitlines()[0]} Use a smaller --batch-size.", file=sys.stderr)
+        sys.exit(1)
+    except (ValueError, TypeError, FloatingPointError, OverflowError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -10,13 +10,14 @@ Other bounds or confidence levels are computed from the stored votes, without th
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from certify import EnumeratedScheme, metrics, spec
+from certify import SampledScheme, metrics, spec
 from certify.confidence import predict_or_abstain
 from certify.files import write_atomically
 from certify.results import floor_text, read_config, read_rows, read_votes
@@ -30,8 +31,12 @@ class Args:
     runs: list[Path] = cli.arg("result folders, or TSV files with the columns of Cohen et al.", positional=True)
     out: Path | None = cli.arg("folder for report.json and the plot, by default the first run's", None)
     radii: list[float] | None = cli.arg("radii of the table, by default spread over the certified ones", None)
-    alpha: float | None = cli.arg("certify the stored votes again at this failure probability", None)
-    bounds: Literal["one-sided", "simultaneous"] | None = cli.arg("certify the stored votes again with these", None)
+    alpha: float | None = cli.arg(
+        "certify the stored votes again at this failure probability; settle on one value before looking, the best of "
+        "several is not covered by it",
+        None,
+    )
+    bounds: Literal["one-sided", "simultaneous"] | None = cli.arg("certify again with these, likewise", None)
     rho: float = cli.arg("failure probability of the bound for the whole data set", 0.001)
 
 
@@ -78,12 +83,15 @@ def read_run(path: Path, args: Args) -> Run:
     sampling, name = config["sampling"], f"{config['data']}, {config['scheme']}"
     if args.alpha is None and args.bounds is None:
         return Run(name, config["threat"], sampling and sampling["alpha"], read_rows(path))
-    scheme = spec.parse(config["scheme"])
-    if isinstance(scheme, EnumeratedScheme):
+    scheme = spec.parse_scheme(config["scheme"])
+    if not isinstance(scheme, SampledScheme):
         raise ValueError(f"{path}: {config['scheme']} is exact, --alpha and --bounds are for sampled schemes")
     stored = read_votes(path)
-    alpha, bounds = args.alpha or sampling["alpha"], args.bounds or sampling["bounds"]
+    alpha = sampling["alpha"] if args.alpha is None else args.alpha
+    bounds = args.bounds or sampling["bounds"]
     votes = stored.votes
+    if votes.selection is None:
+        raise ValueError(f"{path}: got stored votes without a selection, expected those of a sampled scheme")
     result = scheme.certify_counts(votes.selection, votes.counts, alpha, shape=votes.shape, n=votes.n, bounds=bounds)
     rows = {
         "idx": stored.idx.numpy(),
@@ -110,8 +118,13 @@ def spread(runs: list[Run]) -> list[float]:
     return [round(float(i * step), 10) for i in range(int(top / step) + 1)]
 
 
-def table(summaries: list[dict[str, Any]]) -> str:
-    """Plain text, one line per run; radii are rounded down, percentages to two digits."""
+def percent(share: float) -> str:
+    """Rounded down to two digits; the tiny excess lets 0.35 be 35.00 %."""
+    return f"{math.floor(share * 10_000 + 1e-6) / 100:.2f}%"
+
+
+def table(summaries: list[dict[str, Any]], rho: float) -> str:
+    """Plain text, one line per run; everything is rounded down."""
     radii = summaries[0]["radii"]
     head = ["images", "clean", "abstain", "median", "ACR", *(f"r={floor_text(r, 4)}" for r in radii)]
     lines = []
@@ -119,15 +132,18 @@ def table(summaries: list[dict[str, Any]]) -> str:
         median = s["median_certified_robustness"]
         cells = [
             str(s["images"]),
-            f"{s['clean_accuracy']:.2%}",
-            f"{s['abstained']:.2%}",
+            percent(s["clean_accuracy"]),
+            percent(s["abstained"]),
             "N/A" if median is None else floor_text(median, 4),
             floor_text(s["average_certified_radius"], 4),
-            *(f"{value:.2%}" for value in s["certified_accuracy"]),
+            *map(percent, s["certified_accuracy"]),
         ]
         lines.append((s["name"], cells))
+        if "certified_accuracy_high_probability" in s:
+            bound = [percent(value) for value in s["certified_accuracy_high_probability"]]
+            lines.append((f"  all images at once with probability {1 - rho:g}", [""] * 5 + bound))
     widths = [max(len(head[i]), *(len(cells[i]) for _, cells in lines)) for i in range(len(head))]
-    text = [f"certified accuracy, {summaries[0]['threat']}"]
+    text = [f"certified accuracy at radius r, {summaries[0]['threat']} (clean, abstain: of the prediction)"]
     text.append("  " + "  ".join(h.rjust(w) for h, w in zip(head, widths, strict=True)))
     for name, cells in lines:
         text += [name, "  " + "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True))]
@@ -147,11 +163,10 @@ def plot(groups: dict[str, list[Run]], path: Path) -> None:
             correct, radius = run.rows["correct"] > 0, run.rows["radius"]
             grid = np.unique(np.concatenate(([0.0], radius[correct & (radius >= 0)])))
             values = metrics.certified_accuracy(correct, radius, grid)
-            # Certified accuracy falls just after each radius that some image reaches; counts of pixels only change at
-            # whole numbers, so there it holds up to the next one.
-            counts = threat.startswith("l0")
-            ends = np.append(grid, grid[-1] + 1 if counts else grid[-1])
-            axis.step(ends, np.append(values, 0), where="post" if counts else "pre", label=run.name)
+            # Certified accuracy falls just after each radius that some image reaches; a count of pixels can only be
+            # exceeded by a whole one.
+            ends = grid + 1 if threat.startswith("l0") else grid
+            axis.step([0, *ends, ends[-1]], [values[0], *values, 0], where="pre", label=run.name)
         axis.set(xlabel=f"radius, {threat}", ylabel="certified accuracy", ylim=(0, 1.02))
         axis.set_xlim(left=0)
         axis.grid(alpha=0.3)
@@ -162,6 +177,8 @@ def plot(groups: dict[str, list[Run]], path: Path) -> None:
 
 
 def main(args: Args) -> None:
+    if args.radii and not all(math.isfinite(r) and r >= 0 for r in args.radii):
+        raise ValueError(f"radii: got {args.radii}, expected finite numbers, at least 0")
     groups: dict[str, list[Run]] = {}
     for path in args.runs:
         run = read_run(path, args)
@@ -170,7 +187,7 @@ def main(args: Args) -> None:
     for runs in groups.values():
         radii = args.radii or spread(runs)
         group = [run.summary(radii, args.rho) for run in runs]
-        print(table(group), end="\n\n")
+        print(table(group, args.rho), end="\n\n")
         summaries += group
     out = args.out or (args.runs[0] if args.runs[0].is_dir() else args.runs[0].parent)
     write_atomically(out / "report.json", json.dumps(summaries, indent=2).encode() + b"\n")

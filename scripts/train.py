@@ -48,7 +48,8 @@ class Args:
 
 
 def main(args: Args) -> None:
-    scheme = spec.parse(args.scheme)
+    cli.check_device(args.device)
+    scheme = spec.parse_scheme(args.scheme)
     train = load(args.data, "train", args.data_root)
     mean, std = train.channel_statistics() if args.normalize else (None, None)
     model = ModelSpec(args.model, scheme.channels(train.shape[0]), train.num_classes, train.shape[-1], mean, std)

@@ -127,6 +127,8 @@ def test_threat():
     ("options", "message"),
     [
         ({"keep": 0}, "keep: got 0"),
+        ({"keep": 4.5}, "keep: got 4.5, expected an integer"),
+        ({"keep": True}, "keep: got True, expected an integer"),
         ({"keep": 1, "unit": "row"}, "unit: got 'row'"),
         ({"keep": 1, "null": "noise"}, "null: got 'noise'"),
         ({"keep": 1, "null": "mean"}, "null='mean' needs mean"),
@@ -151,4 +153,4 @@ def test_wrong_number_of_channel_values():
 def test_radius_needs_the_shape():
     counts = torch.tensor([[90, 10]])
     with pytest.raises(ValueError, match="shape"):
-        RandomizedAblation(2).certify_counts(counts, counts, 0.05)
+        RandomizedAblation(2).certify_counts(counts.clone(), counts, 0.05)

@@ -56,6 +56,19 @@ def test_lower_bound_against_fifty_digits(n, alpha):
             assert fifty_digit_tail(k, n, exact * (1 + mpmath.mpf(10) ** -9)) > mpmath.mpf(alpha)
 
 
+@pytest.mark.parametrize(
+    ("n", "alpha", "k"),
+    # where the inverse of the incomplete beta function itself is inaccurate or fails
+    [(10**7, 1e-6, 9_999_001), (10**7, 1e-5, 1000), (10**5, 1e-100, 99_001), (10, 1e-300, 9), (200, 1e-250, 4)],
+)
+def test_lower_bound_where_the_inverse_function_is_wrong(n, alpha, k):
+    bound = confidence.lower_bound(torch.tensor([k]), n, alpha).item()
+    assert 0 <= bound < k / n
+    if bound > 0:
+        with mpmath.workdps(50):
+            assert fifty_digit_tail(k, n, mpmath.mpf(bound)) <= mpmath.mpf(alpha)
+
+
 @given(n=st.integers(1, 60), alpha=st.sampled_from([0.5, 0.05, 0.001]), data=st.data())
 def test_upper_bound_against_exact_arithmetic(n, alpha, data):
     k = data.draw(st.integers(0, n))

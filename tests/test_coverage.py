@@ -34,3 +34,9 @@ def test_margin_is_never_too_large(p_lower, p_upper):
     exact = (Fraction(p_lower) - Fraction(p_upper)) / 2
     assert Fraction(margin) < exact or exact == Fraction(margin) == 0
     assert exact - Fraction(margin) <= Fraction(1, 10**15)
+
+
+def test_nan_certifies_nothing():
+    nan = torch.tensor([float("nan")], dtype=torch.float64)
+    assert coverage.steps_within(nan, [Fraction(0), Fraction(1)]).item() == -1
+    assert coverage.steps_within(coverage.margin(nan, nan), [Fraction(0), Fraction(1)]).item() == -1

@@ -55,6 +55,11 @@ def test_streams_seeds_items_and_copies_never_share_words():
     assert len(every.unique()) >= len(every) - 2
 
 
+def test_parts_are_independent():
+    words = [draws(3, range(40)).substream(part).words(16).flatten() for part in range(4)]
+    assert len(torch.cat(words).unique()) >= 4 * len(words[0]) - 2
+
+
 def test_integers_are_uniform_and_in_range():
     values = draws(1, range(60_000)).integers(7, 1).flatten()
     counts = torch.bincount(values, minlength=7)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from certify.data import load
+from certify.files import lock_file
 from certify.models import ModelSpec
 from certify.results import TableFile, read_rows, read_votes
 from certify.spec import parse
@@ -147,6 +148,29 @@ def test_full_disk_message(monkeypatch, capsys, tmp_path, checkpoints):
     assert "free some and use --resume" in capsys.readouterr().err
 
 
+def test_a_run_can_be_extended(tmp_path, checkpoints):
+    certify(tmp_path / "part", checkpoints["dssn"], max=5)
+    certify(tmp_path / "part", checkpoints["dssn"], max=9, resume=True)
+    certify(tmp_path / "whole", checkpoints["dssn"], max=9)
+    assert lines(tmp_path / "part") == lines(tmp_path / "whole")
+
+
+def test_other_shards_are_not_computed_again(tmp_path, checkpoints):
+    certify(tmp_path, checkpoints["dssn"], max=8, shard="0/2")
+    certify(tmp_path, checkpoints["dssn"], max=8)
+    assert len(read_rows(tmp_path)["idx"]) == 8
+    assert len((tmp_path / "rows.tsv").read_text().splitlines()) == 1 + 4
+
+
+def test_two_processes_on_one_shard(tmp_path, checkpoints):
+    certify(tmp_path, checkpoints["dssn"], max=2)
+    with (tmp_path / "rows.tsv").open("a") as other:
+        lock_file(other.fileno())
+        with pytest.raises(ValueError, match="another process writes to it"):
+            certify(tmp_path, checkpoints["dssn"], max=4, resume=True)
+    assert len(lines(tmp_path)) == 2
+
+
 def test_resume_refuses_other_settings(tmp_path, checkpoints):
     certify(tmp_path, checkpoints["ablation"], max=2)
     with pytest.raises(ValueError, match="add --resume"):
@@ -172,6 +196,11 @@ BAD = [
     (["--scheme", "DeterministicSplittingNoise(lam=0.5)"], "makes 1 channels"),
     (["--data", "mnist", "--data-root", "/nonexistent"], "run 'python -m scripts.fetch mnist'"),
     (["--data", "svhn"], "data set: got 'svhn', expected one of digits"),
+    (["--scheme", "ThresholdVote(theta=0.6)"], "expected a smoothing scheme such as"),
+    (["--scheme", "RandomizedAblation(keep=abc)"], "abc is not a number"),
+    (["--vote", "RandomizedAblation(keep=3)"], "expected argmax or a vote rule"),
+    (["--device", "warp"], "device: got 'warp', which cannot be used here"),
+    (["--images-per-step", "-1"], "images-per-step: got -1"),
     (["--n", "0"], "n: got 0, expected at least 1 sample"),
     (["--skip", "0"], "expected at least 1"),
     (["--vote", "ThresholdVote(theta=0.3)"], "may vote for several classes"),

@@ -167,6 +167,35 @@ def test_lambda_off_the_grid_names_its_neighbours():
         DeterministicSplittingNoise(331.4 / 510)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lam": 0.5, "q": 2.5}, "q .*: got 2.5, expected an integer"),
+        ({"lam": 0.5, "q": 0}, "q .*: got 0"),
+        ({"lam": 0.5, "q": 1 << 17}, "q .*: got 131072"),
+        ({"lam": 0.5, "seed": -1}, "seed: got -1"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        DeterministicSplittingNoise(**options)
+
+
+@pytest.mark.parametrize("sigma", [0, -1, float("inf"), float("nan")])
+def test_bad_sigma(sigma):
+    with pytest.raises(ValueError, match="sigma: got"):
+        DeterministicSplittingNoise.from_sigma(sigma)
+
+
+def test_values_close_to_the_grid_are_refused():
+    x = torch.full((1, 1, 2, 2), 100 / 255, dtype=torch.float64)
+    DeterministicSplittingNoise(0.5).check(x)
+    with pytest.raises(ValueError, match="expected multiples of 1/255"):
+        DeterministicSplittingNoise(0.5).check(x + 1e-9)
+    with pytest.raises(ValueError, match="expected multiples of 1/255"):
+        DeterministicSplittingNoise(0.5).check(x.float() + 1e-6)
+
+
 @pytest.mark.parametrize("scheme", [DeterministicSplittingNoise(0.5), SplittingNoise(0.5, q=255)])
 def test_off_grid_values_are_refused(scheme):
     x = torch.full((1, 1, 2, 2), 0.5)

@@ -133,7 +133,7 @@ def test_sampled_schemes_refuse_several_votes_per_copy():
         custom.certify(images(1))
     counts = torch.tensor([[200, 150, 0]])
     with pytest.raises(ValueError, match="got 350 votes of n = 200"):
-        RandomizedAblation(2).certify_counts(counts, counts, 0.05, n=200, shape=(1, 8, 8))
+        RandomizedAblation(2).certify_counts(counts.clone(), counts, 0.05, n=200, shape=(1, 8, 8))
 
 
 def test_copies_without_a_vote_count_as_samples():
@@ -167,6 +167,36 @@ def test_batch_statistics_are_not_touched():
     before = model[0].running_mean.clone()
     Smoothed(model, DeterministicSplittingNoise(0.1), 10).votes(images(2))
     assert torch.equal(model[0].running_mean, before)
+
+
+def test_a_wrapped_model_in_training_mode_is_refused():
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(128, 10))
+    model.train()
+    with pytest.raises(ValueError, match="depend on the other copies in its batch"):
+        Smoothed(lambda copies: model(copies), RandomizedAblation(30), 10).votes(images(1))
+    dropout = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(128, 10))
+    with pytest.raises(ValueError, match=r"call .eval\(\)"):
+        Smoothed(lambda copies: dropout(copies), RandomizedAblation(30), 10).votes(images(1))
+
+
+@pytest.mark.parametrize("precision", ["medium", "high", "highest"])
+def test_reduced_matrix_precision_is_suspended(precision):
+    before = torch.get_float32_matmul_precision()
+    x, smoothed = images(2), smooth(DeterministicSplittingNoise(0.5))
+    expected = smoothed.votes(x).counts
+    scores = []
+    base = smoothed.engine.base_classifier
+    try:
+        torch.set_float32_matmul_precision(precision)
+        recording = Smoothed(lambda c: scores.append(base(c)) or scores[-1], DeterministicSplittingNoise(0.5), 10)
+        assert torch.equal(recording.votes(x).counts, expected)
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+    exact = Smoothed(lambda c: scores.append(base(c)) or scores[-1], DeterministicSplittingNoise(0.5), 10)
+    half = len(scores)
+    exact.votes(x)
+    assert all(torch.equal(a, b) for a, b in zip(scores[:half], scores[half:], strict=True))
 
 
 def test_good_batch_size_falls_with_the_size_of_activations():
@@ -233,9 +263,10 @@ def test_bad_options_are_refused_at_once(options, message):
         Smoothed(lambda copies: copies, RandomizedAblation(2), **options)
 
 
-def test_bad_index():
+@pytest.mark.parametrize("index", [[0], [0, -1], [0, 1 << 32]])
+def test_bad_index(index):
     with pytest.raises(ValueError, match="index: got"):
-        smooth(RandomizedAblation(2)).votes(images(2), index=torch.tensor([0]))
+        smooth(RandomizedAblation(2)).votes(images(2), index=torch.tensor(index))
 
 
 def test_a_scheme_of_the_wrong_kind():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,15 @@ class Dataset:
         """Images (uint8) and labels of the given indices."""
         index = torch.as_tensor(index, dtype=torch.int64)
         return self.images[index], self.labels[index]
+
+    def checksum(self) -> str:
+        """SHA-256 of labels and images; of a folder, of the labels and the files' names and sizes."""
+        digest = hashlib.sha256(self.labels.numpy().tobytes())
+        if isinstance(self.images, Tensor):
+            digest.update(self.images.contiguous().numpy().tobytes())
+        else:
+            digest.update(self.images.listing())
+        return digest.hexdigest()
 
     def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel, in [0, 1], over all pixels of all images."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
@@ -45,6 +46,10 @@ def verify(name: str, arrays: Arrays) -> None:
             )
 
 
+class Unavailable(OSError):
+    """A source could not be reached, or broke off; what came so far may be continued."""
+
+
 @dataclass(frozen=True)
 class Source:
     """One place a data set comes from. ``read`` downloads into a cache folder and decodes."""
@@ -59,29 +64,38 @@ def download(url: str, path: Path, report: Report) -> None:
         return
     part = path.with_name(path.name + ".part")
     have = part.stat().st_size if part.exists() else 0
+    try:
+        _download_part(url, part, have, report)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise Unavailable(f"{url}: {error}") from error
+    part.replace(path)
+
+
+def _download_part(url: str, part: Path, have: int, report: Report) -> None:
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     report(f"{url}" + (f" from byte {have:,}" if have else ""))
     try:
         with urllib.request.urlopen(request, timeout=20) as response:
-            mode = "ab" if have and response.status == 206 else "wb"
-            with part.open(mode) as handle:
+            continued = have > 0 and response.status == 206
+            with part.open("ab" if continued else "wb") as handle:
                 shutil.copyfileobj(response, handle, 1 << 20)
                 announced = response.headers.get("Content-Length")
-                if announced is not None and mode == "wb" and handle.tell() < int(announced):
-                    raise OSError(f"{url}: the connection ended early; run the same command to continue")
+                if announced is not None and handle.tell() < int(announced) + (have if continued else 0):
+                    raise OSError("the connection ended early; run the same command to continue")
     except urllib.error.HTTPError as error:
         if error.code != 416:  # the part is already whole
             raise
-    part.replace(path)
 
 
 def _command(arguments: list[str], cwd: Path) -> None:
     if shutil.which(arguments[0]) is None:
-        raise OSError(f"{arguments[0]} is not installed")
+        raise Unavailable(f"{arguments[0]} is not installed")
     result = subprocess.run(arguments, cwd=cwd, capture_output=True, text=True)
     if result.returncode != 0:
         last = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()[-1]
-        raise OSError(f"'{' '.join(arguments)}' failed: {last}")
+        raise Unavailable(f"'{' '.join(arguments)}' failed: {last}")
 
 
 def _npm(package: str, cache: Path, report: Report) -> Path:
@@ -149,7 +163,7 @@ def _fashion_debian(cache: Path, report: Report) -> Arrays:
 def _fashion_installed(cache: Path, report: Report) -> Arrays:
     folder = Path("/usr/share/datasets/fashion-mnist")
     if not folder.is_dir():
-        raise OSError("the Debian package dataset-fashion-mnist is not installed")
+        raise Unavailable("the Debian package dataset-fashion-mnist is not installed")
     return _idx_folder(folder)
 
 
@@ -248,10 +262,14 @@ def fetch(name: str, root: Path, *, source: str | None = None, report: Report = 
         try:
             arrays = candidate.read(cache, report)
             verify(name, arrays)
-        except (OSError, ValueError, StopIteration, KeyError, EOFError, tarfile.TarError) as error:
+        except Unavailable as error:
             failures.append(f"  {candidate.label}: {error}")
-            if isinstance(error, ValueError):
-                shutil.rmtree(cache, ignore_errors=True)  # damaged: the next attempt must start anew
+            continue
+        except Exception as error:  # whatever came cannot be decoded, or is not the data set
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise
+            failures.append(f"  {candidate.label}: {error}")
+            shutil.rmtree(cache, ignore_errors=True)  # damaged: the next attempt must start anew
             continue
         written = (_store_cifar10 if name == "cifar10" else _store_idx)(root, name, arrays)
         shutil.rmtree(cache, ignore_errors=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 Box = tuple[int, int, int, int]
@@ -38,6 +38,11 @@ class FolderImages:
     def __len__(self) -> int:
         return len(self.files)
 
+    def listing(self) -> bytes:
+        """Names and sizes of the files, in order, and how they are cut."""
+        lines = [f"{path.parent.name}/{path.name} {path.stat().st_size}" for path in self.files]
+        return "\n".join([*lines, f"{self.size} {self.resize} {self.boxes}"]).encode()
+
     def __getitem__(self, index: Tensor) -> Tensor:
         return torch.stack([self._read(int(i)) for i in index])
 
@@ -45,7 +50,7 @@ class FolderImages:
         try:
             with Image.open(self.files[i]) as file:
                 image = file.convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
+        except Exception as error:  # a damaged image can fail in any way
             raise ValueError(f"{self.files[i]}: cannot be decoded ({error}); replace the file") from error
         if self.boxes is not None:
             image = image.crop(self.boxes[i])

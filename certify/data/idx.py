@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,17 @@ import numpy as np
 def parse_idx(data: bytes, source: str) -> np.ndarray:
     """The uint8 array in an IDX file (gzip-compressed or not)."""
     if data[:2] == b"\x1f\x8b":
-        data = gzip.decompress(data)
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{source}: damaged gzip file ({error}); fetch it again") from error
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
         raise ValueError(f"{source}: got a file that does not start as IDX with 8-bit values; fetch it again")
     header = 4 + 4 * data[3]
+    if len(data) < header:
+        raise ValueError(
+            f"{source}: got {len(data)} bytes, less than the header; the file is truncated, fetch it again"
+        )
     shape = struct.unpack(f">{data[3]}I", data[4:header])
     if len(data) - header != math.prod(shape):
         raise ValueError(

@@ -16,6 +16,8 @@ from certify.files import write_atomically
 from certify.models import ModelSpec
 from certify.scheme import Scheme
 
+FORMAT = 1
+
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Write tensors and a JSON header to one file, atomically."""
@@ -56,7 +58,7 @@ class Checkpoint:
 
 def save_checkpoint(path: str | Path, module: nn.Module, checkpoint: Checkpoint) -> None:
     header = {
-        "format": 1,
+        "format": FORMAT,
         "model": asdict(checkpoint.model),
         "scheme": spec.to_text(checkpoint.scheme),
         "dataset": checkpoint.dataset,
@@ -71,10 +73,15 @@ def load_checkpoint(path: str | Path) -> tuple[nn.Module, Checkpoint]:
     if path.is_dir():
         path = path / "model.safetensors"
     tensors, header = read_tensors(path)
+    if header.get("format") != FORMAT:
+        raise ValueError(
+            f"{path}: got checkpoint format {header.get('format')}, expected {FORMAT}; not a base classifier "
+            "of this project, or of another version of it"
+        )
     try:
         fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in header["model"].items()}
         model = ModelSpec(**fields)
-        checkpoint = Checkpoint(model, spec.parse(header["scheme"]), header["dataset"], header["training"])
+        checkpoint = Checkpoint(model, spec.parse_scheme(header["scheme"]), header["dataset"], header["training"])
         module = model.build()
         module.load_state_dict(tensors)
     except (KeyError, TypeError, RuntimeError) as error:

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from certify import spec
 from certify.data import Dataset
-from certify.draws import TRAINING, Draws
+from certify.draws import EVALUATION, TRAINING, Draws
 from certify.models import ModelSpec
 from certify.scheme import Scheme
 from certify.training.checkpoint import Checkpoint, read_tensors, save_checkpoint, write_tensors
@@ -72,9 +72,9 @@ class EpochResult:
     accuracy: float
 
 
-def _generator(seed: int, *position: int) -> torch.Generator:
-    """A CPU generator for one position in training, independent of every other."""
-    words = Draws.of(seed, TRAINING, torch.tensor([position[0]]), range((1 << 32) - 1, 1 << 32)).words(2)
+def _generator(seed: int, epoch: int, part: int = 0) -> torch.Generator:
+    """A CPU generator for one epoch and one purpose, independent of every other and of the noise."""
+    words = Draws.of(seed, TRAINING, torch.tensor([epoch]), range(1)).substream(1 + part).words(2)
     return torch.Generator().manual_seed(int(words[0, 0, 0]) << 31 ^ int(words[0, 0, 1]))
 
 
@@ -158,7 +158,9 @@ class Trainer:
             on_epoch: called after every epoch, when its state is on disk.
         """
         while self.epoch < self.config.epochs:
-            self.history.append(self._train_epoch(on_step))
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                torch.manual_seed(_generator(self.config.seed, self.epoch, 1).initial_seed())  # e.g. of dropout
+                self.history.append(self._train_epoch(on_step))
             self.epoch += 1
             self.save_state()
             if on_epoch is not None:
@@ -219,12 +221,11 @@ class Trainer:
         return Checkpoint(self.spec, self.scheme, self.data.name, training)
 
     def save_state(self) -> None:
-        """Write everything needed to continue: model, optimizer, epoch, history, and the global generator."""
+        """Write everything needed to continue; all randomness follows from the seed and the epoch."""
         tensors = {f"model.{name}": tensor for name, tensor in self.module.state_dict().items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             if state.get("momentum_buffer") is not None:
                 tensors[f"momentum.{i}"] = state["momentum_buffer"]
-        tensors["generator"] = torch.get_rng_state()
         header = self._identity() | {"epoch": self.epoch, "history": [asdict(result) for result in self.history]}
         write_tensors(self.state_path, tensors, header)
 
@@ -240,7 +241,6 @@ class Trainer:
         self.module.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         state = {int(k[9:]): {"momentum_buffer": v} for k, v in tensors.items() if k.startswith("momentum.")}
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        torch.set_rng_state(tensors["generator"])
         self.epoch = header["epoch"]
         self.history = [EpochResult(**result) for result in header["history"]]
 
@@ -272,6 +272,6 @@ def base_accuracy(
         index = torch.arange(start, min(start + batch_size, len(data)))
         images, labels = data.batch(index)
         items = index.to(device)
-        copies = scheme.sample(images.to(device), Draws.of(seed, TRAINING, items, range(1)))[:, 0]
+        copies = scheme.sample(images.to(device), Draws.of(seed, EVALUATION, items, range(1)))[:, 0]
         right += int((module(copies).argmax(1).cpu() == labels).sum())
     return right / len(data)
