@@ -64,8 +64,7 @@ class RandomizedAblation(SampledScheme):
 
     def __post_init__(self) -> None:
         check_integer("keep", self.keep, 1)
-        if self.unit not in ("pixel", "feature"):
-            raise ValueError(f"unit: got {self.unit!r}, expected 'pixel' or 'feature'")
+        _ = self.threat  # checks the unit
         if self.null not in ("multichannel", "mean"):
             raise ValueError(f"null: got {self.null!r}, expected 'multichannel' or 'mean'")
         if self.null == "mean" and (self.mean is None or self.std is not None):

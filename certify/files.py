@@ -20,6 +20,8 @@ def lock_file(descriptor: int) -> None:
 
 def create_atomically(path: Path, data: bytes) -> bool:
     """Create ``path`` with ``data`` unless it exists; of several processes, exactly one succeeds."""
+    if path.exists():
+        return False
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     write_atomically(temporary, data)

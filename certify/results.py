@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from certify.files import create_atomically, lock_file, write_atomically
+from certify.files import create_atomically, lock_file
 from certify.images import Shape
 from certify.votes import Votes
 
@@ -88,8 +88,7 @@ class TableFile:
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path, self.columns = path, tuple(columns)
         header = "\t".join(columns) + "\n"
-        if not path.exists():
-            write_atomically(path, header.encode())
+        create_atomically(path, header.encode())
         self._handle = path.open("a", encoding="utf-8")
         try:
             self._claim()

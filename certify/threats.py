@@ -32,6 +32,10 @@ class L0:
 
     unit: Unit = "pixel"
 
+    def __post_init__(self) -> None:
+        if self.unit not in ("pixel", "feature"):
+            raise ValueError(f"unit: got {self.unit!r}, expected 'pixel' or 'feature'")
+
     def __str__(self) -> str:
         return f"l0 ({self.unit}s)"
 

@@ -742,23 +742,6 @@ def test_damaged_archive_is_reported_and_not_kept(tmp_path, kind):
     assert not path.exists()
 
 
-def test_broken_off_downloads_are_kept(monkeypatch, tmp_path):
-    arrays = idx_arrays()
-
-    def read(cache: Path, report: fetching.Report) -> fetching.Arrays:
-        cache.mkdir(parents=True, exist_ok=True)
-        part = cache / "images.gz.part"
-        if not part.exists():
-            part.write_bytes(b"half")
-            raise OSError("the connection ended early")
-        return arrays
-
-    fake(monkeypatch, "mnist", arrays, read)
-    with pytest.raises(OSError, match="the connection ended early"):
-        fetch("mnist", tmp_path, report=str)
-    assert len(fetch("mnist", tmp_path, report=str)) == 4
-
-
 def test_fetch_from_one_source(monkeypatch, tmp_path):
     arrays = idx_arrays()
     fake(monkeypatch, "mnist", arrays, giving(arrays), failing(OSError("offline")))
@@ -873,6 +856,24 @@ def test_download_that_ends_early_is_continued(monkeypatch, tmp_path, have):
         download(url, path, str)
     assert path.read_bytes() == CONTENT
     assert seen == ["bytes=4000-"]
+
+
+def test_fetch_continues_what_broke_off(monkeypatch, tmp_path):
+    arrays = idx_arrays()
+    with server(monkeypatch, 2, cut=1000) as (url, seen):
+
+        def read(cache: Path, report: fetching.Report) -> fetching.Arrays:
+            cache.mkdir(parents=True, exist_ok=True)
+            download(url, cache / "file.gz", report)
+            assert (cache / "file.gz").read_bytes() == CONTENT
+            return arrays
+
+        fake(monkeypatch, "mnist", arrays, read)
+        with pytest.raises(OSError, match=r"source1: .*the connection ended early"):
+            fetch("mnist", tmp_path, report=str)
+        fetch("mnist", tmp_path, report=str)
+    assert seen == [None, "bytes=4000-"]
+    assert len(load("mnist", "test", tmp_path)) == 4
 
 
 def test_download_of_what_is_there_asks_nobody(tmp_path):

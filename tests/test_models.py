@@ -189,3 +189,8 @@ def test_spec_builds_the_same_architecture_again():
 
 def test_without_statistics_nothing_is_normalized():
     assert not any(isinstance(m, Normalize) for m in on_meta("resnet18", 3, 10, 32).modules())
+
+
+def test_half_a_normalization_is_refused():
+    with pytest.raises(ValueError, match="expected both or neither"):
+        build("mnist_cnn", 1, 10, 8, mean=(0.5,))

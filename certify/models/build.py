@@ -64,8 +64,10 @@ class ModelSpec:
         if self.name not in MODELS:
             raise ValueError(f"model: got {self.name!r}, expected one of {', '.join(MODELS)}")
         model = MODELS[self.name](self.in_channels, self.num_classes, self.image_size)
-        if self.mean is None or self.std is None:
+        if self.mean is None and self.std is None:
             return model
+        if self.mean is None or self.std is None:
+            raise ValueError(f"normalization: got mean={self.mean}, std={self.std}, expected both or neither")
         return nn.Sequential(Normalize(self.mean, self.std, self.in_channels), model)
 
 
