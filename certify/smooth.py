@@ -9,8 +9,9 @@ from torch import Tensor
 from certify.confidence import check_alpha, predict_or_abstain
 from certify.draws import ESTIMATION
 from certify.images import Shape
+from certify.inference import BaseClassifier
 from certify.scheme import BAD_BOUNDS, Bounds, Certified, EnumeratedScheme, SampledScheme, Scheme, leader_and_gap
-from certify.votes import BaseClassifier, VoteEngine, VoteRule, Votes, argmax_vote, collect_votes
+from certify.votes import VoteEngine, VoteRule, Votes, argmax_vote, collect_votes
 
 
 class Smoothed:

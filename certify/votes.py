@@ -9,19 +9,17 @@ row of the classifier's output does not depend on the other rows, nor on where i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from certify.draws import ESTIMATION, SELECTION, Draws
 from certify.images import Shape
+from certify.inference import BaseClassifier, check_independence, device_of, exact_inference, good_batch_size
 from certify.scheme import EnumeratedScheme, SampledScheme, Scheme
 
-BaseClassifier = Callable[[Tensor], Tensor]
 VoteRule = Callable[[Tensor], Tensor]
 
 
@@ -64,76 +62,6 @@ class Votes:
     selection: Tensor | None
     shape: Shape
     n: int
-
-
-def _exact_settings() -> list[tuple[Any, str, Any]]:
-    """Global switches of torch and their values for full float32 precision without autotuning."""
-    backends: Any = torch.backends
-    settings: list[tuple[Any, str, Any]] = [
-        (backends.cudnn, "benchmark", False),
-        (backends.cudnn, "deterministic", True),
-    ]
-    if hasattr(backends, "fp32_precision"):
-        kernels = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
-        return settings + [(kernel, "fp32_precision", "ieee") for kernel in kernels]
-    return [*settings, (backends.cudnn, "allow_tf32", False), (backends.cuda.matmul, "allow_tf32", False)]
-
-
-@contextmanager
-def exact_inference(base_classifier: BaseClassifier) -> Iterator[None]:
-    """Inference in which the same copy always gets the same scores: evaluation mode, no autocast, TF32, autotuning."""
-    module = base_classifier if isinstance(base_classifier, nn.Module) else None
-    training = [m for m in module.modules() if m.training] if module is not None else []
-    settings = [(owner, name, getattr(owner, name), value) for owner, name, value in _exact_settings()]
-    try:
-        for owner, name, _, value in settings:
-            setattr(owner, name, value)
-        if module is not None:
-            module.eval()
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False), torch.inference_mode():
-            yield
-    finally:
-        for owner, name, before, _ in settings:
-            setattr(owner, name, before)
-        for m in training:
-            m.training = True
-
-
-def device_of(base_classifier: BaseClassifier, default: torch.device) -> torch.device:
-    """Where a classifier's parameters are; ``default`` for one without any."""
-    if isinstance(base_classifier, nn.Module):
-        for tensor in [*base_classifier.parameters(), *base_classifier.buffers()]:
-            return tensor.device
-    return default
-
-
-def good_batch_size(base_classifier: BaseClassifier, copy: Tensor) -> int:
-    """A batch size near the throughput optimum, from what one copy costs in activations; no timing, so reproducible.
-
-    A processor is fastest when the activations of a batch stay in its caches; a GPU wants large batches that fit its
-    memory. Powers of two between 8 and 256 (CPU) or 64 and 4,096 (CUDA).
-
-    Args:
-        copy: one copy, ``[1, C', H, W]``.
-    """
-    largest = [copy.numel()]
-
-    def record(_module: nn.Module, _inputs: object, output: object) -> None:
-        if isinstance(output, Tensor):
-            largest.append(output.numel())
-
-    modules = base_classifier.modules() if isinstance(base_classifier, nn.Module) else []
-    hooks = [m.register_forward_hook(record) for m in modules]
-    try:
-        base_classifier(copy)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    cuda = copy.device.type == "cuda"
-    budget = (1 << 29) if cuda else (1 << 23)  # bytes of the largest activation of a batch
-    low, high = (64, 4096) if cuda else (8, 256)
-    fitting = budget // (4 * max(largest))
-    return max(low, min(high, 1 << max(0, fitting.bit_length() - 1)))
 
 
 @dataclass(frozen=True)
@@ -204,20 +132,9 @@ class VoteEngine:
             draws = Draws.of(0, SELECTION, torch.zeros(1, dtype=torch.int64, device=image.device), range(4))
             with exact_inference(self.base_classifier):
                 copies = self.scheme.sample(image, draws)[0]
-                self._check_independence(copies)
+                self._check_logits(self.base_classifier(copies), len(copies))
+                check_independence(self.base_classifier, copies)
                 self.batch_size = good_batch_size(self.base_classifier, copies[:1])
-
-    def _check_independence(self, copies: Tensor) -> None:
-        """Raise if the scores of a copy change with its neighbours: batch statistics or dropout left in training."""
-        mixed = self.base_classifier(copies)
-        self._check_logits(mixed, len(copies))
-        alone = self.base_classifier(copies[:1].expand_as(copies))
-        tolerance = 1e-3 * float(mixed.abs().nan_to_num(0, 0, 0).max()) + 1e-6
-        if not torch.allclose(mixed[0], alone[0], rtol=0, atol=tolerance, equal_nan=True):
-            raise ValueError(
-                "base classifier: the scores of a copy depend on the other copies in its batch, or are random "
-                "(training mode inside a wrapping function?); call .eval() on the model, or pass the module itself"
-            )
 
     def enumerated(self, x: Tensor) -> Tensor:
         """Votes of all copies of an enumerated scheme: int64 ``[B, C]``."""

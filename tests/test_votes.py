@@ -8,9 +8,10 @@ from torch import nn
 
 from certify import DeterministicSplittingNoise, RandomizedAblation, Smoothed, SplittingNoise, ThresholdVote
 from certify.draws import ESTIMATION, SELECTION, Draws
+from certify.inference import good_batch_size
 from certify.models import build
 from certify.scheme import leader_and_gap
-from certify.votes import VoteEngine, argmax_vote, good_batch_size
+from certify.votes import VoteEngine, argmax_vote
 
 SCHEMES = [
     RandomizedAblation(6),

@@ -1,0 +1,98 @@
+"""Running a base classifier so that the same copy always gets the same scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+BaseClassifier = Callable[[Tensor], Tensor]  # copies [N, C', H, W] -> scores [N, num_classes]
+
+
+def _exact_settings() -> list[tuple[Any, str, Any]]:
+    """Global switches of torch and their values for full float32 precision without autotuning."""
+    backends: Any = torch.backends
+    settings: list[tuple[Any, str, Any]] = [
+        (backends.cudnn, "benchmark", False),
+        (backends.cudnn, "deterministic", True),
+    ]
+    if hasattr(backends, "fp32_precision"):
+        kernels = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
+        return settings + [(kernel, "fp32_precision", "ieee") for kernel in kernels]
+    return [*settings, (backends.cudnn, "allow_tf32", False), (backends.cuda.matmul, "allow_tf32", False)]
+
+
+@contextmanager
+def exact_inference(base_classifier: BaseClassifier) -> Iterator[None]:
+    """Inference in which the same copy always gets the same scores: evaluation mode, no autocast, TF32, autotuning."""
+    module = base_classifier if isinstance(base_classifier, nn.Module) else None
+    training = [m for m in module.modules() if m.training] if module is not None else []
+    settings = [(owner, name, getattr(owner, name), value) for owner, name, value in _exact_settings()]
+    try:
+        for owner, name, _, value in settings:
+            setattr(owner, name, value)
+        if module is not None:
+            module.eval()
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False), torch.inference_mode():
+            yield
+    finally:
+        for owner, name, before, _ in settings:
+            setattr(owner, name, before)
+        for m in training:
+            m.training = True
+
+
+def device_of(base_classifier: BaseClassifier, default: torch.device) -> torch.device:
+    """Where a classifier's parameters are; ``default`` for one without any."""
+    if isinstance(base_classifier, nn.Module):
+        for tensor in [*base_classifier.parameters(), *base_classifier.buffers()]:
+            return tensor.device
+    return default
+
+
+def good_batch_size(base_classifier: BaseClassifier, copy: Tensor) -> int:
+    """A batch size near the throughput optimum, from what one copy costs in activations; no timing, so reproducible.
+
+    A processor is fastest when the activations of a batch stay in its caches; a GPU wants large batches that fit its
+    memory. Powers of two between 8 and 256 (CPU) or 64 and 4,096 (CUDA).
+
+    Args:
+        copy: one copy, ``[1, C', H, W]``.
+    """
+    largest = [copy.numel()]
+
+    def record(_module: nn.Module, _inputs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            largest.append(output.numel())
+
+    modules = base_classifier.modules() if isinstance(base_classifier, nn.Module) else []
+    hooks = [m.register_forward_hook(record) for m in modules]
+    try:
+        base_classifier(copy)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    cuda = copy.device.type == "cuda"
+    budget = (1 << 29) if cuda else (1 << 23)  # bytes of the largest activation of a batch
+    low, high = (64, 4096) if cuda else (8, 256)
+    fitting = budget // (4 * max(largest))
+    return max(low, min(high, 1 << max(0, fitting.bit_length() - 1)))
+
+
+def check_independence(base_classifier: BaseClassifier, copies: Tensor) -> None:
+    """Raise if the scores of a copy change with its neighbours: batch statistics or dropout left in training.
+
+    Args:
+        copies: a few different ones, ``[N, C', H, W]``.
+    """
+    mixed = base_classifier(copies)
+    alone = base_classifier(copies[:1].expand_as(copies))
+    tolerance = 1e-3 * float(mixed.abs().nan_to_num(0, 0, 0).max()) + 1e-6
+    if not torch.allclose(mixed[0], alone[0], rtol=0, atol=tolerance, equal_nan=True):
+        raise ValueError(
+            "base classifier: the scores of a copy depend on the other copies in its batch, or are random "
+            "(training mode inside a wrapping function?); call .eval() on the model, or pass the module itself"
+        )
