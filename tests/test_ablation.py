@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -112,6 +113,20 @@ def test_abstains_without_a_majority():
     result = smoothed.certify(x)  # the probability is exactly one half
     assert (result.prediction.item(), result.radius.item()) == (-1, -1)
     assert smoothed.predict(x).item() == -1
+
+
+def test_certificates_fail_at_most_as_often_as_alpha():
+    """Simulated runs at a true probability just below what a radius of 2 needs: it may be claimed by chance only."""
+    scheme, shape, alpha, runs, n = RandomizedAblation(5), (1, 8, 8), 0.1, 5_000, 400
+    needed = 0.5 + float(touched_shares(64, 5)[2])
+    generator = np.random.default_rng(0)
+
+    def votes(total: int) -> torch.Tensor:
+        return torch.from_numpy(generator.multinomial(total, [needed - 1e-9, 1 - needed + 1e-9], runs))
+
+    result = scheme.certify_counts(votes(50), votes(n), alpha, shape=shape)
+    wrong = (result.radius >= 2).double().mean().item()
+    assert 0 < wrong <= alpha + 3 * math.sqrt(alpha * (1 - alpha) / runs)
 
 
 def test_threat():

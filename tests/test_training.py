@@ -8,14 +8,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from certify import DeterministicSplittingNoise, RandomizedAblation, SplittingNoise
 from certify.data import Dataset, load
 from certify.models import ModelSpec
 from certify.training import SCHEDULES, Trainer, TrainingConfig, load_checkpoint
-from certify.training.trainer import base_accuracy, random_crop_and_flip
+from certify.training.augment import augmented, random_crop_and_flip
+from certify.training.trainer import base_accuracy
 
 SCHEME = RandomizedAblation(20)
 SPEC = ModelSpec("mnist_cnn", 2, 10, 8)
@@ -102,6 +105,23 @@ def test_crops_and_flips_are_translations_and_mirrors():
     assert (moved.flatten(1).sum(1, dtype=torch.int64) == 200).all()
     assert set(rows.tolist()) == {2, 3, 4, 5, 6}
     assert set(columns.tolist()) == {1, 2, 3, 4, 5} | {3, 4, 5, 6, 7}
+
+
+def test_image_files_are_cropped_at_random(tmp_path):
+    for label in range(2):
+        (tmp_path / "train" / f"n{label}").mkdir(parents=True)
+        ramp = np.linspace(0, 255, 400).astype(np.uint8)
+        pixels = np.stack((np.tile(ramp, (300, 1)), np.full((300, 400), 40 + label), np.zeros((300, 400))), -1)
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "train" / f"n{label}" / "a.png")
+    data, index = load("imagenet", "train", tmp_path), torch.tensor([0, 1] * 20)
+    images, labels = augmented(data, index, torch.Generator().manual_seed(0))
+    again, _ = augmented(data, index, torch.Generator().manual_seed(0))
+    assert images.shape == (40, 3, 224, 224)
+    assert torch.equal(images, again)
+    assert torch.equal(images[:, 1, 0, 0].long() - 40, labels)
+    slope = images[:, 0, 100, -1].long() - images[:, 0, 100, 0].long()
+    assert 8 <= (slope < 0).sum() <= 32  # flipped about half of the time
+    assert slope.abs().max() - slope.abs().min() > 60  # parts of different sizes
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

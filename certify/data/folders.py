@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,25 +48,47 @@ class FolderImages:
         return "\n".join([*lines, f"{self.size} {self.resize} {self.boxes}"]).encode()
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        return torch.stack([self._read(int(i)) for i in index])
+        return self._read_all(self._whole, [(int(i),) for i in index])
 
-    def _read(self, i: int) -> Tensor:
+    def random_resized_crops(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        """Training images of the ImageNet recipe: a random part of 8 to 100 % of the area, resized, flipped or not."""
+        numbers = torch.rand(len(index), 5, generator=generator).tolist()
+        return self._read_all(self._random_crop, [(int(i), u) for i, u in zip(index, numbers, strict=True)])
+
+    def _read_all(self, read: Callable[..., Image.Image], arguments: list[tuple[Any, ...]]) -> Tensor:
+        # decoding releases the interpreter lock
+        with ThreadPoolExecutor(min(len(arguments), os.cpu_count() or 1)) as pool:
+            images = list(pool.map(lambda a: np.array(read(*a)), arguments))
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+    def _open(self, i: int) -> Image.Image:
         try:
             with Image.open(self.files[i]) as file:
                 image = file.convert("RGB")
         except Exception as error:  # a damaged image can fail in any way
             raise ValueError(f"{self.files[i]}: cannot be decoded ({error}); replace the file") from error
-        if self.boxes is not None:
-            image = image.crop(self.boxes[i])
+        return image if self.boxes is None else image.crop(self.boxes[i])
+
+    def _whole(self, i: int) -> Image.Image:
+        image = self._open(i)
         if self.resize is None:
-            image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
-        else:
-            scale = self.resize / min(image.size)
-            width, height = (max(self.size, round(side * scale)) for side in image.size)
-            left, top = (width - self.size) // 2, (height - self.size) // 2
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-            image = image.crop((left, top, left + self.size, top + self.size))
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+            return image.resize((self.size, self.size), Image.Resampling.BILINEAR)
+        scale = self.resize / min(image.size)
+        width, height = (max(self.size, round(side * scale)) for side in image.size)
+        left, top = (width - self.size) // 2, (height - self.size) // 2
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        return image.crop((left, top, left + self.size, top + self.size))
+
+    def _random_crop(self, i: int, u: list[float]) -> Image.Image:
+        image = self._open(i)
+        area = (0.08 + 0.92 * u[0]) * image.width * image.height
+        ratio = (3 / 4) * (16 / 9) ** u[1]  # log-uniform between 3/4 and 4/3
+        width = min(image.width, max(1, round(math.sqrt(area * ratio))))
+        height = min(image.height, max(1, round(math.sqrt(area / ratio))))
+        left, top = int(u[2] * (image.width - width + 1)), int(u[3] * (image.height - height + 1))
+        image = image.crop((left, top, left + width, top + height))
+        image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if u[4] < 0.5 else image
 
 
 def _existing(candidates: Sequence[Path], what: str) -> Path:

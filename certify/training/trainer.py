@@ -22,6 +22,7 @@ from certify.data import Dataset
 from certify.draws import EVALUATION, TRAINING, Draws
 from certify.models import ModelSpec
 from certify.scheme import Scheme
+from certify.training.augment import augmented
 from certify.training.checkpoint import Checkpoint, read_tensors, save_checkpoint, write_tensors
 from certify.training.schedules import SCHEDULES
 
@@ -35,7 +36,7 @@ class TrainingConfig:
         schedule: one of ``SCHEDULES``.
         noise: ``"sample"`` draws the noise of every image anew; ``"batch"`` shares one draw in a minibatch, as
             randomized ablation does.
-        augment: random crops (padding 4) and horizontal flips.
+        augment: random crops and horizontal flips, see :mod:`~certify.training.augment`.
         amp: bfloat16 autocast, on CUDA only.
         seed: of initialization, order, augmentation and noise.
     """
@@ -76,20 +77,6 @@ def _generator(seed: int, epoch: int, part: int = 0) -> torch.Generator:
     """A CPU generator for one epoch and one purpose, independent of every other and of the noise."""
     words = Draws.of(seed, TRAINING, torch.tensor([epoch]), range(1)).substream(1 + part).words(2)
     return torch.Generator().manual_seed(int(words[0, 0, 0]) << 31 ^ int(words[0, 0, 1]))
-
-
-def random_crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
-    """Random translations by up to ``padding`` pixels (zeros come in) and horizontal flips, one per image."""
-    count, _, height, width = images.shape
-    padded = functional.pad(images, (padding,) * 4)
-    down, right = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator)
-    flip = torch.rand(count, 1, generator=generator) < 0.5
-    rows = down + torch.arange(height)
-    columns = torch.arange(width).expand(count, width)
-    columns = right + torch.where(flip, columns.flip(1), columns)
-    item = torch.arange(count)[:, None, None]
-    cropped = padded.permute(0, 2, 3, 1)[item, rows[:, :, None], columns[:, None, :]]
-    return cropped.permute(0, 3, 1, 2).contiguous()
 
 
 class Trainer:
@@ -180,9 +167,7 @@ class Trainer:
             t = position / (config.epochs * self.steps_per_epoch)
             for group in self.optimizer.param_groups:
                 group["lr"] = config.lr * SCHEDULES[config.schedule](t)
-            images, labels = self.data.batch(index)
-            if config.augment:
-                images = random_crop_and_flip(images, generator)
+            images, labels = augmented(self.data, index, generator) if config.augment else self.data.batch(index)
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             loss, logits = self._update(images, labels, position)
             loss_sum += loss.detach() * len(index)
