@@ -3,11 +3,11 @@
 ``Smoothed(base_classifier, scheme, num_classes).certify(images)`` returns predictions with a radius inside which no
 perturbation of the scheme's threat model can change them. Schemes:
 
-* :class:`RandomizedAblation` - l0, randomized
+* :class:`RandomizedAblation` - l0, randomized; :class:`DeterministicAblation` - l0, exact
 * :class:`SplittingNoise` - l1, randomized; :class:`DeterministicSplittingNoise` - l1, exact
 """
 
-from certify.ablation import RandomizedAblation
+from certify.ablation import DeterministicAblation, RandomizedAblation
 from certify.scheme import Certified, EnumeratedScheme, SampledScheme, Scheme
 from certify.smooth import Smoothed
 from certify.splitting import DeterministicSplittingNoise, SplittingNoise
@@ -18,6 +18,7 @@ __all__ = [
     "L0",
     "L1",
     "Certified",
+    "DeterministicAblation",
     "DeterministicSplittingNoise",
     "EnumeratedScheme",
     "RandomizedAblation",

@@ -1,7 +1,8 @@
-"""Randomized ablation: l0 certificates from a classifier that sees only a few pixels.
+"""Ablation: l0 certificates from a classifier that sees only a few pixels.
 
-Source: Levine and Feizi, "Robustness Certificates for Sparse Adversarial Attacks by Randomized Ablation" (AAAI 2020),
-Theorem 1, Corollaries 1 and 2.
+Sources: randomized, Levine and Feizi, "Robustness Certificates for Sparse Adversarial Attacks by Randomized Ablation"
+(AAAI 2020), Theorem 1, Corollaries 1 and 2. Deterministic, Levine and Feizi, "Provable Adversarial Robustness for
+Fractional lp Threat Models" (AISTATS 2022), l0 section (dissertation, Section 4.5).
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from certify import coverage
 from certify.draws import Draws
 from certify.images import Shape, check_images, to_float
-from certify.scheme import SampledScheme, check_integer
+from certify.scheme import EnumeratedScheme, SampledScheme, Scheme, check_integer
 from certify.threats import L0, Unit
 
 PerChannel = tuple[float, ...]
@@ -40,15 +42,11 @@ def touched_shares(d: int, keep: int) -> tuple[Fraction, ...]:
     return tuple(shares)
 
 
-@dataclass(frozen=True)
-class RandomizedAblation(SampledScheme):
-    """Copies keep ``keep`` uniformly chosen pixels (or features) and replace the others by NULL.
-
-    Guarantee: if x and x' differ in at most rho units, every class probability differs by at most ``Delta(rho)``; the
-    radius is the number of pixels (features) that may be changed arbitrarily, an integer.
+@dataclass(frozen=True, kw_only=True)
+class Ablation(Scheme):
+    """What randomized and deterministic ablation share: the unit, and how an ablated unit (NULL) is shown.
 
     Attributes:
-        keep: number of units retained, the paper's k.
         unit: ``"pixel"`` keeps or drops all channels of a pixel together; ``"feature"`` treats channels separately.
         null: ``"multichannel"`` shows (x, 1 - x) and NULL = (0, 0), doubling the channels; ``"mean"`` shows NULL as
             the colour ``mean``.
@@ -56,14 +54,12 @@ class RandomizedAblation(SampledScheme):
         std: if given, channels are normalized to ``(x - mean) / std`` *before* the multichannel encoding (ImageNet).
     """
 
-    keep: int
     unit: Unit = "pixel"
     null: Literal["multichannel", "mean"] = "multichannel"
     mean: PerChannel | None = None
     std: PerChannel | None = None
 
     def __post_init__(self) -> None:
-        check_integer("keep", self.keep, 1)
         _ = self.threat  # checks the unit
         if self.null not in ("multichannel", "mean"):
             raise ValueError(f"null: got {self.null!r}, expected 'multichannel' or 'mean'")
@@ -78,7 +74,7 @@ class RandomizedAblation(SampledScheme):
             raise ValueError("std: normalization needs mean= as well")
 
     @property
-    def threat(self) -> L0:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def threat(self) -> L0:
         return L0(self.unit)
 
     def units(self, shape: Shape) -> int:
@@ -86,9 +82,12 @@ class RandomizedAblation(SampledScheme):
         channels, height, width = shape
         return height * width * (channels if self.unit == "feature" else 1)
 
+    def unit_shape(self, shape: Shape) -> Shape:
+        """Shape of a mask: (1 or C, H, W)."""
+        return (shape[0] if self.unit == "feature" else 1, *shape[1:])
+
     def check(self, x: Tensor) -> None:
         check_images(x)
-        touched_shares(self.units(tuple(x.shape[1:])), self.keep)  # keep <= d
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != x.shape[1]:
                 raise ValueError(f"{name}: got {len(values)} values, expected one per channel, {x.shape[1]}")
@@ -96,33 +95,93 @@ class RandomizedAblation(SampledScheme):
     def channels(self, channels: int) -> int:
         return 2 * channels if self.null == "multichannel" else channels
 
-    def masks(self, shape: Shape, draws: Draws) -> Tensor:
-        """Which units each copy retains: bool ``[B, n, 1 or C, H, W]``."""
-        retained = draws.subsets(self.keep, self.units(shape))
-        return retained.view(*draws.shape, shape[0] if self.unit == "feature" else 1, *shape[1:])
-
-    def sample(self, x: Tensor, draws: Draws) -> Tensor:
-        return self.encode(to_float(x)[:, None], self.masks(tuple(x.shape[1:]), draws))
-
-    def encode(self, image: Tensor, mask: Tensor) -> Tensor:
-        """What the base classifier sees of float images ``[B, 1, C, H, W]`` under masks ``[B, n, 1 or C, H, W]``."""
+    def encode(self, x: Tensor, mask: Tensor) -> Tensor:
+        """What the base classifier sees of images ``[B, C, H, W]`` under masks (kept) ``[B, n, 1 or C, H, W]``."""
+        image = to_float(x)[:, None]
         if self.null == "mean":
             return torch.where(mask, image, self._per_channel(self.mean, image))
         if self.std is not None:
             image = (image - self._per_channel(self.mean, image)) / self._per_channel(self.std, image)
-        return torch.cat((image, 1 - image), dim=2) * self._repeated(mask.to(image.dtype))
-
-    @staticmethod
-    def _repeated(mask: Tensor) -> Tensor:
-        """The mask for (x, 1 - x): broadcast over channels if they share it, else once for each half."""
-        return mask if mask.shape[2] == 1 else torch.cat((mask, mask), dim=2)
+        if mask.shape[2] > 1:  # one mask for (x, 1 - x)
+            mask = torch.cat((mask, mask), dim=2)
+        return torch.cat((image, 1 - image), dim=2) * mask.to(image.dtype)
 
     @staticmethod
     def _per_channel(values: PerChannel | None, like: Tensor) -> Tensor:
         return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
+
+
+@dataclass(frozen=True)
+class RandomizedAblation(Ablation, SampledScheme):
+    """Copies keep ``keep`` uniformly chosen pixels (or features) and replace the others by NULL.
+
+    Guarantee: if x and x' differ in at most rho units, every class probability differs by at most ``Delta(rho)``; the
+    radius is the number of pixels (features) that may be changed arbitrarily, an integer.
+
+    Attributes:
+        keep: number of units retained, the paper's k.
+        unit, null, mean, std: see :class:`Ablation`.
+    """
+
+    keep: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_integer("keep", self.keep, 1)
+
+    def check(self, x: Tensor) -> None:
+        super().check(x)
+        touched_shares(self.units(tuple(x.shape[1:])), self.keep)  # keep <= d
+
+    def masks(self, shape: Shape, draws: Draws) -> Tensor:
+        """Which units each copy retains: bool ``[B, n, 1 or C, H, W]``."""
+        return draws.subsets(self.keep, self.units(shape)).view(*draws.shape, *self.unit_shape(shape))
+
+    def sample(self, x: Tensor, draws: Draws) -> Tensor:
+        return self.encode(x, self.masks(tuple(x.shape[1:]), draws))
 
     def radius(self, p_lower: Tensor, p_upper: Tensor, *, shape: Shape | None = None) -> Tensor:
         if shape is None:
             raise ValueError("shape: randomized ablation needs the image shape (C, H, W), its radius depends on d")
         shares = touched_shares(self.units(shape), self.keep)
         return coverage.steps_within(coverage.margin(p_lower, p_upper), shares).to(torch.float64)
+
+
+@lru_cache(maxsize=32)
+def _kept_in(seed: int, alpha: int, shape: Shape, device: torch.device) -> Tensor:
+    """The one copy that retains each unit, int32 ``shape`` in 0..alpha - 1, from NumPy's (frozen) RandomState."""
+    kept_in = np.random.RandomState(seed).randint(0, alpha, size=shape)
+    return torch.from_numpy(kept_in.astype(np.int32)).to(device)
+
+
+@dataclass(frozen=True)
+class DeterministicAblation(Ablation, EnumeratedScheme):
+    """``alpha`` copies; every pixel (or feature) is retained in exactly one of them, always the same.
+
+    Guarantee: the prediction is the same for every input that differs in at most ``radius`` units, inclusive: each
+    unit can change only the vote of its own copy, so ``radius = floor(gap / 2)``. For any values, not only on a grid.
+
+    Attributes:
+        alpha: number of copies, an integer; about ``d / alpha`` units are retained in each.
+        seed: of the assignment of units to copies; part of the model: train and certify with the same one.
+        unit, null, mean, std: see :class:`Ablation`. The multichannel encoding shows (x, 1 - x) or (0, 0), which is
+            the paper's (lower, upper) end of a pixel's range with the upper end counted from 1.
+    """
+
+    alpha: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_integer("alpha (number of copies)", self.alpha, 1)
+        check_integer("seed", self.seed, 0, (1 << 32) - 1)
+
+    def num_copies(self, shape: Shape) -> int:
+        return self.alpha
+
+    def copies(self, x: Tensor, index: Tensor) -> Tensor:
+        kept_in = _kept_in(self.seed, self.alpha, self.unit_shape(tuple(x.shape[1:])), x.device)
+        return self.encode(x, kept_in == index[..., None, None, None])
+
+    def radius_of_flips(self, flips: Tensor) -> Tensor:
+        return flips.to(torch.float64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -52,7 +52,10 @@ class Certified:
 class Scheme(ABC):
     """What both kinds of scheme share. Subclasses are frozen dataclasses; see CONTRIBUTING for how to add one."""
 
-    threat: ClassVar[Threat] | Threat
+    @property
+    @abstractmethod
+    def threat(self) -> Threat:
+        """The threat model that radii are stated in."""
 
     def check(self, x: Tensor) -> None:
         """Raise unless every image of ``x [B, C, H, W]`` is legal for this scheme. Called once per batch."""

@@ -84,7 +84,9 @@ def parse_vote(text: str) -> VoteRule:
 def to_text(value: Any) -> str:
     """The text from which :func:`parse` builds an equal object; defaults are left out."""
     arguments = []
-    for field in dataclasses.fields(value):
+    for field in sorted(
+        dataclasses.fields(value), key=lambda field: field.kw_only is True
+    ):  # positional arguments first
         argument = getattr(value, field.name)
         if argument != field.default:
             argument = argument.item() if isinstance(argument, np.generic) else argument

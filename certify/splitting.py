@@ -25,7 +25,6 @@ from certify.images import Shape, check_images, to_levels
 from certify.scheme import EnumeratedScheme, SampledScheme, check_integer
 from certify.threats import L1
 
-_L1 = L1()
 _TABLE_LIMIT = 1 << 24  # entries; beyond this centres are computed instead of looked up
 
 # Continuous splitting in doubles. Each of the d features misjudges its cell with probability at most
@@ -118,7 +117,6 @@ class DeterministicSplittingNoise(EnumeratedScheme):
     lam: float
     q: int = 255
     seed: int = 0
-    threat = _L1
 
     def __post_init__(self) -> None:
         splitting_period(self.lam, self.q)
@@ -132,6 +130,10 @@ class DeterministicSplittingNoise(EnumeratedScheme):
     @property
     def period(self) -> int:
         return splitting_period(self.lam, self.q)
+
+    @property
+    def threat(self) -> L1:
+        return L1()
 
     def check(self, x: Tensor) -> None:
         check_images(x)
@@ -166,7 +168,6 @@ class SplittingNoise(SampledScheme):
 
     lam: float
     q: int | None = None
-    threat = _L1
 
     def __post_init__(self) -> None:
         if self.q is not None:
@@ -176,6 +177,10 @@ class SplittingNoise(SampledScheme):
     @classmethod
     def from_sigma(cls, sigma: float, q: int | None = None) -> SplittingNoise:
         return cls(lam_of_sigma(sigma, q), q)
+
+    @property
+    def threat(self) -> L1:
+        return L1()
 
     def check(self, x: Tensor) -> None:
         check_images(x)

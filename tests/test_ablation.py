@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certify import L0, RandomizedAblation, Smoothed
+from certify import L0, DeterministicAblation, RandomizedAblation, Smoothed
 from certify.ablation import touched_shares
 from certify.draws import ESTIMATION, TRAINING, Draws
 
@@ -127,6 +127,27 @@ def test_certificates_fail_at_most_as_often_as_alpha():
     result = scheme.certify_counts(votes(50), votes(n), alpha, shape=shape)
     wrong = (result.radius >= 2).double().mean().item()
     assert 0 < wrong <= alpha + 3 * math.sqrt(alpha * (1 - alpha) / runs)
+
+
+@pytest.mark.parametrize("unit", ["pixel", "feature"])
+def test_every_unit_is_retained_in_exactly_one_copy(unit):
+    x = torch.randint(1, 255, (2, 3, 5, 6), dtype=torch.uint8)
+    scheme = DeterministicAblation(7, unit=unit, seed=3)
+    copies = scheme.copies(x, torch.arange(7)[None])
+    shown = copies[:, :, :3] + copies[:, :, 3:] > 0
+    assert copies.shape == (2, 7, 6, 5, 6)
+    assert (shown.sum(1) == 1).all()
+    assert (shown.all(2) == shown.any(2)).all() == (unit == "pixel")
+    assert torch.allclose(copies.sum(1)[:, :3], x / 255)
+    assert torch.equal(shown[0], shown[1])
+
+
+def test_deterministic_radius():
+    counts = torch.tensor([[5, 2, 0], [3, 4, 0], [0, 0, 7]])
+    result = DeterministicAblation(7).certify_counts(counts)
+    assert result.prediction.tolist() == [0, 1, 2]
+    assert result.radius.tolist() == [1, 0, 3]
+    assert result.threat == L0("pixel")
 
 
 def test_threat():

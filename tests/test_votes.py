@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from certify import DeterministicSplittingNoise, RandomizedAblation, Smoothed, SplittingNoise, ThresholdVote
+from certify import (
+    DeterministicAblation,
+    DeterministicSplittingNoise,
+    RandomizedAblation,
+    Smoothed,
+    SplittingNoise,
+    ThresholdVote,
+)
 from certify.draws import ESTIMATION, SELECTION, Draws
 from certify.inference import good_batch_size
 from certify.models import build
@@ -18,7 +25,8 @@ SCHEMES = [
     SplittingNoise(0.5, q=255),
     SplittingNoise(0.4),
     DeterministicSplittingNoise(0.5),
-    DeterministicSplittingNoise(10 / 510),  # fewer copies than a batch: images share forward passes
+    DeterministicAblation(20),  # fewer copies than a batch: images share forward passes
+    DeterministicSplittingNoise(10 / 510),
 ]
 
 

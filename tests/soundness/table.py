@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from certify import (
+    L0,
+    DeterministicAblation,
     DeterministicSplittingNoise,
     EnumeratedScheme,
     RandomizedAblation,
@@ -50,10 +52,15 @@ class Toy:
         values = torch.tensor(list(itertools.product(range(self.levels), repeat=features)), dtype=torch.float64)
         return (values / self.steps).float().view(-1, *self.shape)
 
+    @property
+    def step(self) -> float:
+        """The smallest distance between two images, in the unit of the radius."""
+        return 1.0 if isinstance(self.scheme.threat, L0) else 1 / self.steps
+
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         """Distance in the unit of the radius, rounded to the grid so that comparisons are exact."""
         distance = self.scheme.threat.distance(x, y).to(torch.float64)
-        return distance if "l0" in str(self.scheme.threat) else (distance * self.steps).round() / self.steps
+        return distance if self.step == 1 else (distance * self.steps).round() / self.steps
 
 
 def ablation_outcomes(scheme: RandomizedAblation) -> Callable[[Tensor], Outcomes]:
@@ -66,7 +73,7 @@ def ablation_outcomes(scheme: RandomizedAblation) -> Callable[[Tensor], Outcomes
         for subset in subsets:
             mask = torch.zeros(scheme.units(shape), dtype=torch.bool)
             mask[list(subset)] = True
-            yield Fraction(1, len(subsets)), scheme.encode(x[:, None], mask.view(1, 1, channels, *shape[1:]))[0, 0]
+            yield Fraction(1, len(subsets)), scheme.encode(x, mask.view(1, 1, channels, *shape[1:]))[0, 0]
 
     return outcomes
 
@@ -89,6 +96,10 @@ def _ablation(name: str, scheme: RandomizedAblation, shape: tuple[int, int, int]
     return Toy(name, scheme, shape, levels, levels - 1, ablation_outcomes(scheme))
 
 
+def _fixed_ablation(name: str, scheme: DeterministicAblation, shape: tuple[int, int, int], levels: int) -> Toy:
+    return Toy(name, scheme, shape, levels, levels - 1)
+
+
 def _splitting(name: str, scheme: SplittingNoise, shape: tuple[int, int, int]) -> Toy:
     assert scheme.q is not None
     return Toy(name, scheme, shape, scheme.q + 1, scheme.q, splitting_outcomes(scheme))
@@ -105,6 +116,10 @@ TOYS: tuple[Toy, ...] = (
     _ablation("ablation, features", RandomizedAblation(2, unit="feature"), (2, 1, 3), 2),
     _ablation("ablation, 3 levels", RandomizedAblation(1), (1, 2, 2), 3),
     _ablation("ablation, mean", RandomizedAblation(1, null="mean", mean=(0.3,)), (1, 1, 5), 2),
+    _fixed_ablation("deterministic ablation, pixels", DeterministicAblation(4, seed=1), (1, 2, 3), 3),
+    _fixed_ablation("deterministic ablation, pixels of 2 channels", DeterministicAblation(3), (2, 1, 4), 2),
+    _fixed_ablation("deterministic ablation, features", DeterministicAblation(5, unit="feature"), (2, 2, 2), 2),
+    _fixed_ablation("deterministic ablation, mean", DeterministicAblation(3, null="mean", mean=(0.3,)), (1, 1, 5), 3),
     _dssn("DSSN, lam = 2", 2.0, 3, (1, 2, 2)),
     _dssn("DSSN, lam = 5/4", 1.25, 2, (1, 1, 4), seed=3),
     _dssn("DSSN, lam = 1/2", 0.5, 4, (1, 1, 3)),

@@ -126,7 +126,7 @@ def test_exact_certificates_are_tight(toy: Toy):
         touched = [t for t in range(total) if own[t] != other[t]]
         before, after = {own[t] for t in touched}, {other[t] for t in touched}
         distance = float(toy.distance(x, y[None])[0])
-        if len(touched) != round(distance * toy.steps) or before & after:
+        if len(touched) != round(distance / toy.step) or before & after:
             continue  # the theorem's worst case is that every step touches a vote of its own
         # Class 1 leads by 2 touched (or one less, whichever is possible) and loses the touched votes to class 0, which
         # then is level, and wins as the lower class.
@@ -138,7 +138,7 @@ def test_exact_certificates_are_tight(toy: Toy):
         base.table |= table
         result = Smoothed(base, scheme, 2).certify(torch.cat((x, y[None])))
         assert result.prediction.tolist() == [1, 0]
-        assert result.radius[0] == pytest.approx(distance - 1 / toy.steps, abs=1e-12)
+        assert result.radius[0] == pytest.approx(distance - toy.step, abs=1e-12)
         found += 1
     assert found > 0, "no perturbation of the toy domain is a worst case"
 
@@ -158,8 +158,7 @@ def test_sampled_certificates_are_tight(toy: Toy):
     assert isinstance(scheme, SampledScheme)
     # a classifier with this lead over one half loses its majority at y, one with more keeps it
     edge = torch.tensor([0.5 + float(moved)], dtype=torch.float64)
-    step = 1.0 if "l0" in str(scheme.threat) else 1 / toy.steps
-    assert scheme.radius(edge, 1 - edge, shape=toy.shape)[0] < step
+    assert scheme.radius(edge, 1 - edge, shape=toy.shape)[0] < toy.step
     above = edge + 1e-6
     if above[0] < 1:
-        assert scheme.radius(above, 1 - above, shape=toy.shape)[0] >= step
+        assert scheme.radius(above, 1 - above, shape=toy.shape)[0] >= toy.step
