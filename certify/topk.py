@@ -1,0 +1,141 @@
+"""l0 certificates for top-k predictions of randomized ablation, almost tight.
+
+Source: Jia, Wang, Cao, Liu and Gong, "Almost Tight L0-norm Certified Robustness of Top-k Predictions against
+Adversarial Perturbations" (ICLR 2022), Theorem 1. It uses that all probabilities are multiples of ``1 / C(d, e)``, and
+that the labels ahead of ``l`` share what ``l`` leaves them. Everything here is integers, in units of ``1 / C(d, e)``.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from certify.confidence import check_alpha, lower_bound, upper_bound
+from certify.scheme import check_counts, check_integer
+
+
+@dataclass(frozen=True)
+class TopKCertified:
+    """For every label, how many pixels may change before it can drop out of the top-k labels.
+
+    Attributes:
+        radius: int64 ``[B, C]``, -1 where a label is not certified at all.
+        top_k: number of labels that are predicted.
+    """
+
+    radius: Tensor
+    top_k: int
+
+    def radius_of(self, labels: Tensor) -> Tensor:
+        """Radii of the true labels, int64 ``[B]``."""
+        return self.radius.gather(1, labels[:, None])[:, 0]
+
+
+@lru_cache(maxsize=16)
+def _touched_ablations(d: int, e: int, top_k: int) -> tuple[int, list[int]]:
+    """``N = C(d, e)`` and ``T_r = N - C(d - r, e)``, the ablations that r pixels touch, r = 0, 1, ... as far as a
+    certificate can reach: ``T_r < k / (k + 1) N``."""
+    check_integer("e (retained pixels)", e, 1, d)
+    total = math.comb(d, e)
+    untouched, touched = total, [0]
+    while touched[-1] * (top_k + 1) < top_k * total:
+        r = len(touched) - 1
+        untouched = untouched * (d - r - e) // (d - r)  # C(d - r - 1, e) = C(d - r, e) (d - r - e) / (d - r), exactly
+        touched.append(total - untouched)
+    return total, touched
+
+
+def certified_radius(p_lower: Fraction, others: Sequence[Fraction], top_k: int, d: int, e: int) -> int:
+    """Theorem 1 for one label.
+
+    Guarantee: if the label's probability is at least ``p_lower`` and those of the other labels at most ``others``,
+    it is among the ``top_k`` most probable labels for every input that differs in at most the returned number of
+    pixels; -1 if that is not even certain for the input itself.
+
+    Args:
+        p_lower: lower bound of the label's probability.
+        others: upper bounds of all other labels.
+        top_k: number of predicted labels, 1 <= top_k <= len(others).
+        d, e: number of pixels, and of those that an ablation retains.
+    """
+    check_integer("top_k", top_k, 1, len(others))
+    total, touched = _touched_ablations(d, e, top_k)
+    own = math.ceil(p_lower * total)  # both bounds are first rounded to what a probability can be
+    rivals = sorted(math.floor(p * total) for p in sorted(others)[-top_k:])
+    # Certified at r iff for some t: own - T_r > (min(Y_t, total - own) + T_r) / t, that is
+    # (t + 1) T_r < t own - min(Y_t, total - own), with Y_t the sum of the t smallest of the k largest rivals.
+    reach, together = 0, 0
+    for t, rival in enumerate(rivals, start=1):
+        together += rival
+        lead = t * own - min(together, total - own)
+        reach = max(reach, -(-lead // (t + 1)))  # T_r < lead / (t + 1)  <=>  T_r < ceil(lead / (t + 1))
+    return bisect_left(touched, reach) - 1
+
+
+def certify_counts(counts: Tensor, k: int, d: int, e: int, alpha: float, *, n: int | None = None) -> TopKCertified:
+    """Certified radii of all labels from the votes of randomized ablation.
+
+    Guarantee: for each image and each label (fixed before looking at the votes, as the true label is), with probability
+    at least 1 - alpha the label stays among the ``k`` most probable for every input that differs in at most ``radius``
+    pixels. The bounds are simultaneous over the classes (SimuEM: Bonferroni, Clopper-Pearson).
+
+    Args:
+        counts: int64 ``[B, C]`` votes of independent ablations.
+        k: number of predicted labels, 1 <= k < C.
+        d: number of pixels.
+        e: number of retained pixels.
+        alpha: failure probability, in (0, 1).
+        n: number of ablations behind ``counts``, by default the number of votes.
+    """
+    check_counts(counts)
+    check_alpha(alpha)
+    check_integer("k (predicted labels)", k, 1, counts.shape[1] - 1)
+    check_integer("e (retained pixels)", e, 1, d)
+    totals = counts.sum(1)
+    samples = int(totals.max()) if n is None else n
+    if (totals > samples).any() or (n is None and (totals != samples).any()):
+        raise ValueError(
+            f"counts: got {int(totals.min())} to {int(totals.max())} votes per image, expected n in each; pass n= if "
+            "some ablations vote for no class"
+        )
+    share = alpha / counts.shape[1]
+    lower = lower_bound(counts, samples, share).tolist()
+    upper = upper_bound(counts, samples, share).tolist()
+    radius = torch.full(counts.shape, -1, dtype=torch.int64)
+    for b in range(len(counts)):
+        order = counts[b].argsort(descending=True, stable=True).tolist()[: k + 1]
+        leaders = [Fraction(upper[b][c]) for c in order]
+        for c in counts[b].nonzero()[:, 0].tolist():
+            # the k largest bounds of the other labels: one of the first k + 1, without c itself
+            rivals = [p for label, p in zip(order, leaders, strict=True) if label != c][:k]
+            radius[b, c] = certified_radius(Fraction(lower[b][c]), rivals, k, d, e)
+    return TopKCertified(radius.to(counts.device), k)
+
+
+def certified_top_k_accuracy(radius: ArrayLike, at: Sequence[float]) -> NDArray[np.float64]:
+    """Share of images whose true label is certified to stay in the top-k, at each radius (inclusive).
+
+    Args:
+        radius: of the true labels ``[N]``, see :meth:`TopKCertified.radius_of`.
+    """
+    radii = np.asarray(radius)
+    return np.array([(radii >= r).mean() for r in at])
+
+
+def pixels_of_l2_radius(radius: float, channels: int) -> int:
+    """Pixels that an l2 certificate covers, for values in [0, 1]: ``floor(R^2 / channels)``.
+
+    Changing r pixels moves an image by at most ``sqrt(channels r)`` in l2, and by that much from 0 to 1.
+    """
+    if not radius >= 0:
+        raise ValueError(f"radius: got {radius}, expected at least 0")
+    return math.floor(Fraction(radius) ** 2 / channels)
