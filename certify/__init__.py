@@ -4,7 +4,7 @@
 perturbation of the scheme's threat model can change them. Schemes:
 
 * :class:`RandomizedAblation` - l0, randomized; :class:`DeterministicAblation` - l0, exact
-* :class:`SplittingNoise` - l1, randomized; :class:`DeterministicSplittingNoise` - l1, exact
+* :class:`SplittingNoise`, :class:`UniformNoise` - l1, randomized; :class:`DeterministicSplittingNoise` - l1, exact
 """
 
 from certify.ablation import DeterministicAblation, RandomizedAblation
@@ -12,6 +12,7 @@ from certify.scheme import Certified, EnumeratedScheme, SampledScheme, Scheme
 from certify.smooth import Smoothed
 from certify.splitting import DeterministicSplittingNoise, SplittingNoise
 from certify.threats import L0, L1
+from certify.uniform import UniformNoise
 from certify.votes import ThresholdVote, Votes, argmax_vote
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Smoothed",
     "SplittingNoise",
     "ThresholdVote",
+    "UniformNoise",
     "Votes",
     "argmax_vote",
 ]

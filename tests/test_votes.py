@@ -13,6 +13,7 @@ from certify import (
     Smoothed,
     SplittingNoise,
     ThresholdVote,
+    UniformNoise,
 )
 from certify.draws import ESTIMATION, SELECTION, Draws
 from certify.inference import good_batch_size
@@ -24,6 +25,7 @@ SCHEMES = [
     RandomizedAblation(6),
     SplittingNoise(0.5, q=255),
     SplittingNoise(0.4),
+    UniformNoise(0.5),
     DeterministicSplittingNoise(0.5),
     DeterministicAblation(20),  # fewer copies than a batch: images share forward passes
     DeterministicSplittingNoise(10 / 510),

@@ -23,6 +23,7 @@ from certify import (
     SampledScheme,
     Scheme,
     SplittingNoise,
+    UniformNoise,
 )
 from certify.splitting import cell_centres, splitting_period
 
@@ -92,6 +93,20 @@ def splitting_outcomes(scheme: SplittingNoise) -> Callable[[Tensor], Outcomes]:
     return outcomes
 
 
+def uniform_outcomes(scheme: UniformNoise) -> Callable[[Tensor], Outcomes]:
+    """Every combination of independent noise values, from the definition."""
+    values = splitting_period(scheme.lam, scheme.q)
+    noise = [(j + 0.5) / scheme.q - scheme.lam for j in range(values)]
+
+    def outcomes(x: Tensor) -> Outcomes:
+        for combination in itertools.product(noise, repeat=x[0].numel()):
+            copy = x[0].double() + torch.tensor(combination, dtype=torch.float64).view(x[0].shape)
+            halves = (copy * 2 * scheme.q).round()
+            yield Fraction(1, values ** x[0].numel()), (halves / (2 * scheme.q)).float()
+
+    return outcomes
+
+
 def _ablation(name: str, scheme: RandomizedAblation, shape: tuple[int, int, int], levels: int) -> Toy:
     return Toy(name, scheme, shape, levels, levels - 1, ablation_outcomes(scheme))
 
@@ -103,6 +118,10 @@ def _fixed_ablation(name: str, scheme: DeterministicAblation, shape: tuple[int, 
 def _splitting(name: str, scheme: SplittingNoise, shape: tuple[int, int, int]) -> Toy:
     assert scheme.q is not None
     return Toy(name, scheme, shape, scheme.q + 1, scheme.q, splitting_outcomes(scheme))
+
+
+def _uniform(name: str, scheme: UniformNoise, shape: tuple[int, int, int]) -> Toy:
+    return Toy(name, scheme, shape, scheme.q + 1, scheme.q, uniform_outcomes(scheme))
 
 
 def _dssn(name: str, lam: float, q: int, shape: tuple[int, int, int], seed: int = 0) -> Toy:
@@ -125,6 +144,8 @@ TOYS: tuple[Toy, ...] = (
     _dssn("DSSN, lam = 1/2", 0.5, 4, (1, 1, 3)),
     _dssn("DSSN, lam = 3/10, several cells", 0.3, 5, (1, 1, 3), seed=1),
     _dssn("DSSN, 3 channels", 1.5, 2, (3, 1, 1)),
+    _uniform("uniform noise, lam = 1", UniformNoise(1.0, q=2), (1, 1, 3)),
+    _uniform("uniform noise, lam = 1/2", UniformNoise(0.5, q=5), (1, 2, 1)),
     _splitting("SSN, lam = 1", SplittingNoise(1.0, q=2), (1, 1, 3)),
     _splitting("SSN, lam = 3/8, several cells", SplittingNoise(3 / 8, q=4), (1, 1, 3)),
 )

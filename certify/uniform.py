@@ -1,0 +1,81 @@
+"""Uniform additive noise: the randomized l1 baseline of splitting noise.
+
+Source: Lee, Yuan, Chang and Jaakkola (NeurIPS 2019), Theorem 3.1 of the l1 chapter; Yang et al. (ICML 2020).
+
+Noise is drawn on the grid of the images. In floating point, ``x + noise`` keeps traces of x in its last digits, by
+which a base classifier could tell two inputs apart that the theorem says it cannot; on the grid there are none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from certify import coverage
+from certify.draws import Draws
+from certify.images import Shape, check_images, to_levels
+from certify.scheme import SampledScheme
+from certify.splitting import lam_of_sigma, splitting_period
+from certify.threats import L1
+
+
+@dataclass(frozen=True)
+class UniformNoise(SampledScheme):
+    """Independent uniform noise on [-lam, lam] for every feature, with a Monte-Carlo l1 certificate.
+
+    The noise takes the ``2 lam q`` values ``(j + 1/2) / q - lam``. It must be independent: see Proposition 3.1.
+
+    Guarantee: class probabilities are ``1 / (2 lam)``-Lipschitz in l1 for inputs on the grid ``i / q``: the radius is
+    the largest multiple of ``1 / q`` below ``2 lam (p_lower - 1/2)``.
+
+    Attributes:
+        lam: largest noise; ``2 lam q`` must be an integer. The papers report ``sigma = lam / sqrt(3)``.
+        q: quantization steps of the input, 255 for 8-bit images.
+    """
+
+    lam: float
+    q: int = 255
+
+    def __post_init__(self) -> None:
+        splitting_period(self.lam, self.q)
+
+    @classmethod
+    def from_sigma(cls, sigma: float, q: int = 255) -> UniformNoise:
+        """With ``lam = floor(2 sqrt(3) sigma q) / (2 q)``."""
+        return cls(lam_of_sigma(sigma, q), q)
+
+    @property
+    def threat(self) -> L1:
+        return L1()
+
+    def check(self, x: Tensor) -> None:
+        check_images(x)
+        to_levels(x, self.q)
+
+    def sample(self, x: Tensor, draws: Draws) -> Tensor:
+        values = splitting_period(self.lam, self.q)
+        noise = draws.integers(values, x[0].numel()).view(*draws.shape, *x.shape[1:])
+        # in units of 1 / (2q)
+        noised = 2 * to_levels(x, self.q)[:, None] + 2 * noise + (1 - values)
+        return (noised.to(torch.float64) / (2 * self.q)).float()
+
+    def radius(self, p_lower: Tensor, p_upper: Tensor, *, shape: Shape | None = None) -> Tensor:
+        shares = _grid_shares(splitting_period(self.lam, self.q))
+        steps = coverage.steps_within(coverage.margin(p_lower, p_upper), shares)
+        return torch.where(steps >= 0, steps.to(torch.float64) / self.q, -1.0)
+
+
+@lru_cache(maxsize=32)
+def _grid_shares(values: int) -> tuple[Fraction, ...]:
+    """Bound of the total variation between the copies of two inputs that are ``j`` grid steps apart.
+
+    A shift by m steps moves ``m / values`` of the noise of a feature. Multiply and shift from 32 bits gives two values
+    probabilities that differ by at most ``2^-32``, which adds at most half of that for each value, and for every
+    feature that changed; there are at most j of them.
+    """
+    each = Fraction(1, values) + Fraction(1, 1 << 32) + Fraction(values, 1 << 33)
+    return tuple(j * each for j in range(values // 2 + 2))
