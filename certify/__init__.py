@@ -4,6 +4,7 @@
 perturbation of the scheme's threat model can change them. Schemes:
 
 * :class:`RandomizedAblation` - l0, randomized; :class:`DeterministicAblation` - l0, exact
+* :class:`VariableLambda` - lp for p <= 1, exact
 * :class:`SplittingNoise`, :class:`UniformNoise` - l1, randomized; :class:`DeterministicSplittingNoise` - l1, exact
 """
 
@@ -11,8 +12,9 @@ from certify.ablation import DeterministicAblation, RandomizedAblation
 from certify.scheme import Certified, EnumeratedScheme, SampledScheme, Scheme
 from certify.smooth import Smoothed
 from certify.splitting import DeterministicSplittingNoise, SplittingNoise
-from certify.threats import L0, L1
+from certify.threats import L0, L1, Lp
 from certify.uniform import UniformNoise
+from certify.variable_lambda import VariableLambda
 from certify.votes import ThresholdVote, Votes, argmax_vote
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "DeterministicAblation",
     "DeterministicSplittingNoise",
     "EnumeratedScheme",
+    "Lp",
     "RandomizedAblation",
     "SampledScheme",
     "Scheme",
@@ -29,6 +32,7 @@ __all__ = [
     "SplittingNoise",
     "ThresholdVote",
     "UniformNoise",
+    "VariableLambda",
     "Votes",
     "argmax_vote",
 ]

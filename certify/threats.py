@@ -62,4 +62,18 @@ class L1:
         return _difference(x, y).flatten(1).sum(1)
 
 
-Threat = L0 | L1
+@dataclass(frozen=True)
+class Lp:
+    """``(sum |x_i - y_i|^p)^(1/p)`` is at most ``radius``, for 0 < p <= 1 (features in [0, 1])."""
+
+    p: float
+
+    def __str__(self) -> str:
+        return f"lp (p={self.p:g})"
+
+    def distance(self, x: Tensor, y: Tensor) -> Tensor:
+        """lp distance between two batches ``[B, C, H, W]``: float64 ``[B]``."""
+        return (_difference(x, y) ** self.p).flatten(1).sum(1) ** (1 / self.p)
+
+
+Threat = L0 | L1 | Lp

@@ -82,7 +82,7 @@ class _Plan:
             return cls(batch_size // num_copies, num_copies, 1, 1)
         passes = -(-num_copies // batch_size)
         rows = -(-num_copies // passes)
-        budget = (1 << 27) if device.type == "cuda" else (1 << 20)
+        budget = (1 << 27) if device.type == "cuda" else (1 << 21)
         return cls(1, rows, passes, max(1, budget // (rows * copy_bytes)))
 
 

@@ -41,6 +41,7 @@ class Args:
     augment: bool = cli.arg("random crops and flips", False)
     normalize: bool = cli.arg("normalize by the training set's channel statistics inside the model", False)
     amp: bool = cli.arg("bfloat16 autocast (CUDA only)", False)
+    init: str | None = cli.arg("checkpoint to start from: a second stage of training", None)
     seed: int = cli.arg("of everything random", 0)
     device: str = cli.arg("cpu, cuda, ...", "cpu")
     data_root: Path | None = cli.arg("folder of the data sets, by default $CERTIFY_DATA or ./data", None)
@@ -65,6 +66,7 @@ def main(args: Args) -> None:
         augment=args.augment,
         amp=args.amp,
         seed=args.seed,
+        init=args.init,
     )
     trainer = Trainer(train, scheme, model, config, args.out, device=args.device)
     if trainer.state_path.exists() and not args.resume:

@@ -23,7 +23,7 @@ from certify.draws import EVALUATION, TRAINING, Draws
 from certify.models import ModelSpec
 from certify.scheme import Scheme
 from certify.training.augment import augmented
-from certify.training.checkpoint import Checkpoint, read_tensors, save_checkpoint, write_tensors
+from certify.training.checkpoint import Checkpoint, load_checkpoint, read_tensors, save_checkpoint, write_tensors
 from certify.training.schedules import SCHEDULES
 
 
@@ -39,6 +39,7 @@ class TrainingConfig:
         augment: random crops and horizontal flips, see :mod:`~certify.training.augment`.
         amp: bfloat16 autocast, on CUDA only.
         seed: of initialization, order, augmentation and noise.
+        init: checkpoint to start from instead of a random initialization (a second stage of training).
     """
 
     epochs: int
@@ -52,6 +53,7 @@ class TrainingConfig:
     augment: bool = False
     amp: bool = False
     seed: int = 0
+    init: str | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
@@ -110,6 +112,11 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.module = model.build().to(self.device)
+        if config.init is not None:
+            initial, description = load_checkpoint(config.init)
+            if description.model != model:
+                raise ValueError(f"{config.init}: holds {description.model}, expected {model}")
+            self.module.load_state_dict(initial.state_dict())
         self.optimizer = torch.optim.SGD(
             self.module.parameters(),
             lr=config.lr,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from certify import (
     L0,
+    L1,
     DeterministicAblation,
     DeterministicSplittingNoise,
     EnumeratedScheme,
@@ -24,6 +25,7 @@ from certify import (
     Scheme,
     SplittingNoise,
     UniformNoise,
+    VariableLambda,
 )
 from certify.splitting import cell_centres, splitting_period
 
@@ -60,8 +62,10 @@ class Toy:
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         """Distance in the unit of the radius, rounded to the grid so that comparisons are exact."""
+        # exact grid values: float32 differences would fall on the wrong side of a radius
+        x, y = ((image.double() * self.steps).round() / self.steps for image in (x, y))
         distance = self.scheme.threat.distance(x, y).to(torch.float64)
-        return distance if self.step == 1 else (distance * self.steps).round() / self.steps
+        return (distance * self.steps).round() / self.steps if isinstance(self.scheme.threat, L1) else distance
 
 
 def ablation_outcomes(scheme: RandomizedAblation) -> Callable[[Tensor], Outcomes]:
@@ -124,6 +128,11 @@ def _uniform(name: str, scheme: UniformNoise, shape: tuple[int, int, int]) -> To
     return Toy(name, scheme, shape, scheme.q + 1, scheme.q, uniform_outcomes(scheme))
 
 
+def _variable(name: str, scheme: VariableLambda, shape: tuple[int, int, int]) -> Toy:
+    # the union bound over features is not attained, so the certificate is not claimed to be tight
+    return Toy(f"Variable-Lambda, {name}", scheme, shape, scheme.q + 1, scheme.q, tight=False)
+
+
 def _dssn(name: str, lam: float, q: int, shape: tuple[int, int, int], seed: int = 0) -> Toy:
     return Toy(name, DeterministicSplittingNoise(lam, q=q, seed=seed), shape, q + 1, q)
 
@@ -144,6 +153,10 @@ TOYS: tuple[Toy, ...] = (
     _dssn("DSSN, lam = 1/2", 0.5, 4, (1, 1, 3)),
     _dssn("DSSN, lam = 3/10, several cells", 0.3, 5, (1, 1, 3), seed=1),
     _dssn("DSSN, 3 channels", 1.5, 2, (3, 1, 1)),
+    _variable("p = 1/2", VariableLambda(0.5, alpha=3, q=3, budget=9), (1, 1, 3)),
+    _variable("p = 1/2, alpha = 2", VariableLambda(0.5, alpha=2, q=4, budget=12, seed=2), (1, 1, 3)),
+    _variable("p = 1/3, 2 channels", VariableLambda(1 / 3, alpha=1.5, q=2, budget=10), (2, 1, 2)),
+    _variable("p = 1", VariableLambda(1, q=3, budget=6), (1, 1, 3)),
     _uniform("uniform noise, lam = 1", UniformNoise(1.0, q=2), (1, 1, 3)),
     _uniform("uniform noise, lam = 1/2", UniformNoise(0.5, q=5), (1, 2, 1)),
     _splitting("SSN, lam = 1", SplittingNoise(1.0, q=2), (1, 1, 3)),
