@@ -233,8 +233,8 @@ def test_report_from_rows_and_from_votes(tmp_path, checkpoints, capsys):
     certify(tmp_path / "d", checkpoints["dssn"])
     report_script.main(report_script.Args(runs=[tmp_path / "a", tmp_path / "d"], out=tmp_path / "r"))
     printed = capsys.readouterr().out
-    assert "certified accuracy, l0 (pixels)" in printed
-    assert "certified accuracy, l1" in printed
+    assert "certified accuracy at radius r, l0 (pixels)" in printed
+    assert "certified accuracy at radius r, l1" in printed
     assert (tmp_path / "r/certified_accuracy.png").read_bytes().startswith(b"\x89PNG")
     first, second = json.loads((tmp_path / "r/report.json").read_text())
     rows = read_rows(tmp_path / "a")
