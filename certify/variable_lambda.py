@@ -79,7 +79,7 @@ def design(p: Fraction, q: int, budget: int) -> tuple[int, ...]:
         constraints=constraints[: 3 if q > 1 else 2],
         integrality=np.append(np.ones(q), 0),
         bounds=Bounds(0, budget),
-        options={"time_limit": 15, "mip_rel_gap": 0.02},
+        options={"time_limit": 15, "mip_rel_gap": 0.002},
     )
     if result.x is None:
         raise RuntimeError(f"no distribution found for p={p}, q={q}, budget={budget}: {result.message}")
