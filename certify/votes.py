@@ -82,6 +82,8 @@ class _Plan:
             return cls(batch_size // num_copies, num_copies, 1, 1)
         passes = -(-num_copies // batch_size)
         rows = -(-num_copies // passes)
+        rows = min(batch_size, -(-rows // 16) * 16)  # kernels are slower on ragged batches
+        passes = -(-num_copies // rows)
         budget = (1 << 27) if device.type == "cuda" else (1 << 21)
         return cls(1, rows, passes, max(1, budget // (rows * copy_bytes)))
 
