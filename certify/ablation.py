@@ -12,13 +12,13 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from certify import coverage
 from certify.draws import Draws
 from certify.images import Shape, check_images, to_float
+from certify.offsets import fixed_offsets
 from certify.scheme import EnumeratedScheme, SampledScheme, Scheme, check_integer
 from certify.threats import L0, Unit
 
@@ -147,13 +147,6 @@ class RandomizedAblation(Ablation, SampledScheme):
         return coverage.steps_within(coverage.margin(p_lower, p_upper), shares).to(torch.float64)
 
 
-@lru_cache(maxsize=32)
-def _kept_in(seed: int, alpha: int, shape: Shape, device: torch.device) -> Tensor:
-    """The one copy that retains each unit, int32 ``shape`` in 0..alpha - 1, from NumPy's (frozen) RandomState."""
-    kept_in = np.random.RandomState(seed).randint(0, alpha, size=shape)
-    return torch.from_numpy(kept_in.astype(np.int32)).to(device)
-
-
 @dataclass(frozen=True)
 class DeterministicAblation(Ablation, EnumeratedScheme):
     """``alpha`` copies; every pixel (or feature) is retained in exactly one of them, always the same.
@@ -180,7 +173,7 @@ class DeterministicAblation(Ablation, EnumeratedScheme):
         return self.alpha
 
     def copies(self, x: Tensor, index: Tensor) -> Tensor:
-        kept_in = _kept_in(self.seed, self.alpha, self.unit_shape(tuple(x.shape[1:])), x.device)
+        kept_in = fixed_offsets(self.seed, self.alpha, self.unit_shape(tuple(x.shape[1:])), x.device)
         return self.encode(x, kept_in == index[..., None, None, None])
 
     def radius_of_flips(self, flips: Tensor) -> Tensor:

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from certify import coverage
 from certify.draws import Draws
 from certify.images import Shape, check_images, to_levels
+from certify.offsets import fixed_offsets
 from certify.scheme import EnumeratedScheme, SampledScheme, check_integer
 from certify.threats import L1
 
@@ -91,13 +91,6 @@ def _look_up_centres(levels: Tensor, splits: Tensor, period: int, q: int) -> Ten
     return _centre_table(period, q, levels.device).index_select(0, index.flatten()).view(index.shape)
 
 
-@lru_cache(maxsize=32)
-def _split_offsets(seed: int, period: int, shape: Shape, device: torch.device) -> Tensor:
-    """The fixed pseudorandom offset v of every feature, int32 ``shape``, from NumPy's (frozen) RandomState."""
-    offsets = np.random.RandomState(seed).randint(0, period, size=shape)
-    return torch.from_numpy(offsets.astype(np.int32)).to(device)
-
-
 @dataclass(frozen=True)
 class DeterministicSplittingNoise(EnumeratedScheme):
     """DSSN: ``2 lam q`` copies, the exact l1 certificate for inputs on the grid ``i / q``.
@@ -145,7 +138,7 @@ class DeterministicSplittingNoise(EnumeratedScheme):
     def copies(self, x: Tensor, index: Tensor) -> Tensor:
         period, device = self.period, x.device
         levels = to_levels(x, self.q)[:, None]
-        splits = _split_offsets(self.seed, period, tuple(x.shape[1:]), device) + index.int()[..., None, None, None]
+        splits = fixed_offsets(self.seed, period, tuple(x.shape[1:]), device) + index.int()[..., None, None, None]
         return _look_up_centres(levels, splits, period, self.q)
 
     def radius_of_flips(self, flips: Tensor) -> Tensor:

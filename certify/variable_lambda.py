@@ -24,6 +24,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor
 
 from certify.images import Shape, check_images, to_levels
+from certify.offsets import fixed_offsets
 from certify.scheme import EnumeratedScheme, check_integer, leader_and_gap
 from certify.threats import Lp
 
@@ -119,12 +120,6 @@ def _cell_table(p: Fraction, q: int, budget: int, device: torch.device) -> Tenso
     return (torch.cat((ends, whole), 1).to(torch.float64) / (2 * q)).float().view(-1, 2).to(device)
 
 
-@lru_cache(maxsize=32)
-def _offsets(seed: int, copies: int, shape: Shape, device: torch.device) -> Tensor:
-    offsets = np.random.RandomState(seed).randint(0, copies, size=shape)
-    return torch.from_numpy(offsets.astype(np.int32)).to(device)
-
-
 @dataclass(frozen=True)
 class VariableLambda(EnumeratedScheme):
     """Deterministic Variable-Lambda smoothing: ``alpha * budget`` copies, the exact lp certificate.
@@ -178,7 +173,7 @@ class VariableLambda(EnumeratedScheme):
         copies = self.num_copies(shape)
         table = _cell_table(exact_power(self.p), self.q, self.budget, x.device)
         columns = len(table) // (self.q + 1)
-        outcome = _offsets(self.seed, copies, shape, x.device) + index.int()[..., None, None, None]
+        outcome = fixed_offsets(self.seed, copies, shape, x.device) + index.int()[..., None, None, None]
         outcome = torch.where(outcome >= copies, outcome - copies, outcome).clamp(max=columns - 1)
         where = to_levels(x, self.q)[:, None].int() * columns + outcome
         ends = table.index_select(0, where.flatten()).view(*where.shape, 2)
