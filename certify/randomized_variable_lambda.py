@@ -99,15 +99,14 @@ class RandomizedVariableLambda(SampledScheme):
         return encoded_channels(self.encoding) * channels
 
     def sample(self, x: Tensor, draws: Draws) -> Tensor:
-        lower, upper = self._quantized(x, draws) if self.q is not None else self._continuous(x, draws)
-        return torch.cat([part.float() for part in encode_cells(lower, upper, self.encoding)], dim=2)
+        if self.q is not None:
+            return self._quantized(x, draws, self.q)
+        return torch.cat([part.float() for part in encode_cells(*self._continuous(x, draws), self.encoding)], dim=2)
 
-    def _quantized(self, x: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        assert self.q is not None
-        ends, starts = (part.to(x.device) for part in _blocks(exact_power(self.p), Fraction(self.alpha), self.q))
+    def _quantized(self, x: Tensor, draws: Draws, q: int) -> Tensor:
+        ends, starts = (part.to(x.device) for part in _blocks(exact_power(self.p), Fraction(self.alpha), q))
         features = x[0].numel()
         words = draws.words(features).expand(len(x), -1, -1)
-        size = (len(x), words.shape[1], *x.shape[1:])
         # most words show nothing when alpha is large: only the others are looked at
         shown = (words < ends[-1]).flatten().nonzero()[:, 0]
         word = words.flatten()[shown]
@@ -115,15 +114,20 @@ class RandomizedVariableLambda(SampledScheme):
         split = 2 * ((word - starts[width - 1]) % width) + 1
         # in units of 1 / (2q): levels are even, splits are odd
         image = torch.div(shown, words[0].numel(), rounding_mode="floor")
-        level = 2 * to_levels(x, self.q).flatten(1)[image, shown % features]
+        level = 2 * to_levels(x, q).flatten(1)[image, shown % features]
         below = split + torch.div(level - split, 2 * width, rounding_mode="floor") * 2 * width
-        # ends as such are shown in float32; centres are computed from doubles
-        kind = torch.float32 if self.encoding == "lower-upper" else torch.float64
-        lower = torch.zeros(words.numel(), dtype=kind, device=x.device)
-        upper = torch.ones_like(lower)
-        lower[shown] = (below.clamp(min=0).to(torch.float64) / (2 * self.q)).to(kind)
-        upper[shown] = ((below + 2 * width).clamp(max=2 * self.q).to(torch.float64) / (2 * self.q)).to(kind)
-        return lower.view(size), upper.view(size)
+        lower = below.clamp(min=0).to(torch.float64) / (2 * q)
+        upper = (below + 2 * width).clamp(max=2 * q).to(torch.float64) / (2 * q)
+        whole = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+        constants = encode_cells(*whole, self.encoding)
+        copies = torch.empty((words.numel() // features, len(constants), features), device=x.device)
+        for channel, (values, nothing) in enumerate(
+            zip(encode_cells(lower, upper, self.encoding), constants, strict=True)
+        ):
+            copies[:, channel] = float(nothing)
+            place = torch.div(shown, features, rounding_mode="floor") * len(constants) + channel
+            copies.view(-1)[place * features + shown % features] = values.float()
+        return copies.view(len(x), words.shape[1], -1, *x.shape[2:])
 
     def _continuous(self, x: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         p, features = float(exact_power(self.p)), x[0].numel()

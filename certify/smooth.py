@@ -108,15 +108,18 @@ class Smoothed:
         Sampled schemes only; ``n``, ``bounds`` and ``interval`` play no part. See
         :func:`~certify.sequential.certify_sequentially`.
         """
-        return self._sequentially(x, CertifiedAt(radius), max_n, index)
+        return self.certify_until(x, CertifiedAt(radius), max_n=max_n, index=index)
 
     def certify_within(
         self, x: Tensor, factor: float, *, max_n: int = 100_000, index: Tensor | None = None
     ) -> SequentialCertified:
         """Certify, sampling only until the certified radius is known to within ``factor``."""
-        return self._sequentially(x, RadiusWithin(factor), max_n, index)
+        return self.certify_until(x, RadiusWithin(factor), max_n=max_n, index=index)
 
-    def _sequentially(self, x: Tensor, question: Question, max_n: int, index: Tensor | None) -> SequentialCertified:
+    def certify_until(
+        self, x: Tensor, question: Question, *, max_n: int = 100_000, index: Tensor | None = None
+    ) -> SequentialCertified:
+        """Certify, sampling only until ``question`` is settled; the two methods above ask the usual ones."""
         return certify_sequentially(
             self.engine, x, question, n0=self.n0, max_n=max_n, alpha=self.alpha, index=index, seed=self.seed
         )

@@ -10,7 +10,7 @@ row of the classifier's output does not depend on the other rows, nor on where i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -69,6 +69,23 @@ class Votes:
     index: Tensor | None = None
     stopped: bool = False
     by_copy: Tensor | None = None
+
+    def each(self) -> list[Votes]:
+        """The votes of each image alone."""
+
+        def one(votes: Tensor | None, i: int) -> Tensor | None:
+            return None if votes is None else votes[i : i + 1]
+
+        return [
+            replace(
+                self,
+                counts=self.counts[i : i + 1],
+                selection=one(self.selection, i),
+                index=one(self.index, i),
+                by_copy=one(self.by_copy, i),
+            )
+            for i in range(len(self.counts))
+        ]
 
 
 @dataclass(frozen=True)

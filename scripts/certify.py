@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
-from certify import SampledScheme, Smoothed
+from certify import Certified, SampledScheme, Smoothed, Votes
 from certify.data import Dataset
 from certify.results import ResultFolder, Row, votes_line
 from certify.scheme import check_integer
-from certify.sequential import CertifiedAt, Question, RadiusWithin, certify_sequentially
+from certify.sequential import CertifiedAt, Question, RadiusWithin
 from certify.training import Checkpoint
 from scripts import cli, evaluation
 
@@ -66,67 +68,54 @@ def build(args: Args) -> tuple[Smoothed, Checkpoint, Dataset]:
     return smoothed, checkpoint, data
 
 
+def finished(
+    index: list[int], labels: Tensor, result: Certified, clean: Tensor, votes: list[Votes], n0: int, seconds: float
+) -> list[tuple[Row, str]]:
+    """Rows and stored votes of a few images.
+
+    Args:
+        votes: those of each image alone.
+        seconds: for all of them.
+    """
+    rows = []
+    for i, (idx, label, own) in enumerate(zip(index, labels.tolist(), votes, strict=True)):
+        predict = int(result.prediction[i])
+        row = Row(
+            idx=idx,
+            label=label,
+            predict=predict,
+            radius=float(result.radius[i]),
+            correct=int(predict == label),
+            time=seconds / len(index),
+            clean=int(clean[i]),
+            p_lower=float("nan") if result.p_lower is None else float(result.p_lower[i]),
+            label_share=int(own.counts[0, label]) / own.n,
+        )
+        rows.append((row, votes_line(idx, label, own, 0, n0)))
+    return rows
+
+
 def certify_step(smoothed: Smoothed, data: Dataset, index: list[int]) -> list[tuple[Row, str]]:
-    """Rows and stored votes of a few images."""
+    """Certify a few images from a fixed number of copies."""
     images, labels = data.batch(index)
     started = time.perf_counter()
     votes = smoothed.votes(images, index=torch.tensor(index))
     result, clean = smoothed.certificate(votes), smoothed.prediction(votes)
-    seconds = (time.perf_counter() - started) / len(index)
-    rows = []
-    for i, idx in enumerate(index):
-        label, predict = int(labels[i]), int(result.prediction[i])
-        row = Row(
-            idx=idx,
-            label=label,
-            predict=predict,
-            radius=float(result.radius[i]),
-            correct=int(predict == label),
-            time=seconds,
-            clean=int(clean[i]),
-            p_lower=float("nan") if result.p_lower is None else float(result.p_lower[i]),
-            label_share=int(votes.counts[i, label]) / votes.n,
-        )
-        rows.append((row, votes_line(idx, label, votes, i, smoothed.n0)))
-    return rows
+    seconds = time.perf_counter() - started
+    return finished(index, labels, result, clean, votes.each(), smoothed.n0, seconds)
 
 
 def sequential_step(
-    smoothed: Smoothed, data: Dataset, index: list[int], asked: Question, max_n: int
+    smoothed: Smoothed, data: Dataset, index: list[int], *, asked: Question, max_n: int
 ) -> list[tuple[Row, str]]:
-    """Rows and stored votes of a few images, sampled until ``asked`` is settled for each."""
+    """Certify a few images, sampling until ``asked`` is settled for each."""
     images, labels = data.batch(index)
     items = torch.tensor(index)
     started = time.perf_counter()
-    result = certify_sequentially(
-        smoothed.engine,
-        images,
-        asked,
-        n0=smoothed.n0,
-        max_n=max_n,
-        alpha=smoothed.alpha,
-        index=items,
-        seed=smoothed.seed,
-    )
-    seconds = (time.perf_counter() - started) / len(index)
-    assert result.p_lower is not None
-    rows = []
-    for i, idx in enumerate(index):
-        label, predict, n = int(labels[i]), int(result.prediction[i]), int(result.samples[i])
-        row = Row(
-            idx=idx,
-            label=label,
-            predict=predict,
-            radius=float(result.radius[i]),
-            correct=int(predict == label),
-            time=seconds,
-            clean=predict,
-            p_lower=float(result.p_lower[i]),
-            label_share=int(result.votes[i, label]) / n,
-        )
-        votes = result.votes_of(i, items, data.shape)
-        rows.append((row, votes_line(idx, label, votes, 0, smoothed.n0)))
-    return rows
+    result = smoothed.certify_until(images, asked, max_n=max_n, index=items)
+    seconds = time.perf_counter() - started
+    votes = [result.votes_of(i, items, data.shape) for i in range(len(index))]
+    return finished(index, labels, result, result.prediction, votes, smoothed.n0, seconds)
 
 
 def main(args: Args) -> None:
@@ -139,18 +128,13 @@ def main(args: Args) -> None:
         left = [idx for idx in indices if idx not in done]
         asked = question(args)
         copies = smoothed.copies_per_image(data.shape) if asked is None else smoothed.n0
+        work = certify_step if asked is None else partial(sequential_step, asked=asked, max_n=args.max_n)
         step = args.images_per_step or max(1, 4096 // copies)
         right = 0
         with cli.progress() as bar:
             task = bar.add_task("certifying", total=len(indices), completed=len(indices) - len(left))
             for start in range(0, len(left), step):
-                batch = left[start : start + step]
-                done_rows = (
-                    certify_step(smoothed, data, batch)
-                    if asked is None
-                    else sequential_step(smoothed, data, batch, asked, args.max_n)
-                )
-                for row, votes in done_rows:
+                for row, votes in work(smoothed, data, left[start : start + step]):
                     folder.append(row, votes)
                     right += row.correct
                     bar.advance(task)
