@@ -1,0 +1,106 @@
+"""What a goal-gradient loss differentiates, and how much each transition counts.
+
+A rule is given to an algorithm of :mod:`rl.reengage` as ``goal_gradient=``; ``goal_gradient_coef`` switches it on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from rl.losses import low_return
+
+GOAL, ACHIEVED = "desired_goal", "achieved_goal"
+
+Observation = dict[str, Tensor]
+Reward = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass
+class GoalStatistics:
+    """Running mean and variance of the goals that were trained on, per coordinate (Chan et al.'s update)."""
+
+    count: int = 0
+    mean: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    squares: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    def update(self, goals: Tensor) -> None:
+        batch = goals.detach().flatten(1).double().cpu().numpy()
+        if self.count == 0:
+            self.mean, self.squares = np.zeros(batch.shape[1]), np.zeros(batch.shape[1])
+        total, mean = self.count + len(batch), batch.mean(0)
+        shift = mean - self.mean
+        self.squares += ((batch - mean) ** 2).sum(0) + shift**2 * (self.count * len(batch) / total)
+        self.mean += shift * (len(batch) / total)
+        self.count = total
+
+    @property
+    def variance(self) -> np.ndarray:
+        return self.squares / max(self.count, 1)
+
+
+@dataclass(frozen=True)
+class GoalGradient:
+    """ReenGAGE: the goal itself is differentiated.
+
+    Attributes:
+        low_reward: c_low of Eq. 8.9, the reward of not reaching the goal. Transitions with this reward count, since their
+            reward has no gradient almost everywhere; the others are left out.
+        reward: for dense rewards (Eq. 8.8): the reward as a differentiable function of the next achieved goal
+            ``[B, ...]`` and the desired goal ``[B, ...]``, giving ``[B]``. All transitions count then, ``low_reward``
+            plays no part.
+        normalize: weigh coordinate i by the running variance of the goals in it (Appendix G.4), which makes the term
+            independent of the units of the coordinates.
+    """
+
+    low_reward: float = -1.0
+    reward: Reward | None = None
+    normalize: bool = False
+
+    def check(self, space: spaces.Space[Any]) -> None:
+        """Raise unless ``space`` has a goal that can be differentiated."""
+        if not isinstance(space, spaces.Dict) or GOAL not in space.spaces:
+            raise ValueError(
+                f"goal_gradient_coef: got a positive one with the observation space {space}, expected a goal-conditioned "
+                "environment, whose observations are a dictionary with 'desired_goal'"
+            )
+        if isinstance(space[GOAL], spaces.Discrete | spaces.MultiDiscrete):
+            raise ValueError(
+                f"desired_goal: got {space[GOAL]}, which is one-hot encoded and has no gradient; use a Box or MultiBinary"
+            )
+
+    def attach(self, observation: Observation) -> tuple[Observation, Tensor]:
+        """The observation as a function of the variable that is differentiated, and that variable."""
+        goal = observation[GOAL].detach()
+        goal = (goal if goal.is_floating_point() else goal.float()).requires_grad_()
+        return {**observation, GOAL: goal}, goal
+
+    def reward_gradient(self, next_observation: Observation) -> Tensor | None:
+        """Gradient of the reward, ``[B, goal]``; None where it vanishes on all transitions that count."""
+        if self.reward is None:
+            return None
+        goal = next_observation[GOAL].detach().float().requires_grad_()
+        with torch.enable_grad():
+            rewards = self.reward(next_observation[ACHIEVED].detach().float(), goal)
+        return torch.autograd.grad(rewards.sum(), goal)[0].flatten(1)
+
+    def weight(
+        self, reward: Tensor, discount: Tensor | float, gamma: float, statistics: GoalStatistics | None
+    ) -> Tensor:
+        """How much each transition and coordinate counts, ``[B, 1]`` or ``[B, goal]``."""
+        if self.reward is None:
+            low = torch.as_tensor(
+                low_return(self.low_reward, discount, gamma), dtype=reward.dtype, device=reward.device
+            )
+            counts = torch.isclose(reward, low, rtol=1e-5, atol=1e-6).to(reward.dtype)
+        else:
+            counts = torch.ones_like(reward)
+        if statistics is None:
+            return counts
+        return counts * torch.as_tensor(statistics.variance, dtype=reward.dtype, device=reward.device)

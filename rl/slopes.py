@@ -1,0 +1,136 @@
+"""Values of critics together with their gradients with respect to the goal, differentiable in the parameters.
+
+Two ways to the same numbers. Differentiating twice works for every critic. For networks of linear layers and ReLU there
+is a cheaper one: such a network is linear in a neighbourhood of almost every input, so that the gradient of the value,
+the TD term and the goal-gradient term share one backward pass, and the second-order part is one more forward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from stable_baselines3.common.policies import BaseModel, ContinuousCritic
+from stable_baselines3.dqn.policies import QNetwork
+from torch import Tensor, nn
+
+_PLAIN = (ContinuousCritic, QNetwork)
+_NO_GOAL = (
+    "goal_gradient_coef: got a critic that does not depend on the goal; its features extractor has to use 'desired_goal' "
+    "and let gradients through"
+)
+
+
+def slope(value: Tensor, variable: Tensor, *, differentiable: bool) -> Tensor:
+    """Gradient of values ``[B, 1]`` with respect to the goals, one per value, flattened to ``[B, goal]``."""
+    (gradient,) = torch.autograd.grad(
+        value, variable, torch.ones_like(value), create_graph=differentiable, allow_unused=True
+    )
+    if gradient is None:
+        raise ValueError(_NO_GOAL)
+    return gradient.flatten(1)
+
+
+def relu_layers(network: nn.Module) -> list[nn.Linear] | None:
+    """The linear layers of ``Linear, ReLU, ..., Linear``; None for any other network."""
+    if not isinstance(network, nn.Sequential):
+        return None
+    modules = list(network)
+    linear, between = modules[::2], modules[1::2]
+    if len(modules) % 2 == 0 or not all(type(m) is nn.Linear and m.bias is not None for m in linear):
+        return None
+    return linear if all(type(m) is nn.ReLU for m in between) else None  # type: ignore[return-value]
+
+
+def relu_value_and_slope(layers: list[nn.Linear], x: Tensor, select: Tensor) -> tuple[Tensor, Tensor]:
+    """A ReLU network's output and its gradient with respect to the input.
+
+    Both are differentiable in the parameters, not in ``x``.
+
+    Args:
+        x: ``[B, inputs]``.
+        select: ``[B, outputs]``, the combination of the outputs that is the value; one-hot, or ones for one output.
+
+    Returns:
+        Value ``[B, 1]`` and gradient ``[B, inputs]``.
+    """
+    parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
+    return _ReluValueAndSlope.apply(x.detach(), select, *parameters)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class PlainCritic:
+    """Critics that are networks of linear layers and ReLU on features without parameters.
+
+    Attributes:
+        inputs: ``[B, inputs]``, a function of the goal.
+        layers: the linear layers of each critic.
+        select: ``[B, outputs]``, see :func:`relu_value_and_slope`.
+    """
+
+    inputs: Tensor
+    layers: list[list[nn.Linear]]
+    select: Tensor
+
+
+def plain_critic(
+    critic: BaseModel, networks: list[nn.Module], observation: Any, actions: Tensor | None = None
+) -> PlainCritic | None:
+    """``critic`` seen as a plain one, if it is; ``networks`` are those behind its features extractor."""
+    layers = [relu_layers(network) for network in networks]
+    extractor = critic.features_extractor
+    if type(critic) not in _PLAIN or extractor is None or any(own is None for own in layers):
+        return None
+    if next(extractor.parameters(), None) is not None:
+        return None
+    features = critic.extract_features(observation, extractor)
+    inputs = features if actions is None else torch.cat([features, actions], dim=1)
+    known = [own for own in layers if own is not None]
+    return PlainCritic(inputs, known, inputs.new_ones(len(inputs), known[0][-1].out_features))
+
+
+def pull_back(inputs: Tensor, variable: Tensor, gradient: Tensor) -> Tensor:
+    """From a gradient with respect to ``inputs`` ``[B, inputs]`` to that with respect to the goal, ``[B, goal]``."""
+    (own,) = torch.autograd.grad(inputs, variable, gradient, create_graph=True, allow_unused=True)
+    if own is None:
+        raise ValueError(_NO_GOAL)
+    return own.flatten(1)
+
+
+class _ReluValueAndSlope(torch.autograd.Function):
+    """With h_i = relu(W_i h_{i-1} + c_i) and value = select . (W h_L + c).
+
+    Let D_i be the diagonal of 0 and 1 that relu applies. The gradient of the value with respect to layer i before its
+    relu is b_i = D_i W_{i+1}^T b_{i+1}, and the slope is W_1^T b_1. For incoming gradients e of the value and u of the
+    slope, let t_0 = u and t_i = D_i W_i t_{i-1}, the change of h_i in direction u. Then W_i has the gradient
+    b_i (e h_{i-1} + t_{i-1})^T, and c_i has b_i e.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, select: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        weights, biases = parameters[::2], parameters[1::2]
+        hidden = [x]
+        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+            hidden.append(torch.addmm(bias, hidden[-1], weight.t()).relu_())
+        output = torch.addmm(biases[-1], hidden[-1], weights[-1].t())
+        back = [select]
+        for weight, active in zip(weights[:0:-1], hidden[:0:-1], strict=True):
+            back.append(torch.mm(back[-1], weight) * (active > 0))
+        ctx.save_for_backward(*hidden, *back, *weights)
+        return (output * select).sum(dim=1, keepdim=True), torch.mm(back[-1], weights[0])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_value: Tensor, grad_slope: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        saved = ctx.saved_tensors
+        depth = len(saved) // 3
+        hidden, back, weights = saved[:depth], saved[depth : 2 * depth][::-1], saved[2 * depth :]
+        tangent = grad_slope
+        gradients: list[Tensor | None] = [None, None]
+        for i in range(depth):
+            gradients.append(torch.mm(back[i].t(), torch.addcmul(tangent, grad_value, hidden[i])))
+            gradients.append(torch.mv(back[i].t(), grad_value[:, 0]))
+            if i + 1 < depth:
+                tangent = torch.mm(tangent, weights[i].t()) * (hidden[i + 1] > 0)
+        return tuple(gradients)
