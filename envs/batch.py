@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,17 +37,22 @@ class Pool:
     def __init__(
         self,
         draw: Callable[[np.random.Generator, int], tuple[NDArray[Any], ...]],
-        generators: Sequence[np.random.Generator],
+        generators: Mapping[int, np.random.Generator],
+        n: int,
     ) -> None:
         self._draw, self._generators = draw, generators
-        self._rows = np.arange(len(generators))
-        self._used = np.full(len(generators), _BLOCK)
+        self._rows = np.arange(n)
+        self._used = np.full(n, _BLOCK)
         self._fields: tuple[NDArray[Any], ...] = ()
+
+    def forget(self, row: int) -> None:
+        """Drops what was drawn ahead, because the environment has another generator."""
+        self._used[row] = _BLOCK
 
     def take(self, rows: Rows) -> tuple[NDArray[Any], ...]:
         """The next draw of each of the rows: copies, [len(rows), ...]."""
         rows = self._rows[rows]
-        for row in rows[self._used[rows] == _BLOCK]:
+        for row in rows[self._used[rows] == _BLOCK].tolist():
             self._refill(row)
         used = self._used[rows]
         self._used[rows] += 1
@@ -66,7 +71,7 @@ class Batch:
     """n environments of a task, without an interface: states, goals, steps so far, and whether the goal was reached.
 
     Attributes:
-        generators: one per environment; empty until :meth:`seed`.
+        generators: one per environment, by its index; empty until :meth:`seed`.
         elapsed: steps since the start of the episode, int64 [n].
         reached: whether the goal was reached by any step of the episode, bool [n].
         episodes: the current episode of each environment, kept for pictures only (``record``).
@@ -74,18 +79,21 @@ class Batch:
 
     def __init__(self, task: Task, n: int, *, record: bool) -> None:
         self.task, self.n, self.record = task, n, record
-        self.generators: Sequence[np.random.Generator] = ()
+        self.generators: dict[int, np.random.Generator] = {}
         self.elapsed = np.zeros(n, dtype=np.int64)
         self.reached = np.zeros(n, dtype=np.bool_)
         self.episodes: list[Episode] = []
         self._state = np.zeros((n, *(task.state_space.shape or ())), dtype=np.float32)
         self._goal = np.zeros((n, *(task.goal_space.shape or ())), dtype=np.float32)
+        self._starts = Pool(task.start, self.generators, n)
+        self._noise = Pool(self._draw_noise, self.generators, n) if task.stochastic else None
 
-    def seed(self, generators: Sequence[np.random.Generator]) -> None:
-        """Draws come from these generators from now on; every environment needs a new start after this."""
-        self.generators = generators
-        self._starts = Pool(self.task.start, generators)
-        self._noise = Pool(self._draw_noise, generators) if self.task.stochastic else None
+    def seed(self, row: int, generator: np.random.Generator) -> None:
+        """Draws for this environment come from the generator from now on; its next episode is the first of these."""
+        self.generators[row] = generator
+        self._starts.forget(row)
+        if self._noise is not None:
+            self._noise.forget(row)
 
     def check_started(self, caller: str) -> None:
         if not self.generators:

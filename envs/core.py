@@ -44,7 +44,7 @@ class _GoalContract:
 
     def compute_truncated(self, achieved_goal: ArrayLike, desired_goal: ArrayLike, info: Any) -> Any:
         """False [...]: no goal cuts an episode short; time limits do, outside of the environment."""
-        shape = np.broadcast_shapes(np.shape(achieved_goal)[:-1], np.shape(desired_goal)[:-1])
+        shape = self.task.leading(np.asarray(achieved_goal), np.asarray(desired_goal))
         return np.zeros(shape, dtype=np.bool_) if shape else False
 
 
@@ -73,8 +73,8 @@ class GoalEnv(_GoalContract, gymnasium.Env[Observation, Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
-        if not self._batch.generators or self.np_random is not self._batch.generators[0]:
-            self._batch.seed([self.np_random])
+        if self.np_random is not self._batch.generators.get(0):
+            self._batch.seed(0, self.np_random)
         self._batch.begin(ALL, {name: [value] for name, value in (options or {}).items()})
         return self._observe(), self._info()
 
@@ -138,8 +138,8 @@ class GoalVectorEnv(_GoalContract, VectorEnv[Observation, Any, NDArray[Any]]):
 
     @property
     def np_random(self) -> tuple[np.random.Generator, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The generators of the environments, as of a SyncVectorEnv."""
-        return tuple(self._batch.generators)
+        """The generators of the environments, as of a SyncVectorEnv; empty before the first reset."""
+        return tuple(self._batch.generators.values())
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -153,14 +153,9 @@ class GoalVectorEnv(_GoalContract, VectorEnv[Observation, Any, NDArray[Any]]):
             seeds = [int(seeds) + i for i in range(self.num_envs)]
         if len(seeds) != self.num_envs:
             raise ValueError(f"seed: got {len(seeds)} seeds, expected an integer or one for each of {self.num_envs}")
-        if not self._batch.generators or any(each is not None for each in seeds):
-            kept = self._batch.generators or [None] * self.num_envs
-            self._batch.seed(
-                [
-                    old if old is not None and each is None else seeding.np_random(each)[0]
-                    for old, each in zip(kept, seeds, strict=True)
-                ]
-            )
+        for row, each in enumerate(seeds):
+            if each is not None or row not in self._batch.generators:
+                self._batch.seed(row, seeding.np_random(each)[0])
         self._batch.begin(ALL, options)
         self._ended[:] = False
         return self._batch.observe(), self._info()

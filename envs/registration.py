@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import gymnasium
+from gymnasium.error import DependencyNotInstalled
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import HumanRendering, TimeLimit
 
@@ -32,6 +34,11 @@ def register(env_id: str, task: type[Task]) -> None:
 def make_env(task: str, render_mode: str | None = None, **kwargs: Any) -> gymnasium.Env[Any, Any]:
     """One environment of the task, with its time limit; ``render_mode="human"`` opens a window and needs pygame."""
     definition = _TASKS[task](**kwargs)
+    if render_mode == "human" and find_spec("pygame") is None:
+        raise DependencyNotInstalled(
+            'render_mode: got "human", which needs pygame: install it with "pip install pygame", '
+            'or make pictures with render_mode="rgb_array"'
+        )
     env = GoalEnv(definition, "rgb_array" if render_mode == "human" else render_mode)
     limited = TimeLimit(env, definition.steps)
     return HumanRendering(limited) if render_mode == "human" else limited

@@ -34,11 +34,13 @@ class Task(ABC):
         steps: time limit; the registration applies it, the dynamics do not know it.
         stochastic: whether :meth:`step` gets :meth:`noise`.
         has_success: whether there is a :meth:`success`.
+        goal_axes: of one desired goal: 1 for a vector, 2 for a set of vectors; achieved goals are vectors.
     """
 
     steps: int
     stochastic: ClassVar[bool] = False
     has_success: ClassVar[bool] = True
+    goal_axes: ClassVar[int] = 1
 
     @property
     @abstractmethod
@@ -90,7 +92,11 @@ class Task(ABC):
 
     def terminated(self, achieved: Array, desired: Array) -> NDArray[np.bool_]:
         """Whether an episode ends there for a reason other than the time limit: [...]; by default never."""
-        return np.zeros(np.broadcast_shapes(achieved.shape[:-1], desired.shape[:-1]), dtype=np.bool_)
+        return np.zeros(self.leading(achieved, desired), dtype=np.bool_)
+
+    def leading(self, achieved: NDArray[Any], desired: NDArray[Any]) -> tuple[int, ...]:
+        """The dimensions in front of one goal, which rewards have too."""
+        return np.broadcast_shapes(achieved.shape[:-1], desired.shape[: desired.ndim - self.goal_axes])
 
     @abstractmethod
     def draw(self, episode: Episode) -> Image.Image:
