@@ -1,1 +1,19 @@
-"""Goal-conditioned Gymnasium environments; importing this package registers them."""
+"""Goal-conditioned Gymnasium environments; importing this package registers them.
+
+``gymnasium.make(id, ...)`` makes one environment, ``gymnasium.make_vec(id, num_envs=n, ...)`` n of them that step
+together in NumPy. Both take the fields of the task as keyword arguments, ``d=40`` and so on.
+"""
+
+from envs.bit_flipping import BitFlipping
+from envs.continuous_seek import ContinuousSeek
+from envs.core import GoalEnv, GoalVectorEnv
+from envs.linear import LinearDense, LinearSparse
+from envs.registration import register
+from envs.task import Task
+
+__all__ = ["BitFlipping", "ContinuousSeek", "GoalEnv", "GoalVectorEnv", "LinearDense", "LinearSparse", "Task"]
+
+register("ContinuousSeek-v0", ContinuousSeek)
+register("BitFlipping-v0", BitFlipping)
+register("LinearDense-v0", LinearDense)
+register("LinearSparse-v0", LinearSparse)

@@ -1,0 +1,157 @@
+"""States of n environments of one task, with a random stream for each: what both kinds of environments step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from gymnasium.error import ResetNeeded
+from numpy.typing import NDArray
+
+from envs.task import Array, Task, check_rows
+
+Rows = slice | NDArray[np.intp]
+ALL = slice(None)
+
+_BLOCK = 32  # draws of one environment at a time: one generator call per 32 episodes instead of one per episode
+
+
+@dataclass
+class Episode:
+    """What a picture may show: the states from the first to the current one, and the rewards in between."""
+
+    goal: Array
+    states: list[Array] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    reached: bool = False
+
+
+class Pool:
+    """Random draws for n environments, each from its own generator, a block ahead.
+
+    What an environment gets depends on its generator alone: not on the other environments, nor on their number.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[np.random.Generator, int], tuple[NDArray[Any], ...]],
+        generators: Mapping[int, np.random.Generator],
+        n: int,
+    ) -> None:
+        self._draw, self._generators = draw, generators
+        self._rows = np.arange(n)
+        self._used = np.full(n, _BLOCK)
+        self._fields: tuple[NDArray[Any], ...] = ()
+
+    def forget(self, row: int) -> None:
+        """Drops what was drawn ahead, because the environment has another generator."""
+        self._used[row] = _BLOCK
+
+    def take(self, rows: Rows) -> tuple[NDArray[Any], ...]:
+        """The next draw of each of the rows: copies, [len(rows), ...]."""
+        rows = self._rows[rows]
+        for row in rows[self._used[rows] == _BLOCK].tolist():
+            self._refill(row)
+        used = self._used[rows]
+        self._used[rows] += 1
+        return tuple(values[rows, used] for values in self._fields)
+
+    def _refill(self, row: int) -> None:
+        drawn = self._draw(self._generators[row], _BLOCK)
+        if not self._fields:
+            self._fields = tuple(np.empty((len(self._rows), *values.shape), values.dtype) for values in drawn)
+        for values, block in zip(self._fields, drawn, strict=True):
+            values[row] = block
+        self._used[row] = 0
+
+
+class Batch:
+    """n environments of a task, without an interface: states, goals, steps so far, and whether the goal was reached.
+
+    Attributes:
+        generators: one per environment, by its index; empty until :meth:`seed`.
+        elapsed: steps since the start of the episode, int64 [n].
+        reached: whether the goal was reached by any step of the episode, bool [n].
+        episodes: the current episode of each environment, kept for pictures only (``record``).
+    """
+
+    def __init__(self, task: Task, n: int, *, record: bool) -> None:
+        self.task, self.n, self.record = task, n, record
+        self.generators: dict[int, np.random.Generator] = {}
+        self.elapsed = np.zeros(n, dtype=np.int64)
+        self.reached = np.zeros(n, dtype=np.bool_)
+        self.episodes: list[Episode] = []
+        self._state = np.zeros((n, *(task.state_space.shape or ())), dtype=np.float32)
+        self._goal = np.zeros((n, *(task.goal_space.shape or ())), dtype=np.float32)
+        self._starts = Pool(task.start, self.generators, n)
+        self._noise = Pool(self._draw_noise, self.generators, n) if task.stochastic else None
+
+    def seed(self, row: int, generator: np.random.Generator) -> None:
+        """Draws for this environment come from the generator from now on; its next episode is the first of these."""
+        self.generators[row] = generator
+        self._starts.forget(row)
+        if self._noise is not None:
+            self._noise.forget(row)
+
+    def check_started(self, caller: str) -> None:
+        if not self.generators:
+            raise ResetNeeded(f"{caller}: got a call before the first reset, call reset() first")
+
+    def _draw_noise(self, rng: np.random.Generator, n: int) -> tuple[Array]:
+        return (self.task.noise(rng, n),)
+
+    def begin(self, rows: Rows, options: dict[str, Any] | None = None) -> None:
+        """New episodes for the rows; ``options`` may hold ``state`` and ``goal`` for all of them.
+
+        A start is drawn in any case, so that options of one episode do not change the next.
+        """
+        options = options or {}
+        unknown = sorted(options.keys() - {"state", "goal"})
+        if unknown:
+            raise ValueError(f"options: got {', '.join(unknown)}, expected only 'state' and 'goal'")
+        given = {
+            name: check_rows(f"options[{name!r}]", options[name], space, self.n)
+            for name, space in (("state", self.task.state_space), ("goal", self.task.goal_space))
+            if name in options
+        }
+        state, goal = self._starts.take(rows)
+        self._state[rows] = given.get("state", state)
+        self._goal[rows] = given.get("goal", goal)
+        self.elapsed[rows] = 0
+        self.reached[rows] = False
+        if self.record:
+            self.episodes = self.episodes or [Episode(goal) for goal in self._goal]
+            for row in np.arange(self.n)[rows]:
+                self.episodes[row] = Episode(self._goal[row].copy(), [self._state[row].copy()])
+
+    def step(self, rows: Rows, actions: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Steps of the rows with actions [len(rows), ...]: rewards and terminations [len(rows)]."""
+        task, goal = self.task, self._goal[rows]
+        noise = None if self._noise is None else self._noise.take(rows)[0]
+        state = task.step(self._state[rows], actions, noise)
+        self._state[rows] = state
+        self.elapsed[rows] += 1
+        achieved = task.achieved(state)
+        rewards = task.reward(achieved, goal)
+        if task.has_success:
+            self.reached[rows] |= task.success(achieved, goal)
+        if self.record:
+            self._record(np.arange(self.n)[rows], rewards)
+        return rewards, task.terminated(achieved, goal)
+
+    def _record(self, rows: NDArray[np.intp], rewards: NDArray[np.float64]) -> None:
+        for row, reward in zip(rows, rewards, strict=True):
+            episode = self.episodes[row]
+            episode.states.append(self._state[row].copy())
+            episode.rewards.append(float(reward))
+            episode.reached = bool(self.reached[row])
+
+    def observe(self) -> dict[str, Array]:
+        """The observations of all environments, as copies."""
+        return {
+            "observation": self.task.observation(self._state).copy(),
+            "achieved_goal": self.task.achieved(self._state).copy(),
+            "desired_goal": self._goal.copy(),
+        }

@@ -1,0 +1,62 @@
+"""From an id to environments: entry points for ``gymnasium.make`` and ``gymnasium.make_vec``, and their time limits."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import gymnasium
+from gymnasium.error import DependencyNotInstalled
+from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import HumanRendering, TimeLimit
+
+from envs.core import GoalEnv, GoalVectorEnv
+from envs.task import Task
+
+_TASKS: dict[str, type[Task]] = {}
+
+
+def register(env_id: str, task: type[Task]) -> None:
+    """Registers a task with Gymnasium. Its fields become keyword arguments, its ``steps`` the time limit.
+
+    The limit is not Gymnasium's ``max_episode_steps`` because it can depend on the other arguments (as many steps as
+    there are bits); ``max_episode_steps`` can shorten it.
+    """
+    _TASKS[task.__name__] = task
+    gymnasium.register(
+        env_id,
+        entry_point="envs.registration:make_env",
+        vector_entry_point="envs.registration:make_vector_env",
+        kwargs={"task": task.__name__},
+    )
+
+
+def make_env(task: str, render_mode: str | None = None, **kwargs: Any) -> gymnasium.Env[Any, Any]:
+    """One environment of the task, with its time limit; ``render_mode="human"`` opens a window and needs pygame."""
+    definition = _TASKS[task](**kwargs)
+    if render_mode == "human" and find_spec("pygame") is None:
+        raise DependencyNotInstalled(
+            'render_mode: got "human", which needs pygame: install it with "pip install pygame", '
+            'or make pictures with render_mode="rgb_array"'
+        )
+    env = GoalEnv(definition, "rgb_array" if render_mode == "human" else render_mode)
+    limited = TimeLimit(env, definition.steps)
+    return HumanRendering(limited) if render_mode == "human" else limited
+
+
+def make_vector_env(
+    task: str,
+    num_envs: int = 1,
+    max_episode_steps: int | None = None,
+    autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+    render_mode: str | None = None,
+    **kwargs: Any,
+) -> GoalVectorEnv:
+    """``num_envs`` environments of the task that step together."""
+    return GoalVectorEnv(
+        _TASKS[task](**kwargs),
+        num_envs,
+        max_episode_steps=max_episode_steps,
+        autoreset_mode=autoreset_mode,
+        render_mode=render_mode,
+    )

@@ -1,0 +1,114 @@
+"""Native Gymnasium vector environments for Stable-Baselines3, without one Python object per environment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from numpy.typing import NDArray
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+
+class VectorEnvAdapter(VecEnv):
+    """A ``gymnasium.vector.VectorEnv`` as a Stable-Baselines3 ``VecEnv``.
+
+    Steps stay one call for all environments; only those whose episode ends cost Python work. Their info holds
+    ``terminal_observation``, ``TimeLimit.truncated``, ``episode`` as a Monitor writes it (``r`` return, ``l`` length,
+    ``t`` seconds since the adapter was made), and what the environment says in ``final_info``, such as ``is_success``.
+    Other infos are empty.
+
+    Methods and attributes (``env_method``, ``get_attr``) are those of the vector environment, which stand for each of
+    its environments alike: goal-conditioned ones have ``compute_reward`` for hindsight.
+
+    Raises:
+        ValueError: if the environment does not reset in the same step, which Stable-Baselines3 expects.
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        mode = env.metadata.get("autoreset_mode")
+        if mode is not AutoresetMode.SAME_STEP:
+            raise ValueError(
+                f"env: got autoreset_mode {mode}, expected SAME_STEP: make it with "
+                "gymnasium.make_vec(..., autoreset_mode=AutoresetMode.SAME_STEP)"
+            )
+        self.env = env
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self._started = time.time()
+        self._returns = np.zeros(env.num_envs)
+        self._lengths = np.zeros(env.num_envs, dtype=np.int64)
+        self._actions: NDArray[Any] | None = None
+
+    def reset(self) -> VecEnvObs:
+        """First observations, with the seeds and options that were set before, if any."""
+        seed = None if all(each is None for each in self._seeds) else self._seeds
+        options = None
+        if any(self._options):
+            options = {name: np.stack([each[name] for each in self._options]) for name in self._options[0]}
+        observations, _ = self.env.reset(seed=seed, options=options)  # pyright: ignore[reportArgumentType]
+        self._reset_seeds()
+        self._reset_options()
+        self._returns[:] = 0
+        self._lengths[:] = 0
+        return observations
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        observations, rewards, terminated, truncated, batch = self.env.step(self._actions)
+        self._returns += rewards
+        self._lengths += 1
+        dones = terminated | truncated
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        ended = np.flatnonzero(dones).tolist()
+        for i in ended:
+            infos[i] = self._final_info(i, batch)
+            infos[i]["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
+        self._returns[ended] = 0
+        self._lengths[ended] = 0
+        return observations, rewards.astype(np.float32), dones, infos
+
+    def _final_info(self, i: int, batch: dict[str, Any]) -> dict[str, Any]:
+        """The info of environment i, whose episode has ended, out of the infos of all."""
+        final = batch.get("final_info", {})
+        info = {
+            name: values[i].item() if isinstance(values[i], np.generic) else values[i]
+            for name, values in final.items()
+            if not name.startswith("_") and final[f"_{name}"][i]
+        }
+        info["terminal_observation"] = batch["final_obs"][i]
+        info["episode"] = {
+            "r": round(float(self._returns[i]), 6),
+            "l": int(self._lengths[i]),
+            "t": round(time.time() - self._started, 6),
+        }
+        return info
+
+    def close(self) -> None:
+        self.env.close()
+
+    def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
+        return self.env.render() or [None] * self.num_envs  # pyright: ignore[reportReturnType]
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        value = getattr(self.env, attr_name)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        if set(self._get_indices(indices)) != set(range(self.num_envs)):
+            raise ValueError(f"indices: got {indices}, expected all environments: they share their attributes")
+        setattr(self.env, attr_name, value)
+
+    def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any):
+        """Calls the method once; the list holds the result for each of the indices."""
+        result = getattr(self.env, method_name)(*method_args, **method_kwargs)
+        return [result for _ in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
+        """True of Monitor, whose work this adapter does."""
+        return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]
