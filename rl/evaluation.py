@@ -11,8 +11,8 @@ are 35 different resamples, and the median of a continuous distribution lies out
 probability 1/8. So a nominal 95 % interval of a mean covers about 80 % of the time with 4 runs, 90 % with 10, 92 % with
 20; and where every run of A beats every run of B, the interval of P(A > B) is [1, 1]. It is a picture of the spread,
 not a test. :func:`student_interval` is exact for normal scores with any number of runs, and about right for means of
-bounded ones, at the price of being wide; it may leave the possible range (a success rate above 1), which says that there
-are too few runs.
+bounded ones, at the price of being wide; it may leave the possible range (a success rate above 1), which says that
+there are too few runs.
 """
 
 from __future__ import annotations
