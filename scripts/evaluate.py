@@ -178,7 +178,8 @@ def table(summaries: list[dict[str, Any]], args: Args) -> str:
         if "comparison" in s
     ]
     if compared:
-        head = ["minus the baseline", "mean", "bootstrap", "Student t", "paired", "P(better)", "bootstrap"]
+        baseline = next(s["comparison"]["baseline"] for s in summaries if "comparison" in s)
+        head = [f"minus {baseline}", "mean", "bootstrap", "Student t", "paired", "P(better)", "bootstrap"]
         text += ["", *_aligned(head, compared)]
     return "\n".join(text)
 

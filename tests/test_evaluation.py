@@ -334,6 +334,7 @@ def test_script_end_to_end(runs, tmp_path, capsys):
     script.main(script.Args(runs=runs, baseline=runs[0], out=out, json=summary))
     printed = capsys.readouterr().out
     assert "Toy-v0: success, mean height of the learning curve to step 4,000 (4 evaluations)" in printed
+    assert "minus slow" in printed
     assert "slow: 4 evaluations at common steps are used, logged are seed-0: 5" in printed
     assert out.read_bytes().startswith(b"\x89PNG")
     slow, fast, one = json.loads(summary.read_text())["methods"]
