@@ -20,7 +20,11 @@ _BLOCK = 32  # draws of one environment at a time: one generator call per 32 epi
 
 @dataclass
 class Episode:
-    """What a picture may show: the states from the first to the current one, and the rewards in between."""
+    """What a picture may show: the states from the first to the current one, and the rewards in between.
+
+    Attributes:
+        reached: whether the goal was reached by any step so far.
+    """
 
     goal: Array
     states: list[Array] = field(default_factory=list)
@@ -82,9 +86,9 @@ class Batch:
         self.generators: dict[int, np.random.Generator] = {}
         self.elapsed = np.zeros(n, dtype=np.int64)
         self.reached = np.zeros(n, dtype=np.bool_)
-        self.episodes: list[Episode] = []
-        self._state = np.zeros((n, *(task.state_space.shape or ())), dtype=np.float32)
-        self._goal = np.zeros((n, *(task.goal_space.shape or ())), dtype=np.float32)
+        self.episodes: dict[int, Episode] = {}
+        self._spaces = {"state": task.state_space, "goal": task.goal_space}
+        self._state, self._goal = (np.zeros((n, *(s.shape or ())), np.float32) for s in self._spaces.values())
         self._starts = Pool(task.start, self.generators, n)
         self._noise = Pool(self._draw_noise, self.generators, n) if task.stochastic else None
 
@@ -96,6 +100,7 @@ class Batch:
             self._noise.forget(row)
 
     def check_started(self, caller: str) -> None:
+        """Raises ResetNeeded before the first reset."""
         if not self.generators:
             raise ResetNeeded(f"{caller}: got a call before the first reset, call reset() first")
 
@@ -108,13 +113,11 @@ class Batch:
         A start is drawn in any case, so that options of one episode do not change the next.
         """
         options = options or {}
-        unknown = sorted(options.keys() - {"state", "goal"})
+        unknown = sorted(options.keys() - self._spaces.keys())
         if unknown:
             raise ValueError(f"options: got {', '.join(unknown)}, expected only 'state' and 'goal'")
         given = {
-            name: check_rows(f"options[{name!r}]", options[name], space, self.n)
-            for name, space in (("state", self.task.state_space), ("goal", self.task.goal_space))
-            if name in options
+            name: check_rows(f"options[{name!r}]", value, self._spaces[name], self.n) for name, value in options.items()
         }
         state, goal = self._starts.take(rows)
         self._state[rows] = given.get("state", state)
@@ -122,8 +125,7 @@ class Batch:
         self.elapsed[rows] = 0
         self.reached[rows] = False
         if self.record:
-            self.episodes = self.episodes or [Episode(goal) for goal in self._goal]
-            for row in np.arange(self.n)[rows]:
+            for row in np.arange(self.n)[rows].tolist():
                 self.episodes[row] = Episode(self._goal[row].copy(), [self._state[row].copy()])
 
     def step(self, rows: Rows, actions: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -138,11 +140,11 @@ class Batch:
         if task.has_success:
             self.reached[rows] |= task.success(achieved, goal)
         if self.record:
-            self._record(np.arange(self.n)[rows], rewards)
+            self._record(rows, rewards)
         return rewards, task.terminated(achieved, goal)
 
-    def _record(self, rows: NDArray[np.intp], rewards: NDArray[np.float64]) -> None:
-        for row, reward in zip(rows, rewards, strict=True):
+    def _record(self, rows: Rows, rewards: NDArray[np.float64]) -> None:
+        for row, reward in zip(np.arange(self.n)[rows].tolist(), rewards, strict=True):
             episode = self.episodes[row]
             episode.states.append(self._state[row].copy())
             episode.rewards.append(float(reward))

@@ -187,7 +187,7 @@ class GoalVectorEnv(_GoalContract, VectorEnv[Observation, Any, NDArray[Any]]):
             gymnasium.logger.warn('render: got no render_mode, make the environments with render_mode="rgb_array"')
             return None
         self._batch.check_started("render")
-        return tuple(np.array(self.task.draw(episode)) for episode in self._batch.episodes)
+        return tuple(np.array(self.task.draw(episode)) for episode in self._batch.episodes.values())
 
     def _info(self, rows: NDArray[np.bool_] | None = None) -> dict[str, Any]:
         """The infos of the rows (a mask, default all), with the masks that go with them in vector environments."""

@@ -94,11 +94,13 @@ def bits(episode: Episode, steps: int) -> Image.Image:
 
 
 def projections(episode: Episode, d: int, steps: int) -> Image.Image:
-    """How far each half of the state is along the goal, over time; dashed, the fastest way there."""
+    """How far the state is along the goal, over time; dashed, the fastest way; grey, a second half of the state."""
     height, bottom = 320, HEADER + 320 - 36
     length = float(np.linalg.norm(episode.goal)) or 1.0
     halves = np.array([state.reshape(-1, d) @ episode.goal / length for state in episode.states])  # [t + 1, halves]
     image, pen = _canvas(height, episode, steps, f"projection on the goal {halves[-1, 0]:.2f}", BLUE)
+    if halves.shape[1] == 2:
+        pen.text((WIDTH / 2, HEADER / 2), f"stored {halves[-1, 1]:.2f}", FAINT, _font(15), "lm")
     first, left, right = float(halves[0, 0]), MARGIN + 40, WIDTH - MARGIN
     low, high = min(first - steps, 0), max(first + steps, 0)  # a step moves by 1 at most
 
@@ -112,8 +114,8 @@ def projections(episode: Episode, d: int, steps: int) -> Image.Image:
         pen.line([place(0, value), place(steps, value)], FAINT if value == 0 else GRID, 1)
         pen.text((left - 8, place(0, value)[1]), f"{value:.1f}", FAINT, _font(12), "rm")
     pace = 1.0 if halves.shape[1] == 1 else 0.5  # with two halves, every other step moves
-    for dash in np.arange(0, steps, 0.5):
-        pen.line([place(t, first + pace * t) for t in (dash, min(dash + 0.25, steps))], ORANGE, 2)
+    for dash in np.linspace(0, steps, 24, endpoint=False):
+        pen.line([place(t, first + pace * t) for t in (dash, dash + steps / 48)], ORANGE, 2)
     for half, color in reversed(list(enumerate((BLUE, FAINT)[: halves.shape[1]]))):
         points = [place(t, float(value)) for t, value in enumerate(halves[:, half])]
         if len(points) > 1:

@@ -27,8 +27,9 @@ class Task(ABC):
     """Initial states, goals, dynamics, reward and success of n environments at a time.
 
     States, goals and observations are float32, because they fill replay buffers: what an agent sees, what the reward is
-    computed from, and what is stored, are the same numbers. Each row of a result depends on its own row alone and is
-    rounded the same whatever n is, so that one environment and many compute the same.
+    computed from, and what is stored, are the same numbers. No function changes its arguments. Each row of a result
+    depends on its own row alone and is rounded the same whatever n is, so that one environment and many compute the
+    same.
 
     Attributes:
         steps: time limit; the registration applies it, the dynamics do not know it.

@@ -46,10 +46,11 @@ class VectorEnvAdapter(VecEnv):
     def reset(self) -> VecEnvObs:
         """First observations, with the seeds and options that were set before, if any."""
         seed = None if all(each is None for each in self._seeds) else self._seeds
-        options = None
-        if any(self._options):
-            options = {name: np.stack([each[name] for each in self._options]) for name in self._options[0]}
-        observations, _ = self.env.reset(seed=seed, options=options)  # pyright: ignore[reportArgumentType]
+        names = self._options[0].keys()
+        if any(each.keys() != names for each in self._options):
+            raise ValueError("options: got different names for different environments, expected the same for all")
+        options = {name: np.stack([each[name] for each in self._options]) for name in names}
+        observations, _ = self.env.reset(seed=seed, options=options or None)  # pyright: ignore[reportArgumentType]
         self._reset_seeds()
         self._reset_options()
         self._returns[:] = 0

@@ -65,6 +65,9 @@ def test_it_says_what_monitored_environments_say(env_id, kwargs):
 
 def test_terminal_observations_are_of_the_last_state():
     env = adapted("ContinuousSeek-v0", 2, d=1, steps=2)
+    env.set_options([{}, {"goal": np.zeros(1)}])
+    with pytest.raises(ValueError, match="the same for all"):
+        env.reset()
     env.set_options({"goal": np.array([1.5], dtype=np.float32)})
     env.reset()
     env.step(np.array([[1.0], [0.5]]))
