@@ -51,9 +51,7 @@ def at_risk(scheme: StructuredAblation, shape: Shape, places: Tensor) -> Tensor:
     )
 
 
-def margins(
-    scheme: StructuredAblation, votes: Tensor, patch_size: PatchSize, *, shape: Shape | None = None
-) -> Tensor:
+def margins(scheme: StructuredAblation, votes: Tensor, patch_size: PatchSize, *, shape: Shape | None = None) -> Tensor:
     """By how many votes the prediction stays ahead of every other class, at worst, for each place of a patch.
 
     With c the prediction and S the copies at risk at a place, ``n_c(outside S) - n_c'(outside S) - |S| - [c' < c]``,

@@ -1,7 +1,7 @@
 """Attack a smoothed classifier on a data set, for an upper bound on its robustness: one row per image, resumable.
 
     python -m scripts.attack runs/mnist-k45/attack --checkpoint runs/mnist-k45 --attack pointwise --skip 40 --n 1000
-    python -m scripts.attack runs/s4/attack --checkpoint runs/s4 --vote "ThresholdVote(theta=0.3)" --attack patch --patch 5
+    python -m scripts.attack runs/s4/attack --checkpoint runs/s4 --vote "ThresholdVote(theta=0.3)" --attack patch
     python -m scripts.attack runs/clean/attack --checkpoint runs/clean --scheme "Undefended()" --attack linf --eps 2/255
 
 Of sampled schemes a prediction is what ``Smoothed.predict`` returns with ``--n`` samples; a wrong class and an

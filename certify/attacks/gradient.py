@@ -1,9 +1,9 @@
 """The gradient of a smoothed classifier, through the soft-max of its copies.
 
-Votes have no gradient. The surrogate is N(x), the mean soft-max of all copies, and the objective ``-log N_y(x)`` for the
-true class y (dissertation, Section 6.3.1 and Appendix E.7). Its gradient is that of ``-sum over copies of p_y``, up to
-a positive factor: the logarithm is monotone. Signed steps therefore need the sum alone, which falls apart into copies:
-each is classified once, in batches of any size, and copies that no change can reach are left out.
+Votes have no gradient. The surrogate is N(x), the mean soft-max of all copies, and the objective ``-log N_y(x)`` for
+the true class y (dissertation, Section 6.3.1 and Appendix E.7). Its gradient is a positive multiple of that of minus
+the sum of ``p_y`` over the copies: signed steps need this sum alone. It falls apart into copies, so that they are
+classified in batches of any size, and those that no change can reach are left out.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from certify.inference import device_of, exact_gradients
+from certify.inference import exact_gradients
 from certify.scheme import EnumeratedScheme
 from certify.smooth import Smoothed
 from certify.votes import Plan
@@ -68,9 +68,9 @@ def votes_and_gradient(
     count = index.shape[1]
     copy_bytes = 4 * scheme.channels(x.shape[1]) * x[0, 0].numel()
     plan = Plan.of(count, engine.batch_size, copy_bytes, x.device)
-    votes = torch.zeros((*index.shape, engine.num_classes), dtype=torch.bool, device=x.device)
-    total = torch.zeros_like(x)
     with exact_gradients(engine.base_classifier):
+        votes = torch.zeros((*index.shape, engine.num_classes), dtype=torch.bool, device=x.device)
+        total = torch.zeros_like(x)
         for begin in range(0, len(x), plan.images):
             # filled up with the last image and the last copy, so that every pass has the same shape
             group = torch.arange(begin, begin + plan.images, device=x.device).clamp(max=len(x) - 1)

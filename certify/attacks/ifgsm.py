@@ -1,9 +1,9 @@
 """Iterative fast gradient sign method (IFGSM) in a box, for smoothed classifiers; what gradient attacks share.
 
 A step moves every feature by one step size against the gradient of the true class's mean soft-max
-(:mod:`certify.attacks.gradient`), and clips it to the box. As in Appendix E.7 of the dissertation the *votes* are looked
-at before every step and after the last one, and an attack counts only if the smoothed classifier itself, its votes and
-its tie rule, is wrong.
+(:mod:`certify.attacks.gradient`), and clips it to the box. As in Appendix E.7 of the dissertation the *votes* are
+looked at before every step and after the last one, and an attack counts only if the smoothed classifier itself, its
+votes and its tie rule, is wrong.
 """
 
 from __future__ import annotations

@@ -92,9 +92,7 @@ def copies_reached(smoothed: Smoothed, shape: Shape, patch_size: PatchSize) -> i
     return smoothed.copies_per_image(shape)
 
 
-def _starts(
-    oracle: Oracle, votes: Votes, which: Tensor, patch: tuple[int, int], restarts: int, seed: int
-) -> Starts:
+def _starts(oracle: Oracle, votes: Votes, which: Tensor, patch: tuple[int, int], restarts: int, seed: int) -> Starts:
     smoothed, shape = oracle.classifier, votes.shape
     assert isinstance(smoothed, Smoothed)
     original = oracle.images[which]
