@@ -287,11 +287,11 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory, checkpoint) -> dict[EnumeratedScheme, nn.Module]:
-    others = {BlockAblation(4, stride=2): 12, Undefended(): 4}
-    bands = BandAblation(2)
-    return {bands: trained(bands, checkpoint, 12)} | {
-        scheme: trained(scheme, tmp_path_factory.mktemp("digits"), epochs) for scheme, epochs in others.items()
-    }
+    found: dict[EnumeratedScheme, nn.Module] = {BandAblation(2): trained(BandAblation(2), checkpoint, 12)}
+    others: dict[EnumeratedScheme, int] = {BlockAblation(4, stride=2): 12, Undefended(): 4}
+    for scheme, epochs in others.items():
+        found[scheme] = trained(scheme, tmp_path_factory.mktemp("digits"), epochs)
+    return found
 
 
 @pytest.mark.parametrize("vote", [argmax_vote, ThresholdVote(0.3)], ids=["top-1", "threshold"])
@@ -375,7 +375,7 @@ def test_bad_input_to_linf():
         with pytest.raises(ValueError, match="expected different numbers in"):
             linf_attack(smoothed, x, labels, eps=eps)
     with pytest.raises(TypeError, match="for a classifier without a defense"):
-        linf_attack(Smooth(2), x, labels)
+        linf_attack(Smooth(2), x, labels)  # pyright: ignore[reportArgumentType]
 
 
 # The command
@@ -420,11 +420,11 @@ def test_runs_are_resumed_and_sharded(tmp_path, checkpoint, capsys, options):
         attack_script.Args(out=tmp_path, checkpoint=checkpoint, vote="ThresholdVote(theta=0.3)")
     )[0]
     for row in lines(tmp_path / "whole"):
-        image = to_float(data.images[int(row[0])])
+        image = to_float(data.batch([int(row[0])])[0])
         for unit in () if row[7] == "-" else row[7].split(" "):
             number, value = unit.split(":")
             image.view(-1)[int(number)] = float(value)
-        assert int(smoothed.predict(image[None])) == int(row[3])  # the stored image is the adversarial one
+        assert int(smoothed.predict(image)) == int(row[3])  # the stored image is the adversarial one
 
 
 @pytest.mark.parametrize(
