@@ -11,6 +11,7 @@ perturbation of the scheme's threat model can change them. Schemes:
 * :class:`BandAblation`, :class:`BlockAblation`, :class:`MultiBandAblation`, :class:`MultiBlockAblation` - adversarial
   patches, exact; :class:`DoubleMasking` - patches, exact, for classifiers trained as usual;
   :class:`RandomizedBandAblation`, :class:`RandomizedBlockAblation` - patches, randomized
+* :class:`Undefended` - the base classifier itself, to compare with
 """
 
 from certify.ablation import DeterministicAblation, RandomizedAblation
@@ -24,7 +25,8 @@ from certify.randomized_windows import RandomizedBandAblation, RandomizedBlockAb
 from certify.scheme import Certified, EnumeratedScheme, SampledScheme, Scheme
 from certify.smooth import Smoothed
 from certify.splitting import DeterministicSplittingNoise, SplittingNoise
-from certify.threats import L0, L1, ElementwiseConcave, Lp, Patch
+from certify.threats import L0, L1, ElementwiseConcave, LInf, Lp, Patch
+from certify.undefended import Undefended
 from certify.uniform import UniformNoise
 from certify.variable_lambda import ConcaveSmoothing, VariableLambda
 from certify.votes import ThresholdVote, Votes, argmax_vote
@@ -44,6 +46,7 @@ __all__ = [
     "DoubleMasking",
     "ElementwiseConcave",
     "EnumeratedScheme",
+    "LInf",
     "Lp",
     "MultiBandAblation",
     "MultiBlockAblation",
@@ -58,6 +61,7 @@ __all__ = [
     "Smoothed",
     "SplittingNoise",
     "ThresholdVote",
+    "Undefended",
     "UniformNoise",
     "VariableLambda",
     "Votes",

@@ -60,6 +60,11 @@ def height_and_width(patch_size: PatchSize) -> tuple[int, int]:
     return sides
 
 
+def clip(shape: Shape, patch: tuple[int, int]) -> tuple[int, int]:
+    """The largest part of a patch that images of ``shape`` have room for."""
+    return min(patch[0], shape[1]), min(patch[1], shape[2])
+
+
 def votes_needed(outside: Tensor, label: Tensor) -> Tensor:
     """How many of the votes at risk each class needs to be ranked ahead of ``label``, which gets none of them.
 
@@ -141,12 +146,12 @@ class StructuredAblation(NullEncoding, EnumeratedScheme):
         if shape is None:
             raise ValueError("shape: a patch certificate from counts needs the image shape (C, H, W)")
         sides = range(1, max(shape[1:]) + 1)
-        touched = torch.tensor([self.most_touched(shape, self._clip(shape, (m, m))) for m in sides])
+        touched = torch.tensor([self.most_touched(shape, clip(shape, (m, m))) for m in sides])
         return torch.searchsorted(touched.to(flips.device), flips, right=True).to(torch.float64)
 
     def certify_copies(self, by_copy: Tensor, *, shape: Shape, bound: PatchBound = "location") -> Certified:
         """The largest square patch that cannot change the prediction; ``radius`` is its side, 0 if there is none."""
-        self._check_votes(by_copy, shape, bound)
+        self.check_votes(by_copy, shape, bound)
         prediction = leader_and_gap(by_copy.sum(1))[0]
         radius = torch.zeros(len(by_copy), dtype=torch.int64, device=by_copy.device)
         # a smaller patch puts fewer votes at risk: bisection, all images with the same question together
@@ -171,10 +176,10 @@ class StructuredAblation(NullEncoding, EnumeratedScheme):
                 square images, without a stride.
             bound: ``"location"``, or ``"published"``: the gap is at least twice the most copies that can be touched.
         """
-        shape = self._check_votes(votes, shape, bound)
+        shape = self.check_votes(votes, shape, bound)
         height, width = height_and_width(patch_size)
         prediction = leader_and_gap(votes.sum(1))[0]
-        certified = self._held(votes.bool(), prediction, shape, self._clip(shape, (height, width)), bound, 1, False)
+        certified = self._held(votes.bool(), prediction, shape, clip(shape, (height, width)), bound, 1, False)
         return PatchCertified(prediction, certified, Patch(height, width), bound)
 
     def certify_top_k(
@@ -197,9 +202,9 @@ class StructuredAblation(NullEncoding, EnumeratedScheme):
         Returns:
             bool ``[B, C]``.
         """
-        shape = self._check_votes(votes, shape, bound)
+        shape = self.check_votes(votes, shape, bound)
         check_integer("k", k, 1, votes.shape[2] - 1)
-        patch = self._clip(shape, height_and_width(patch_size))
+        patch = clip(shape, height_and_width(patch_size))
         if exclusive and (votes.sum(2) > 1).any():
             raise ValueError("exclusive: got copies that vote for several classes, expected at most one vote of each")
         certified = torch.zeros((len(votes), votes.shape[2]), dtype=torch.bool, device=votes.device)
@@ -232,11 +237,8 @@ class StructuredAblation(NullEncoding, EnumeratedScheme):
             held[part] = stays_ahead(outside, touched, label[part], k=k, exclusive=exclusive)
         return held
 
-    @staticmethod
-    def _clip(shape: Shape, patch: tuple[int, int]) -> tuple[int, int]:
-        return min(patch[0], shape[1]), min(patch[1], shape[2])
-
-    def _check_votes(self, votes: Tensor, shape: Shape | None, bound: str) -> Shape:
+    def check_votes(self, votes: Tensor, shape: Shape | None, bound: str = "location") -> Shape:
+        """The shape of the images; raise unless these can be their votes."""
         if bound not in get_args(PatchBound):
             raise ValueError(f"bound: got {bound!r}, expected one of {', '.join(get_args(PatchBound))}")
         if not isinstance(votes, Tensor) or votes.ndim != 3:

@@ -64,6 +64,18 @@ class L1:
 
 
 @dataclass(frozen=True)
+class LInf:
+    """Every feature changes by at most ``radius`` (features in [0, 1])."""
+
+    def __str__(self) -> str:
+        return "l-inf"
+
+    def distance(self, x: Tensor, y: Tensor) -> Tensor:
+        """l-inf distance between two batches ``[B, C, H, W]``: float64 ``[B]``."""
+        return _difference(x, y).flatten(1).amax(1)
+
+
+@dataclass(frozen=True)
 class Lp:
     """``(sum |x_i - y_i|^p)^(1/p)`` is at most ``radius``, for 0 < p <= 1 (features in [0, 1])."""
 
@@ -137,4 +149,4 @@ def _extent(changed: Tensor) -> Tensor:
     return (last - first + 1).clamp(min=0)
 
 
-Threat = L0 | L1 | Lp | ElementwiseConcave | Patch
+Threat = L0 | L1 | LInf | Lp | ElementwiseConcave | Patch

@@ -89,7 +89,7 @@ class Votes:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """How copies are laid out in forward passes of one fixed shape ``[images * rows, C', H, W]``.
 
     Copies are made for several passes at once where they are small, to share the cost of starting each operation.
@@ -101,7 +101,7 @@ class _Plan:
     passes_made: int
 
     @classmethod
-    def of(cls, num_copies: int, batch_size: int, copy_bytes: int, device: torch.device) -> _Plan:
+    def of(cls, num_copies: int, batch_size: int, copy_bytes: int, device: torch.device) -> Plan:
         if num_copies <= batch_size:
             return cls(batch_size // num_copies, num_copies, 1, 1)
         passes = -(-num_copies // batch_size)
@@ -227,7 +227,7 @@ class VoteEngine:
         with exact_inference(self.base_classifier):
             assert self.batch_size is not None  # settled by prepare
             copy_bytes = 4 * self.scheme.channels(x.shape[1]) * x[0, 0].numel()
-            plan = _Plan.of(num_copies, self.batch_size, copy_bytes, device)
+            plan = Plan.of(num_copies, self.batch_size, copy_bytes, device)
             for begin in range(0, len(x), plan.images):
                 # the last group is filled up with its last image, so that every pass has the same shape
                 group = torch.arange(begin, begin + plan.images, device=device).clamp(max=len(x) - 1)
@@ -239,7 +239,7 @@ class VoteEngine:
                         logits = self.base_classifier(rows)
                         self._check_logits(logits, plan.images * plan.rows)
                         nan |= torch.isnan(logits).any()
-                        votes = self._one_hot(logits)
+                        votes = self.one_hot(logits)
                         if isinstance(self.scheme, SampledScheme):
                             several |= (votes.sum(1) > 1).any()
                         votes = votes.view(plan.images, plan.rows, self.num_classes)
@@ -254,7 +254,8 @@ class VoteEngine:
             raise ValueError("base classifier: got NaN scores; no vote can be trusted, check the model and its inputs")
         return counts.to(home), None if by_copy is None else by_copy.to(home)
 
-    def _one_hot(self, logits: Tensor) -> Tensor:
+    def one_hot(self, logits: Tensor) -> Tensor:
+        """The votes of copies with these scores: bool ``[N, num_classes]``."""
         votes = self.vote(logits)
         if votes.dtype == torch.bool:
             return votes

@@ -1,11 +1,15 @@
 """Attack a smoothed classifier on a data set, for an upper bound on its robustness: one row per image, resumable.
 
     python -m scripts.attack runs/mnist-k45/attack --checkpoint runs/mnist-k45 --attack pointwise --skip 40 --n 1000
+    python -m scripts.attack runs/s4/attack --checkpoint runs/s4 --vote "ThresholdVote(theta=0.3)" --attack patch
+    python -m scripts.attack runs/clean/attack --checkpoint runs/clean --scheme "Undefended()" --attack linf --eps 2/255
 
-A prediction is what ``Smoothed.predict`` returns with ``--n`` samples; a wrong class and an abstention both count as
-success. ``magnitude`` is 0 where that is so without an attack, and inf where the attack never succeeded;
-``verified`` is the magnitude that independent samples confirm. ``changes`` holds the adversarial image: the features
-that differ, as feature:value, features numbered through channels, rows and columns.
+Of sampled schemes a prediction is what ``Smoothed.predict`` returns with ``--n`` samples; a wrong class and an
+abstention both count as success. ``magnitude`` is 0 where that is so without an attack, and inf where the attack never
+succeeded; else the number of changed pixels (pointwise), 1 for a patch, or the least of ``--eps``. ``verified`` is the
+magnitude that independent samples confirm. ``changes`` holds the adversarial image: the features that differ, as
+feature:value, features numbered through channels, rows and columns, values as in the data or, of the gradient attacks
+(patch, linf), in [0, 1].
 """
 
 from __future__ import annotations
@@ -20,12 +24,17 @@ import torch
 from torch import Tensor
 
 from certify import Smoothed, metrics
-from certify.attacks import Attacked, pointwise_attack
+from certify.attacks import Attacked, linf_attack, patch_attack, pointwise_attack
+from certify.attacks.gradient import check_differentiable
+from certify.attacks.linf import check_linf_options
+from certify.attacks.patch import check_patch_options, copies_reached
 from certify.attacks.pointwise import check_options
 from certify.data import Dataset
+from certify.images import Shape, to_float
 from certify.results import ResultFolder, read_rows
 from certify.training import Checkpoint
 from scripts import cli, evaluation
+from scripts.patches import parse_size
 
 
 @dataclass
@@ -33,10 +42,18 @@ class Args(evaluation.Args):
     """Attack images of a data set; rows and configuration go to OUT."""
 
     n: int = cli.arg("samples per query (sampled schemes); the published attack takes 10,000", 1_000)
-    attack: str = cli.arg("pointwise", "pointwise")
-    restarts: int = cli.arg("attempts per image, of which the best counts", 10)
-    max_queries: int | None = cli.arg("most queries per image, by default until the attack ends by itself", None)
-    implementation: Literal["own", "foolbox"] = cli.arg("of the pointwise attack", "own")
+    attack: str = cli.arg("pointwise (l0), patch or linf", "pointwise")
+    restarts: int | None = cli.arg("attempts per image; by default 10 (pointwise) or 80 (patch)", None)
+    max_queries: int | None = cli.arg("pointwise: most queries per image, by default until it ends by itself", None)
+    implementation: Literal["own", "foolbox"] | None = cli.arg("pointwise: whose, by default own", None)
+    patch: str | None = cli.arg("patch: side, or height x width, in pixels, such as 3x7; by default 5", None)
+    eps: list[str] | None = cli.arg("linf: radii, ascending; by default 1/255 2/255 4/255 8/255", None)
+    steps: int | None = cli.arg("by default 150 (patch) or 50 (linf, for each radius)", None)
+    step_size: str | None = cli.arg("by default 0.05 (patch) or 0.5/255 (linf)", None)
+
+
+Options = dict[str, Any]  # of one attack, as on the command line
+Rows = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -46,6 +63,7 @@ class Images:
     images: Tensor
     labels: Tensor
     index: Tensor
+    seed: int
     fallback: Tensor  # images of several classes
 
 
@@ -54,38 +72,139 @@ class Attack:
     """One attack as the command line knows it.
 
     Attributes:
+        defaults: its options, all that its results depend on beside the seed, with their published values.
         run: attacks a few images and tells how many queries were answered.
-        check: raises unless its arguments are legal; called before any work.
-        arguments: names of those that its results depend on.
+        check: raises unless options and seed are legal; called before any work.
+        check_classifier: raises unless it can attack this classifier on these images.
+        copies: how many copies of an image of this shape are classified side by side.
+        summary: what the rows say of the classifier, in one paragraph.
     """
 
-    run: Callable[[Smoothed, Images, Args, Callable[[int], None]], Attacked]
-    check: Callable[[Args], None]
-    arguments: tuple[str, ...]
+    defaults: Options
+    run: Callable[[Smoothed, Images, Options, Callable[[int], None]], Attacked]
+    check: Callable[[Options, int], Any]
+    check_classifier: Callable[[Smoothed, Tensor], None]
+    copies: Callable[[Smoothed, Shape, Options], int]
+    summary: Callable[[Rows, Options], str]
 
 
-def pointwise(smoothed: Smoothed, batch: Images, args: Args, on_queries: Callable[[int], None]) -> Attacked:
+def number(text: str) -> float:
+    """``"0.05"`` or ``"0.5/255"``."""
+    try:
+        above, _, below = text.partition("/")
+        return float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"got {text!r}, expected a number such as 0.05 or 0.5/255") from error
+
+
+def pointwise(smoothed: Smoothed, batch: Images, options: Options, on_queries: Callable[[int], None]) -> Attacked:
     return pointwise_attack(
         smoothed,
         batch.images,
         batch.labels,
-        restarts=args.restarts,
-        seed=args.seed,
+        seed=batch.seed,
         index=batch.index,
-        max_queries=args.max_queries,
         fallback=batch.fallback,
-        implementation=args.implementation,
         on_queries=on_queries,
+        **options,
     )
 
 
-def check_pointwise(args: Args) -> None:
-    check_options(args.restarts, args.seed, args.max_queries, args.implementation)
+def pointwise_summary(rows: Rows, options: Options) -> str:
+    magnitude, verified = rows["magnitude"], rows["verified"]
+    wrong, kept = int((magnitude == 0).sum()), int(np.isinf(magnitude).sum())
+    return (
+        f"{len(magnitude)} images: median attack magnitude {metrics.median_attack_magnitude(magnitude):g}, "
+        f"{metrics.median_attack_magnitude(verified):g} by fresh samples; {wrong} wrong or abstained from before the "
+        f"attack, {kept} never broken; {rows['queries'].mean():.0f} queries per image"
+    )
+
+
+def patch_options(options: Options) -> Options:
+    return {
+        "patch_size": parse_size(options["patch"]),
+        "restarts": options["restarts"],
+        "steps": options["steps"],
+        "step_size": number(options["step_size"]),
+    }
+
+
+def patch(smoothed: Smoothed, batch: Images, options: Options, on_queries: Callable[[int], None]) -> Attacked:
+    return patch_attack(
+        smoothed,
+        batch.images,
+        batch.labels,
+        seed=batch.seed,
+        index=batch.index,
+        on_queries=on_queries,
+        **patch_options(options),
+    )
+
+
+def linf_options(options: Options) -> Options:
+    return {
+        "eps": [number(text) for text in options["eps"]],
+        "steps": options["steps"],
+        "step_size": number(options["step_size"]),
+    }
+
+
+def linf(smoothed: Smoothed, batch: Images, options: Options, on_queries: Callable[[int], None]) -> Attacked:
+    return linf_attack(
+        smoothed, batch.images, batch.labels, index=batch.index, on_queries=on_queries, **linf_options(options)
+    )
+
+
+def accuracy_summary(rows: Rows, under: dict[str, float]) -> str:
+    """Empirical accuracy: the share of images that no attack up to a magnitude broke."""
+    magnitude = rows["magnitude"]
+    shares = {"without": 0.0} | under
+    text = ", ".join(f"{name} {(magnitude > limit).mean():.2%}" for name, limit in shares.items())
+    return f"{len(magnitude)} images, accuracy under attack: {text}; {rows['queries'].mean():.0f} queries per image"
 
 
 ATTACKS: dict[str, Attack] = {
-    "pointwise": Attack(pointwise, check_pointwise, ("restarts", "max_queries", "implementation")),
+    "pointwise": Attack(
+        defaults={"restarts": 10, "max_queries": None, "implementation": "own"},
+        run=pointwise,
+        check=lambda options, seed: check_options(seed=seed, **options),
+        check_classifier=lambda smoothed, images: None,
+        copies=lambda smoothed, shape, options: options["restarts"] * smoothed.copies_per_image(shape),
+        summary=pointwise_summary,
+    ),
+    "patch": Attack(
+        defaults={"patch": "5", "restarts": 80, "steps": 150, "step_size": "0.05"},
+        run=patch,
+        check=lambda options, seed: check_patch_options(seed=seed, **patch_options(options)),
+        check_classifier=lambda smoothed, images: check_differentiable(smoothed, to_float(images)),
+        copies=lambda smoothed, shape, options: (
+            options["restarts"] * copies_reached(smoothed, shape, parse_size(options["patch"]))
+        ),
+        summary=lambda rows, options: accuracy_summary(rows, {f"patch {options['patch']}": 1.0}),
+    ),
+    "linf": Attack(
+        defaults={"eps": ["1/255", "2/255", "4/255", "8/255"], "steps": 50, "step_size": "0.5/255"},
+        run=linf,
+        check=lambda options, seed: check_linf_options(**linf_options(options)),
+        check_classifier=lambda smoothed, images: check_differentiable(smoothed, to_float(images)),
+        copies=lambda smoothed, shape, options: smoothed.copies_per_image(shape),
+        summary=lambda rows, options: accuracy_summary(rows, {text: number(text) for text in options["eps"]}),
+    ),
 }
+OPTIONS = sorted({name for attack in ATTACKS.values() for name in attack.defaults})
+
+
+def options_of(args: Args) -> Options:
+    """The options of the attack that was asked for, published values for those that were not given."""
+    if args.attack not in ATTACKS:
+        raise ValueError(f"attack: got {args.attack!r}, expected one of {', '.join(ATTACKS)}")
+    defaults = ATTACKS[args.attack].defaults
+    given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+    for name in given.keys() - defaults.keys():
+        raise ValueError(
+            f"{name.replace('_', '-')}: is no option of the {args.attack} attack, which has {', '.join(defaults)}"
+        )
+    return defaults | given
 
 
 @dataclass(frozen=True)
@@ -112,8 +231,9 @@ COLUMNS = tuple(field.name for field in fields(AttackRow))
 
 def changes(image: Tensor, adversarial: Tensor) -> str:
     """The features that differ, as ``feature:value``; ``-`` if none does."""
-    old, new = image.flatten(), adversarial.flatten()
-    return " ".join(f"{i}:{new[i].item()}" for i in (old != new).nonzero()[:, 0].tolist()) or "-"
+    old = image if image.dtype == adversarial.dtype else to_float(image)
+    values = adversarial.flatten().numpy()  # as text, a float32 is as short as it can be read back
+    return " ".join(f"{i}:{values[i]}" for i in (old != adversarial).flatten().nonzero()[:, 0].tolist()) or "-"
 
 
 def one_of_each_class(data: Dataset) -> Tensor:
@@ -128,8 +248,8 @@ def attack_step(
     """Rows of a few images."""
     images, labels = data.batch(index)
     started = time.perf_counter()
-    batch = Images(images, labels, torch.tensor(index), fallback)
-    result = ATTACKS[args.attack].run(smoothed, batch, args, on_queries)
+    batch = Images(images, labels, torch.tensor(index), args.seed, fallback)
+    result = ATTACKS[args.attack].run(smoothed, batch, options_of(args), on_queries)
     seconds = (time.perf_counter() - started) / len(index)
     return [
         AttackRow(
@@ -150,39 +270,25 @@ def attack_step(
 def configuration(args: Args, smoothed: Smoothed, checkpoint: Checkpoint, data: Dataset) -> dict[str, Any]:
     """The configuration of an evaluation, and the attack."""
     sampling = {"n": args.n, "alpha": args.alpha, "seed": args.seed}
-    options = {name: getattr(args, name) for name in ATTACKS[args.attack].arguments}
     config = evaluation.configuration(args, "scripts.attack", smoothed, checkpoint, data, sampling)
-    return config | {"attack": {"name": args.attack, "seed": args.seed} | options}
-
-
-def summary(rows: dict[str, np.ndarray]) -> str:
-    """What the attack says of the classifier, in one paragraph."""
-    magnitude, verified = rows["magnitude"], rows["verified"]
-    wrong, kept = int((magnitude == 0).sum()), int(np.isinf(magnitude).sum())
-    return (
-        f"{len(magnitude)} images: median attack magnitude {metrics.median_attack_magnitude(magnitude):g}, "
-        f"{metrics.median_attack_magnitude(verified):g} by fresh samples; {wrong} wrong or abstained from before the "
-        f"attack, {kept} never broken; {rows['queries'].mean():.0f} queries per image"
-    )
-
-
-def check(args: Args) -> None:
-    """Raise unless the attack's options are legal."""
-    if args.attack not in ATTACKS:
-        raise ValueError(f"attack: got {args.attack!r}, expected one of {', '.join(ATTACKS)}")
-    ATTACKS[args.attack].check(args)
+    return config | {"attack": {"name": args.attack, "seed": args.seed} | options_of(args)}
 
 
 def main(args: Args) -> None:
-    check(args)
+    options = options_of(args)
+    attack = ATTACKS[args.attack]
+    attack.check(options, args.seed)
     smoothed, checkpoint, data = evaluation.build(args)
+    attack.check_classifier(smoothed, data.batch([0])[0].to(args.device))
     indices = evaluation.select(len(data), args)
     fallback = one_of_each_class(data)
     config = configuration(args, smoothed, checkpoint, data)
     with ResultFolder(args.out, evaluation.parse_shard(args.shard), columns=COLUMNS, votes=False) as folder:
         done = folder.start(config, resume=args.resume)
         left = [idx for idx in indices if idx not in done]
-        step = args.images_per_step or max(1, 4096 // (args.restarts * smoothed.copies_per_image(data.shape)))
+        # enough to fill several forward passes
+        rows = max(4096, 4 * (smoothed.engine.batch_size or 0))
+        step = args.images_per_step or max(1, rows // attack.copies(smoothed, data.shape, options))
         queries = 0
         with cli.progress() as bar:
             task = bar.add_task("attacking", total=len(indices), completed=len(indices) - len(left))
@@ -197,7 +303,7 @@ def main(args: Args) -> None:
                     folder.append(row)
                     bar.advance(task)
     if indices:
-        print(summary(read_rows(args.out)))
+        print(attack.summary(read_rows(args.out), options))
     print(f"one line per image in {folder.rows_path}")
 
 

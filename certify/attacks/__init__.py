@@ -6,6 +6,8 @@ counts as success, and a classifier may abstain, for want of samples, where its 
 """
 
 from certify.attacks.attacked import Attacked
+from certify.attacks.linf import linf_attack
+from certify.attacks.patch import patch_attack
 from certify.attacks.pointwise import pointwise_attack
 
-__all__ = ["Attacked", "pointwise_attack"]
+__all__ = ["Attacked", "linf_attack", "patch_attack", "pointwise_attack"]

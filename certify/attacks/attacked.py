@@ -19,7 +19,8 @@ class Attacked:
     within a certified radius: the class is the same there, but ``n`` samples need not show it.
 
     Attributes:
-        adversarial: like the images, ``[B, C, H, W]``; the image itself where ``magnitude`` is 0 or infinite.
+        adversarial: like the images, ``[B, C, H, W]``, or float32 in [0, 1] (gradient attacks); the image itself where
+            ``magnitude`` is 0 or infinite.
         magnitude: float64 ``[B]``, the distance to the image in the unit of ``threat``; 0 where the classifier
             already is wrong or abstains on the image, infinity where the attack never succeeded.
         success: bool ``[B]``, ``magnitude`` is finite.

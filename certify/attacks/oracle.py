@@ -79,7 +79,7 @@ class Oracle:
             answer = self.classifier.predict(candidates, index=self.index[which])
         else:
             answer = _plain_classes(self.classifier, candidates)
-        self._count(which)
+        self.count(which)
         return answer
 
     def fresh(self, candidates: Tensor, which: Tensor) -> Tensor:
@@ -91,10 +91,11 @@ class Oracle:
         counts = smoothed.engine.sampled(
             candidates, smoothed.n, index=self.index[which], seed=smoothed.seed, stream=VERIFICATION
         )
-        self._count(which)
+        self.count(which)
         return predict_or_abstain(counts, smoothed.alpha)
 
-    def _count(self, which: Tensor) -> None:
+    def count(self, which: Tensor) -> None:
+        """Note that a candidate for each of the images ``which`` was classified."""
         self.queries += torch.bincount(which, minlength=len(self.queries))
         self._on_queries(len(which))
 

@@ -1,0 +1,91 @@
+"""The gradient of a smoothed classifier, through the soft-max of its copies.
+
+Votes have no gradient. The surrogate is N(x), the mean soft-max of all copies, and the objective ``-log N_y(x)`` for
+the true class y (dissertation, Section 6.3.1 and Appendix E.7). Its gradient is a positive multiple of that of minus
+the sum of ``p_y`` over the copies: signed steps need this sum alone. It falls apart into copies, so that they are
+classified in batches of any size, and those that no change can reach are left out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from certify.inference import exact_gradients
+from certify.scheme import EnumeratedScheme
+from certify.smooth import Smoothed
+from certify.votes import Plan
+
+
+def check_differentiable(smoothed: Smoothed, x: Tensor) -> None:
+    """Raise unless the scores of copies have a gradient with respect to the image.
+
+    Args:
+        x: float32 ``[B, C, H, W]``, legal for the scheme, of which the first image is tried.
+    """
+    scheme, base_classifier = smoothed.scheme, smoothed.engine.base_classifier
+    if not isinstance(scheme, EnumeratedScheme):
+        raise ValueError(
+            f"scheme: got {scheme}, whose copies are random; gradient attacks need one with a fixed list of copies"
+        )
+    smoothed.engine.prepare(x[:1])
+    with exact_gradients(base_classifier):
+        leaf = x[:1].clone().requires_grad_()
+        copies = scheme.copies(leaf, torch.zeros((1, 1), dtype=torch.int64, device=x.device))
+        if not copies.requires_grad:
+            raise ValueError(
+                f"scheme: got {scheme}, whose copies are made from quantized values and have no gradient; gradient "
+                "attacks need another one"
+            )
+        if not base_classifier(copies.flatten(0, 1)).requires_grad:
+            raise ValueError(
+                "base classifier: got scores without a gradient; pass a torch module, or a function of torch "
+                "operations that does not switch gradients off"
+            )
+
+
+def votes_and_gradient(
+    smoothed: Smoothed, x: Tensor, labels: Tensor, index: Tensor, *, gradient: bool = True
+) -> tuple[Tensor, Tensor]:
+    """What some copies of each image vote, and how the soft-max of the true class, summed over them, changes.
+
+    Forward passes have one fixed shape, as those of the vote engine: results for an image do not depend on the others.
+    The classifier's mode and its parameters' gradients stay as they are.
+
+    Args:
+        smoothed: of an enumerated, differentiable scheme, prepared (:func:`check_differentiable`).
+        x: float32 ``[J, C, H, W]``, on the device of the classifier.
+        labels: int64 ``[J]``, the true classes.
+        index: int64 ``[J, K]``, numbers of copies of each image.
+        gradient: if not set, it is left zero, which is cheaper.
+
+    Returns:
+        votes, bool ``[J, K, classes]``; gradient, float32 like ``x``. To raise ``-log N_y``, go against it.
+    """
+    engine, scheme = smoothed.engine, smoothed.scheme
+    assert isinstance(scheme, EnumeratedScheme)
+    assert engine.batch_size is not None
+    count = index.shape[1]
+    copy_bytes = 4 * scheme.channels(x.shape[1]) * x[0, 0].numel()
+    plan = Plan.of(count, engine.batch_size, copy_bytes, x.device)
+    with exact_gradients(engine.base_classifier):
+        votes = torch.zeros((*index.shape, engine.num_classes), dtype=torch.bool, device=x.device)
+        total = torch.zeros_like(x)
+        for begin in range(0, len(x), plan.images):
+            # filled up with the last image and the last copy, so that every pass has the same shape
+            group = torch.arange(begin, begin + plan.images, device=x.device).clamp(max=len(x) - 1)
+            part = slice(begin, min(begin + plan.images, len(x)))
+            real = part.stop - begin
+            for first in range(0, count, plan.rows):
+                left = min(plan.rows, count - first)
+                columns = torch.arange(first, first + plan.rows, device=x.device).clamp(max=count - 1)
+                leaf = x[group].requires_grad_(gradient)
+                scores = engine.base_classifier(scheme.copies(leaf, index[group][:, columns]).flatten(0, 1))
+                found = engine.one_hot(scores.detach()).view(plan.images, plan.rows, -1)
+                votes[part, first : first + left] = found[:real, :left]
+                if gradient:
+                    # in float64, where a copy that is very sure of itself still has a slope
+                    shares = scores.double().softmax(1).view(plan.images, plan.rows, -1)
+                    own = shares[:, :left].gather(2, labels[group][:, None, None].expand(-1, left, 1))
+                    total[part] += torch.autograd.grad(own.sum(), leaf)[0][:real]
+    return votes, total

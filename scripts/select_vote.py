@@ -1,0 +1,162 @@
+"""Choose how copies vote against patches, and which checkpoint to use, on validation images.
+
+    python -m scripts.select_vote runs/mnist-s2 runs/mnist-s3 --patch 5 --votes top1 theta=0.2 theta=0.3 theta=0.4
+
+Every second image, ``--shard 0/2``, is for validation. The other half stays for the numbers that are reported: the
+command printed at the end certifies ``--shard 1/2`` with what was chosen. Each checkpoint classifies the copies of an
+image once, for all votes.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from certify import Smoothed, spec
+from certify.patch import StructuredAblation
+from certify.training import load_checkpoint
+from certify.votes import VoteEngine, VoteRule
+from scripts import cli, evaluation, patches
+from scripts.report import percent
+
+
+@dataclass
+class Args:
+    """Certified accuracy on validation images for several ways to vote, and the best of them."""
+
+    checkpoints: list[Path] = cli.arg(
+        "base classifiers trained against patches, such as one per width", positional=True
+    )
+    votes: list[str] = cli.arg("top1, or theta=... for a threshold", ["top1", "theta=0.2", "theta=0.3", "theta=0.4"])
+    patch: str = cli.arg("size of the patch, such as 5 or 3x7", "5")
+    bound: Literal["location", "published"] = cli.arg("certificate", "location")
+    skip: int = cli.arg("take every so-manieth image", 1)
+    max: int | None = cli.arg("stop after this many images", None)
+    shard: str = cli.arg("i/n: validate on part i (from 0) of n of the test images; others are reported", "0/2")
+    batch_size: int | None = cli.arg("copies per forward pass, by default from the model's size", None)
+    device: str = cli.arg("cpu, cuda, ...", "cpu")
+    data_root: Path | None = cli.arg("folder of the data sets, by default $CERTIFY_DATA or ./data", None)
+
+
+class Repeated(nn.Module):
+    """The scores of a classifier, once for each of several vote rules: ``[N, rules * classes]``."""
+
+    def __init__(self, base_classifier: nn.Module, rules: int) -> None:
+        super().__init__()
+        self.base_classifier, self.rules = base_classifier, rules
+
+    def forward(self, copies: Tensor) -> Tensor:
+        return self.base_classifier(copies).repeat(1, self.rules)
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Several vote rules, each on its own part of the scores: bool ``[N, rules * classes]``."""
+
+    rules: tuple[VoteRule, ...]
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        parts = []
+        for rule, own in zip(self.rules, scores.chunk(len(self.rules), dim=1), strict=True):
+            votes = rule(own)
+            parts.append(votes if votes.dtype == torch.bool else nn.functional.one_hot(votes, own.shape[1]).bool())
+        return torch.cat(parts, dim=1)
+
+
+def rule_text(text: str) -> str:
+    """``top1`` and ``theta=0.3`` as ``--vote`` takes them; such texts themselves may be given, too."""
+    if text == "top1":
+        return "argmax"
+    return f"ThresholdVote({text})" if text.startswith("theta=") else text
+
+
+def votes_of_all(smoothed: Smoothed, rules: tuple[VoteRule, ...], x: Tensor) -> list[Tensor]:
+    """For each rule the votes copy by copy, bool ``[B, copies, classes]``, from one pass over the copies."""
+    engine = smoothed.engine
+    assert isinstance(engine.base_classifier, nn.Module)
+    joint = VoteEngine(
+        Repeated(engine.base_classifier, len(rules)),
+        smoothed.scheme,
+        engine.num_classes * len(rules),
+        vote=SideBySide(rules),
+        batch_size=engine.batch_size,
+    )
+    return list(joint.enumerated_by_copy(x).chunk(len(rules), dim=2))
+
+
+def lines_of(checkpoint: Path, args: Args) -> list[patches.PatchAccuracy]:
+    """What one checkpoint certifies on the validation images, one line per vote."""
+    texts = [rule_text(text) for text in args.votes]
+    rules, size = tuple(map(spec.parse_vote, texts)), patches.parse_size(args.patch)
+    shared = ("skip", "max", "shard", "batch_size", "device", "data_root")
+    build = evaluation.Args(out=Path(), checkpoint=checkpoint, **{name: getattr(args, name) for name in shared})
+    smoothed, _, data = evaluation.build(build)
+    scheme = smoothed.scheme
+    if not isinstance(scheme, StructuredAblation):
+        raise ValueError(f"{checkpoint}: was trained with {scheme}, expected a scheme against patches")
+    indices = evaluation.select(len(data), build)
+    step = max(1, 4096 // scheme.num_copies(data.shape))
+    right, held = torch.zeros(len(rules)), torch.zeros(len(rules))
+    for begin in range(0, len(indices), step):
+        images, labels = data.batch(indices[begin : begin + step])
+        for i, votes in enumerate(votes_of_all(smoothed, rules, images)):
+            result = scheme.certify_votes(votes, size, shape=data.shape, bound=args.bound)
+            correct = result.prediction == labels
+            right[i] += correct.sum()
+            held[i] += (correct & result.certified).sum()
+    n = len(indices)
+    return [
+        patches.PatchAccuracy(
+            f"{checkpoint}: {spec.to_text(scheme)}, {text}",
+            args.bound,
+            n,
+            float(right[i]) / n,
+            (f"{size[0]}x{size[1]}",),
+            (float(held[i]) / n,),
+        )
+        for i, text in enumerate(texts)
+    ]
+
+
+def reporting(args: Args, checkpoint: Path, text: str) -> str:
+    """The command that certifies the next part of the test images, none of which is among those of ``args``."""
+    part, parts = evaluation.parse_shard(args.shard)
+    words = ["python", "-m", "scripts.certify", "OUT", "--checkpoint", str(checkpoint), "--vote", text]
+    words += [] if args.skip == 1 else ["--skip", str(args.skip)]
+    return shlex.join([*words, "--shard", f"{(part + 1) % parts}/{parts}"])
+
+
+def check(args: Args) -> None:
+    """Raise unless the options are legal and the checkpoints can be compared."""
+    if evaluation.parse_shard(args.shard)[1] == 1:
+        raise ValueError(f"shard: got {args.shard}, which leaves no test images to report; validate on a part, as 0/2")
+    if len(set(args.votes)) < len(args.votes) or not args.votes:
+        raise ValueError(f"votes: got {args.votes}, expected different ones, at least one")
+    for text in args.votes:
+        spec.parse_vote(rule_text(text))
+    patches.parse_size(args.patch)
+    names = {load_checkpoint(path)[1].dataset for path in args.checkpoints}
+    if len(names) > 1:
+        raise ValueError(f"checkpoints: got some trained on {' and on '.join(sorted(names))}, expected one data set")
+
+
+def main(args: Args) -> None:
+    check(args)
+    settings = [(path, text) for path in args.checkpoints for text in map(rule_text, args.votes)]
+    lines = [line for path in args.checkpoints for line in lines_of(path, args)]
+    print(patches.table(lines, percent), end="\n\n")
+    path, text = settings[lines.index(patches.best(lines, 0))]
+    part, parts = evaluation.parse_shard(args.shard)
+    print(
+        f"chosen on {lines[0].images} validation images, part {part} of {parts} of the test images; to report others:"
+    )
+    print(f"  {reporting(args, path, text)}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Args, "scripts.select_vote")
