@@ -1,1 +1,27 @@
-"""Goal-conditioned reinforcement learning on Stable-Baselines3: ReenGAGE and Multi-ReenGAGE critic losses."""
+"""Goal-conditioned reinforcement learning on Stable-Baselines3, with critics that also learn from goal gradients.
+
+``rl.DDPG``, ``rl.TD3``, ``rl.SAC`` and ``rl.DQN`` are those of Stable-Baselines3 with ``goal_gradient_coef``, the
+coefficient of ReenGAGE; at 0 they train bit-identical networks.
+"""
+
+from rl.checkpoint import load_checkpoint, save_checkpoint
+from rl.goals import GoalGradient
+from rl.her import HerReplayBuffer
+from rl.reengage import DDPG, DQN, SAC, TD3
+from rl.training import Plan, run, run_episodes
+from rl.vec_env import VectorEnvAdapter
+
+__all__ = [
+    "DDPG",
+    "DQN",
+    "SAC",
+    "TD3",
+    "GoalGradient",
+    "HerReplayBuffer",
+    "Plan",
+    "VectorEnvAdapter",
+    "load_checkpoint",
+    "run",
+    "run_episodes",
+    "save_checkpoint",
+]

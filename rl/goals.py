@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -63,6 +63,8 @@ class GoalGradient:
     reward: Reward | None = None
     normalize: bool = False
 
+    plain: ClassVar[bool] = True  # the goal as it is observed is what is differentiated
+
     def check(self, space: spaces.Space[Any]) -> None:
         """Raise unless ``space`` has a goal that can be differentiated."""
         if not isinstance(space, spaces.Dict) or GOAL not in space.spaces:
@@ -98,7 +100,7 @@ class GoalGradient:
             low = torch.as_tensor(
                 low_return(self.low_reward, discount, gamma), dtype=reward.dtype, device=reward.device
             )
-            counts = torch.isclose(reward, low, rtol=1e-5, atol=1e-6).to(reward.dtype)
+            counts = ((reward - low).abs() <= 1e-6 + 1e-5 * abs(self.low_reward)).to(reward.dtype)
         else:
             counts = torch.ones_like(reward)
         if statistics is None:

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples
-from torch import Tensor
+from torch import Tensor, nn
 
-from rl.goals import GoalGradient, GoalStatistics, Observation
+from rl.goals import GOAL, GoalGradient, GoalStatistics, Observation
 from rl.losses import goal_gradient_loss, soft_value, td_target, td_target_gradient
-from rl.slopes import PlainCritic, plain_critic, pull_back, relu_value_and_slope, slope
-from rl.updates import descend, follow, make_faster
+from rl.slopes import PlainCritic, plain_critic, slope
+from rl.updates import Follower, descend, make_faster
 
 Batch = DictReplayBufferSamples
 Discount = Tensor | float
@@ -88,6 +88,7 @@ class GoalConditioned(OffPolicyAlgorithm):
         if self.goal_gradient_coef > 0:
             self.goal_gradient.check(self.observation_space)
         super()._setup_model()
+        self._followers = [Follower(network, target) for network, target in self._targets()]
         for optimizer in self._optimizers():
             make_faster(optimizer, exact=self.goal_gradient_coef == 0)
         if self.goal_gradient_coef > 0 and getattr(self.policy, "share_features_extractor", False):
@@ -101,6 +102,10 @@ class GoalConditioned(OffPolicyAlgorithm):
         """Those that follow the learning rate."""
         raise NotImplementedError
 
+    def _targets(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Networks, and the target networks that follow them after the critic's step."""
+        raise NotImplementedError
+
     def _begin(self, batch: Batch, logs: Logs) -> None:
         """What comes before the critic's step."""
 
@@ -112,7 +117,7 @@ class GoalConditioned(OffPolicyAlgorithm):
         """What each critic says of the actions taken, ``[B, 1]``; ``observation`` stands for ``batch.observations``."""
         raise NotImplementedError
 
-    def _plain_critic(self, observation: Observation, batch: Batch) -> PlainCritic | None:
+    def _plain_critic(self, batch: Batch) -> PlainCritic | None:
         """The critics as networks of linear layers and ReLU, if that is what they are."""
         return None
 
@@ -126,6 +131,9 @@ class GoalConditioned(OffPolicyAlgorithm):
         """What comes after the critic's step."""
 
     # The loop.
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_followers", "_actions", "_log_prob", "_entropy_coef"]
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         assert self.replay_buffer is not None
@@ -163,33 +171,25 @@ class GoalConditioned(OffPolicyAlgorithm):
             batch.dones, discount, next_gradient, self.goal_gradient.reward_gradient(batch.next_observations)
         )
 
-        observation, variable = self.goal_gradient.attach(batch.observations)
         if self.goal_statistics is not None:
-            self.goal_statistics.update(variable)
+            self.goal_statistics.update(batch.observations[GOAL])
         weight = self.goal_gradient.weight(batch.rewards, discount, self.gamma, self.goal_statistics)
-        values, slopes = self._values_and_slopes(observation, variable, batch)
+        values, slopes = self._values_and_slopes(batch)
         td_loss = self._td_loss(values, target)
-        terms = [goal_gradient_loss(own, target_gradient, weight) for own in slopes]
-        term = self.gradient_scale * self.goal_gradient_coef * torch.stack(terms).sum()
+        term = _sum([goal_gradient_loss(own, target_gradient, weight) for own in slopes])
+        term = self.gradient_scale * self.goal_gradient_coef * term
         logs.add(self.loss_name, td_loss)
         logs.add("goal_gradient_loss", term)
-        logs.add("goal_gradient_share", (weight > 0).float().mean())
         return td_loss + term
 
-    def _values_and_slopes(
-        self, observation: Observation, variable: Tensor, batch: Batch
-    ) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+    def _values_and_slopes(self, batch: Batch) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Values ``[B, 1]`` of the actions taken and their gradients ``[B, goal]``, of each critic."""
-        plain = self._plain_critic(observation, batch)
-        if plain is None:
-            values = self._values(observation, batch)
-            return values, [slope(value, variable, differentiable=True) for value in values]
-        values, slopes = [], []
-        for layers in plain.layers:
-            value, gradient = relu_value_and_slope(layers, plain.inputs, plain.select)
-            values.append(value)
-            slopes.append(pull_back(plain.inputs, variable, gradient))
-        return tuple(values), slopes
+        plain = self._plain_critic(batch) if self.goal_gradient.plain else None
+        if plain is not None:
+            return plain.values_and_slopes()
+        observation, variable = self.goal_gradient.attach(batch.observations)
+        values = self._values(observation, batch)
+        return values, tuple(slope(value, variable, differentiable=True) for value in values)
 
 
 class _ActorCritic(GoalConditioned):
@@ -202,11 +202,14 @@ class _ActorCritic(GoalConditioned):
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         return [self.actor.optimizer, self.critic.optimizer]
 
+    def _targets(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [(self.critic, self.critic_target)]
+
     def _values(self, observation: Observation, batch: Batch) -> tuple[Tensor, ...]:
         return self.critic(observation, batch.actions)
 
-    def _plain_critic(self, observation: Observation, batch: Batch) -> PlainCritic | None:
-        return plain_critic(self.critic, self.critic.q_networks, observation, batch.actions)
+    def _plain_critic(self, batch: Batch) -> PlainCritic | None:
+        return plain_critic(self.critic, self.critic.q_networks, batch.observations, batch.actions)
 
     def _td_loss(self, values: tuple[Tensor, ...], target: Tensor) -> Tensor:
         return self.gradient_scale * _sum([F.mse_loss(value, target) for value in values])
@@ -223,6 +226,9 @@ class _DeterministicActor(_ActorCritic):
     target_noise_clip: float
     policy_delay: int
 
+    def _targets(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [*super()._targets(), (self.actor, self.actor_target)]
+
     def _next_value(self, batch: Batch, observation: Observation) -> NextValue:
         with torch.no_grad():
             noise = torch.empty_like(batch.actions).normal_(0, self.target_policy_noise)
@@ -237,8 +243,8 @@ class _DeterministicActor(_ActorCritic):
         loss = -self.critic.q1_forward(batch.observations, self.actor(batch.observations)).mean()
         logs.add("actor_loss", loss)
         descend(self.actor.optimizer, loss)
-        follow(self.critic, self.critic_target, self.tau)
-        follow(self.actor, self.actor_target, self.tau)
+        for follower in self._followers:
+            follower.update(self.tau)
 
 
 def _lowest(values: tuple[Tensor, ...]) -> Tensor:
@@ -299,7 +305,8 @@ class SAC(_ActorCritic, sb3.SAC):
         logs.add("actor_loss", loss)
         descend(self.actor.optimizer, loss)
         if step % self.target_update_interval == 0:
-            follow(self.critic, self.critic_target, self.tau)
+            for follower in self._followers:
+                follower.update(self.tau)
 
 
 SoftTarget = Literal["gradient", "both", "behaviour"]
@@ -334,6 +341,9 @@ class DQN(GoalConditioned, sb3.DQN):
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         return [self.policy.optimizer]
 
+    def _targets(self) -> list[tuple[nn.Module, nn.Module]]:
+        return []  # Stable-Baselines3 updates the target network between steps of the environment
+
     def _next_value(self, batch: Batch, observation: Observation) -> NextValue:
         values = self.q_net_target(observation)
         hard = values.max(dim=1, keepdim=True).values
@@ -345,8 +355,8 @@ class DQN(GoalConditioned, sb3.DQN):
     def _values(self, observation: Observation, batch: Batch) -> tuple[Tensor, ...]:
         return (self.q_net(observation).gather(1, batch.actions.long()),)
 
-    def _plain_critic(self, observation: Observation, batch: Batch) -> PlainCritic | None:
-        plain = plain_critic(self.q_net, [self.q_net.q_net], observation)
+    def _plain_critic(self, batch: Batch) -> PlainCritic | None:
+        plain = plain_critic(self.q_net, [self.q_net.q_net], batch.observations)
         if plain is None:
             return None
         chosen = F.one_hot(batch.actions[:, 0].long(), plain.select.shape[1]).to(plain.select)

@@ -11,9 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel, ContinuousCritic
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim
+from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.dqn.policies import QNetwork
 from torch import Tensor, nn
+
+from rl.goals import GOAL
 
 _PLAIN = (ContinuousCritic, QNetwork)
 _NO_GOAL = (
@@ -43,59 +48,63 @@ def relu_layers(network: nn.Module) -> list[nn.Linear] | None:
     return linear if all(type(m) is nn.ReLU for m in between) else None  # type: ignore[return-value]
 
 
-def relu_value_and_slope(layers: list[nn.Linear], x: Tensor, select: Tensor) -> tuple[Tensor, Tensor]:
-    """A ReLU network's output and its gradient with respect to the input.
+def relu_value_and_slope(layers: list[nn.Linear], x: Tensor, select: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+    """A ReLU network's output and its gradient with respect to some inputs.
 
     Both are differentiable in the parameters, not in ``x``.
 
     Args:
         x: ``[B, inputs]``.
         select: ``[B, outputs]``, the combination of the outputs that is the value; one-hot, or ones for one output.
+        columns: the inputs to differentiate.
 
     Returns:
-        Value ``[B, 1]`` and gradient ``[B, inputs]``.
+        Value ``[B, 1]`` and gradient ``[B, columns]``.
     """
     parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
-    return _ReluValueAndSlope.apply(x.detach(), select, *parameters)  # type: ignore[return-value]
+    return _ReluValueAndSlope.apply(x, select, columns, *parameters)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
 class PlainCritic:
-    """Critics that are networks of linear layers and ReLU on features without parameters.
+    """Critics that are networks of linear layers and ReLU on the goal, the rest of the observation, and the action.
 
     Attributes:
-        inputs: ``[B, inputs]``, a function of the goal.
+        inputs: ``[B, inputs]``.
+        columns: the inputs that are the goal.
         layers: the linear layers of each critic.
         select: ``[B, outputs]``, see :func:`relu_value_and_slope`.
     """
 
     inputs: Tensor
+    columns: slice
     layers: list[list[nn.Linear]]
     select: Tensor
 
+    def values_and_slopes(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Values ``[B, 1]`` and gradients ``[B, goal]`` of each critic."""
+        both = [relu_value_and_slope(own, self.inputs, self.select, self.columns) for own in self.layers]
+        return tuple(value for value, _ in both), tuple(gradient for _, gradient in both)
+
 
 def plain_critic(
-    critic: BaseModel, networks: list[nn.Module], observation: Any, actions: Tensor | None = None
+    critic: BaseModel, networks: list[nn.Module], observation: dict[str, Tensor], actions: Tensor | None = None
 ) -> PlainCritic | None:
     """``critic`` seen as a plain one, if it is; ``networks`` are those behind its features extractor."""
-    layers = [relu_layers(network) for network in networks]
+    layers = [own for own in map(relu_layers, networks) if own is not None]
     extractor = critic.features_extractor
-    if type(critic) not in _PLAIN or extractor is None or any(own is None for own in layers):
+    if type(critic) not in _PLAIN or type(extractor) is not CombinedExtractor or len(layers) < len(networks):
         return None
-    if next(extractor.parameters(), None) is not None:
+    if not all(type(own) is nn.Flatten for own in extractor.extractors.values()):
         return None
+    space = critic.observation_space
+    assert isinstance(space, spaces.Dict)
+    sizes = {key: get_flattened_obs_dim(space[key]) for key in extractor.extractors}
+    start = sum(size for key, size in sizes.items() if list(sizes).index(key) < list(sizes).index(GOAL))
     features = critic.extract_features(observation, extractor)
     inputs = features if actions is None else torch.cat([features, actions], dim=1)
-    known = [own for own in layers if own is not None]
-    return PlainCritic(inputs, known, inputs.new_ones(len(inputs), known[0][-1].out_features))
-
-
-def pull_back(inputs: Tensor, variable: Tensor, gradient: Tensor) -> Tensor:
-    """From a gradient with respect to ``inputs`` ``[B, inputs]`` to that with respect to the goal, ``[B, goal]``."""
-    (own,) = torch.autograd.grad(inputs, variable, gradient, create_graph=True, allow_unused=True)
-    if own is None:
-        raise ValueError(_NO_GOAL)
-    return own.flatten(1)
+    select = inputs.new_ones(len(inputs), layers[0][-1].out_features)
+    return PlainCritic(inputs, slice(start, start + sizes[GOAL]), layers, select)
 
 
 class _ReluValueAndSlope(torch.autograd.Function):
@@ -104,11 +113,11 @@ class _ReluValueAndSlope(torch.autograd.Function):
     Let D_i be the diagonal of 0 and 1 that relu applies. The gradient of the value with respect to layer i before its
     relu is b_i = D_i W_{i+1}^T b_{i+1}, and the slope is W_1^T b_1. For incoming gradients e of the value and u of the
     slope, let t_0 = u and t_i = D_i W_i t_{i-1}, the change of h_i in direction u. Then W_i has the gradient
-    b_i (e h_{i-1} + t_{i-1})^T, and c_i has b_i e.
+    b_i (e h_{i-1} + t_{i-1})^T, and c_i has b_i e. Of t_0 and the slope only some columns are wanted.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, select: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, select: Tensor, columns: slice, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         weights, biases = parameters[::2], parameters[1::2]
         hidden = [x]
         for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
@@ -116,9 +125,10 @@ class _ReluValueAndSlope(torch.autograd.Function):
         output = torch.addmm(biases[-1], hidden[-1], weights[-1].t())
         back = [select]
         for weight, active in zip(weights[:0:-1], hidden[:0:-1], strict=True):
-            back.append(torch.mm(back[-1], weight) * (active > 0))
+            back.append(_where_active(torch.mm(back[-1], weight), active))
+        ctx.columns = columns
         ctx.save_for_backward(*hidden, *back, *weights)
-        return (output * select).sum(dim=1, keepdim=True), torch.mm(back[-1], weights[0])
+        return (output * select).sum(dim=1, keepdim=True), torch.mm(back[-1], weights[0][:, columns])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -126,11 +136,21 @@ class _ReluValueAndSlope(torch.autograd.Function):
         saved = ctx.saved_tensors
         depth = len(saved) // 3
         hidden, back, weights = saved[:depth], saved[depth : 2 * depth][::-1], saved[2 * depth :]
-        tangent = grad_slope
-        gradients: list[Tensor | None] = [None, None]
+        along = hidden[0] * grad_value
+        along[:, ctx.columns] += grad_slope
+        tangent = torch.mm(grad_slope, weights[0][:, ctx.columns].t())
+        gradients: list[Tensor | None] = [None, None, None]
         for i in range(depth):
-            gradients.append(torch.mm(back[i].t(), torch.addcmul(tangent, grad_value, hidden[i])))
-            gradients.append(torch.mv(back[i].t(), grad_value[:, 0]))
-            if i + 1 < depth:
-                tangent = torch.mm(tangent, weights[i].t()) * (hidden[i + 1] > 0)
+            gradients += [torch.mm(back[i].t(), along), torch.mv(back[i].t(), grad_value[:, 0])]
+            if i + 1 == depth:
+                break
+            if i > 0:
+                tangent = torch.mm(tangent, weights[i].t())
+            tangent = _where_active(tangent, hidden[i + 1])
+            along = torch.addcmul(tangent, hidden[i + 1], grad_value)
         return tuple(gradients)
+
+
+def _where_active(gradient: Tensor, hidden: Tensor) -> Tensor:
+    """``gradient`` where relu let its input through, else 0."""
+    return torch.ops.aten.threshold_backward(gradient, hidden, 0)

@@ -13,21 +13,31 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor, *, max_norm: float |
         max_norm: clips the gradient's norm.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    optimizer.zero_grad()
+    for parameter in parameters:
+        parameter.grad = None
     loss.backward(inputs=parameters)
     if max_norm is not None:
         nn.utils.clip_grad_norm_(parameters, max_norm)
     optimizer.step()
 
 
-@torch.no_grad()
-def follow(network: nn.Module, target: nn.Module, tau: float) -> None:
-    """``target <- (1 - tau) target + tau network`` for parameters; running statistics are copied."""
-    sources, targets = list(network.parameters()), list(target.parameters())
-    torch._foreach_mul_(targets, 1 - tau)
-    torch._foreach_add_(targets, sources, alpha=tau)
-    for source, copy in zip(network.buffers(), target.buffers(), strict=True):
-        copy.copy_(source)
+class Follower:
+    """A target network that follows another: ``target <- (1 - tau) target + tau network``.
+
+    Running statistics of normalization layers are copied.
+    """
+
+    def __init__(self, network: nn.Module, target: nn.Module) -> None:
+        # walking through the modules takes longer than the update itself
+        self._sources, self._targets = list(network.parameters()), list(target.parameters())
+        self._statistics = list(zip(network.buffers(), target.buffers(), strict=True))
+
+    @torch.no_grad()
+    def update(self, tau: float) -> None:
+        torch._foreach_mul_(self._targets, 1 - tau)
+        torch._foreach_add_(self._targets, self._sources, alpha=tau)
+        for source, copy in self._statistics:
+            copy.copy_(source)
 
 
 def make_faster(optimizer: torch.optim.Optimizer, *, exact: bool) -> None:

@@ -1,0 +1,177 @@
+"""The whole state of a training run in one file that loads without executing code.
+
+Stable-Baselines3's own ``save`` and ``load`` work too; they keep neither the random state nor the buffer, and load by
+unpickling. A checkpoint holds parameters, optimizers, replay buffer and counters. It holds no random state and no
+environment: at a checkpoint the run itself starts afresh, with new seeds that follow from its own and the number of steps
+(:func:`start_afresh`). So a run that was killed and resumed is identical to one that was not, for any environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from torch import Tensor
+
+from rl.goals import GoalStatistics
+
+VERSION = 1
+_COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_n_calls", "exploration_rate", "_total_timesteps")
+_BUFFER = ("actions", "rewards", "dones", "timeouts", "ep_start", "ep_length")
+_DICTIONARIES = ("observations", "next_observations")
+
+
+def start_afresh(model: OffPolicyAlgorithm) -> None:
+    """Seed everything random by the run's seed and its number of steps, and begin new episodes.
+
+    Episodes that are not finished count as cut by a time limit; choose checkpoints at multiples of the episode length
+    and none is.
+    """
+    assert model.env is not None
+    entropy = np.random.SeedSequence([model.seed or 0, model.num_timesteps])
+    model.set_random_seed(int(entropy.generate_state(1)[0] >> 1))
+    buffer = model.replay_buffer
+    if hasattr(buffer, "truncate_last_trajectory"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns that it truncates, which is what is wanted
+            buffer.truncate_last_trajectory()  # type: ignore[union-attr]
+    model._last_obs = model.env.reset()  # type: ignore[assignment]
+    model._last_episode_starts = np.ones((model.env.num_envs,), dtype=bool)
+    if model._vec_normalize_env is not None:
+        model._last_original_obs = model._vec_normalize_env.get_original_obs()
+    if model.action_noise is not None:
+        model.action_noise.reset()
+
+
+def save_checkpoint(model: OffPolicyAlgorithm, path: str | Path) -> None:
+    """Replace ``path`` by the state of ``model`` in one step: it is never half a checkpoint."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = _buffer(model)
+    tensors = {f"policy.{name}": value for name, value in model.policy.state_dict().items()}
+    for name, optimizer in _optimizers(model).items():
+        for i, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"{name}.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
+    for name in model._get_torch_save_params()[1]:
+        tensors[f"variable.{name}"] = attrgetter(name)(model)
+    tensors |= {f"buffer.{name}": torch.from_numpy(array) for name, array in _used(buffer).items()}
+    state: dict[str, Any] = {name: getattr(model, name) for name in _COUNTERS if hasattr(model, name)}
+    state |= {"version": VERSION, "algorithm": type(model).__name__, "pos": buffer.pos, "full": buffer.full}
+    statistics: GoalStatistics | None = getattr(model, "goal_statistics", None)
+    if statistics is not None:
+        state["goals"] = [statistics.count, statistics.mean.tolist(), statistics.squares.tolist()]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(packed, temporary, metadata={"state": json.dumps(state)})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(model: OffPolicyAlgorithm, path: str | Path, *, buffer: bool = True) -> None:
+    """Put a saved state into a model that was made with the same arguments.
+
+    Args:
+        buffer: False leaves the replay buffer empty, which is enough for a trained agent that only acts.
+
+    Raises:
+        ValueError: if the file is damaged, or of another algorithm or architecture.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such checkpoint; train first")
+    try:
+        with safe_open(path, "pt") as file:
+            state = json.loads(file.metadata()["state"])
+            wanted = [name for name in file.keys() if buffer or not name.startswith("buffer.")]  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in wanted}
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: truncated or not a checkpoint of a training run ({error}); train again") from error
+    if state.get("version") != VERSION or state["algorithm"] != type(model).__name__:
+        raise ValueError(
+            f"{path}: got a checkpoint of {state.get('algorithm')}, version {state.get('version')}; expected "
+            f"{type(model).__name__}, version {VERSION}"
+        )
+    try:
+        model.policy.load_state_dict(_part(tensors, "policy"))
+    except RuntimeError as error:
+        raise ValueError(f"{path}: does not fit the model: {error}; give the arguments it was trained with") from error
+    for name, optimizer in _optimizers(model).items():
+        _load_optimizer(optimizer, _part(tensors, name))
+    with torch.no_grad():
+        for name in model._get_torch_save_params()[1]:
+            attrgetter(name)(model).copy_(tensors[f"variable.{name}"])
+    for name in _COUNTERS:
+        if name in state:
+            setattr(model, name, state[name])
+    if "goals" in state:
+        count, mean, squares = state["goals"]
+        model.goal_statistics = GoalStatistics(count, np.array(mean), np.array(squares))  # type: ignore[attr-defined]
+    if buffer:
+        _fill(_buffer(model), _part(tensors, "buffer"), state["pos"], state["full"], path)
+
+
+def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """What belongs to ``name``, without that prefix."""
+    return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}.")}
+
+
+def _optimizers(model: OffPolicyAlgorithm) -> dict[str, torch.optim.Optimizer]:
+    return {name: attrgetter(name)(model) for name in model._get_torch_save_params()[0] if name.endswith("optimizer")}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        i, key = name.split(".", 1)
+        states.setdefault(int(i), {})[key] = value
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _buffer(model: OffPolicyAlgorithm) -> ReplayBuffer:
+    assert model.replay_buffer is not None
+    return model.replay_buffer
+
+
+def _arrays(buffer: ReplayBuffer) -> dict[str, np.ndarray]:
+    """All arrays that a buffer is made of, by name."""
+    arrays = {name: getattr(buffer, name) for name in _BUFFER if hasattr(buffer, name)}
+    for name in _DICTIONARIES:
+        own = getattr(buffer, name, None)
+        if isinstance(buffer, DictReplayBuffer) and own is not None:
+            arrays |= {f"{name}.{key}": array for key, array in own.items()}
+        elif own is not None:
+            arrays[name] = own
+    return arrays
+
+
+def _used(buffer: ReplayBuffer) -> dict[str, np.ndarray]:
+    used = buffer.buffer_size if buffer.full else buffer.pos
+    return {name: array[:used] for name, array in _arrays(buffer).items()}
+
+
+def _fill(buffer: ReplayBuffer, tensors: dict[str, Tensor], pos: int, full: bool, path: Path) -> None:
+    arrays = _arrays(buffer)
+    used = buffer.buffer_size if full else pos
+    if set(arrays) != set(tensors) or any(
+        len(t) != used or t.shape[1:] != arrays[name].shape[1:] for name, t in tensors.items()
+    ):
+        raise ValueError(f"{path}: the replay buffer does not fit; give the arguments it was trained with")
+    for name, tensor in tensors.items():
+        arrays[name][:used] = tensor.numpy()
+    buffer.pos, buffer.full = pos, full
+    if hasattr(buffer, "_current_ep_start"):  # no episode is open in a checkpoint
+        buffer._current_ep_start[:] = pos  # type: ignore[attr-defined]
+    if hasattr(buffer, "_drawable"):
+        buffer._drawable = None  # type: ignore[attr-defined]

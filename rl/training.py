@@ -1,0 +1,192 @@
+"""Running a training run: evaluations at fixed steps, checkpoints, and going on where a run was stopped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
+
+from rl.checkpoint import load_checkpoint, save_checkpoint, start_afresh
+
+LOG, STATE = "evaluations.npz", "state.safetensors"
+
+
+@dataclass
+class Evaluations:
+    """What was measured so far, as Stable-Baselines3's EvalCallback logs it: one list per episode and time."""
+
+    timesteps: list[int] = field(default_factory=list)
+    results: list[list[float]] = field(default_factory=list)
+    ep_lengths: list[list[int]] = field(default_factory=list)
+    successes: list[list[bool]] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npz")
+        try:
+            arrays = {name: np.array(values) for name, values in vars(self).items() if values}
+            np.savez(temporary, **arrays)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path, until: int) -> Evaluations:
+        """Those up to step ``until``."""
+        with np.load(path, allow_pickle=False) as arrays:
+            keep = arrays["timesteps"] <= until
+            return cls(**{name: arrays[name][keep].tolist() for name in arrays.files})
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """What an agent did in some episodes; ``successes`` is empty where the environment does not know success."""
+
+    returns: list[float]
+    lengths: list[int]
+    successes: list[bool]
+
+
+def run_episodes(model: Any, env: VecEnv, episodes: int, *, seed: int, deterministic: bool = True) -> Episodes:
+    """Let an agent act until ``episodes`` episodes have ended.
+
+    Each environment contributes as many as any other, or one more, so that short episodes do not count more often.
+
+    Args:
+        model: has ``predict(observations, deterministic=...)``, as Stable-Baselines3's algorithms.
+        seed: of the environments.
+    """
+    quota = [episodes // env.num_envs + (i < episodes % env.num_envs) for i in range(env.num_envs)]
+    env.seed(seed)
+    observations: VecEnvObs = env.reset()
+    returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=int)
+    done = Episodes([], [], [])
+    while any(quota):
+        actions, _ = model.predict(observations, deterministic=deterministic)
+        observations, rewards, dones, infos = env.step(actions)
+        returns += rewards
+        lengths += 1
+        for i in np.flatnonzero(dones):
+            if quota[i] > 0:
+                quota[i] -= 1
+                done.returns.append(float(returns[i]))
+                done.lengths.append(int(lengths[i]))
+                if "is_success" in infos[i]:
+                    done.successes.append(bool(infos[i]["is_success"]))
+            returns[i] = lengths[i] = 0
+    return done
+
+
+class _Milestones(BaseCallback):
+    """Between two rollouts, when all updates are done: evaluates, writes logs and checkpoints, starts afresh."""
+
+    def __init__(self, plan: Plan, eval_env: VecEnv, folder: Path, log: Evaluations, report: Callable[[str], None]):
+        super().__init__()
+        self.plan, self.eval_env, self.folder, self.log, self.report = plan, eval_env, folder, log, report
+
+    def _on_training_start(self) -> None:
+        start_afresh(self.model)  # type: ignore[arg-type]
+        self.checkpointed = self.num_timesteps
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if self.num_timesteps > (self.log.timesteps[-1] if self.log.timesteps else 0):
+            self._milestone(last=False)
+
+    def _on_training_end(self) -> None:
+        self._milestone(last=True)
+
+    def _milestone(self, *, last: bool) -> None:
+        step, plan = self.num_timesteps, self.plan
+        previous = self.log.timesteps[-1] if self.log.timesteps else 0
+        if step // plan.eval_every > previous // plan.eval_every:
+            self._evaluate(step)
+        if last or step // plan.checkpoint_every > self.checkpointed // plan.checkpoint_every:
+            if not last:
+                start_afresh(self.model)  # type: ignore[arg-type]
+            save_checkpoint(self.model, self.folder / STATE)  # type: ignore[arg-type]
+            self.checkpointed = step
+
+    def _evaluate(self, step: int) -> None:
+        seed = int(np.random.SeedSequence([self.model.seed or 0, step, 1]).generate_state(1)[0] >> 1)
+        done = run_episodes(self.model, self.eval_env, self.plan.eval_episodes, seed=seed)
+        self.log.timesteps.append(step)
+        self.log.results.append(done.returns)
+        self.log.ep_lengths.append(done.lengths)
+        if done.successes:
+            self.log.successes.append(done.successes)
+        self.log.save(self.folder / LOG)
+        text = f"step {step}: return {np.mean(done.returns):.3f}"
+        self.report(text + (f", success {np.mean(done.successes):.3f}" if done.successes else ""))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to train and how often to look.
+
+    Attributes:
+        steps: environment steps in all.
+        eval_every: steps between evaluations.
+        eval_episodes: episodes per evaluation, with the deterministic policy.
+        checkpoint_every: steps between checkpoints. It belongs to the configuration: a run starts new episodes and new
+            random numbers at each, see :mod:`rl.checkpoint`.
+    """
+
+    steps: int
+    eval_every: int = 2_000
+    eval_episodes: int = 50
+    checkpoint_every: int = 20_000
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name}: got {value}, expected at least 1")
+
+
+def run(
+    model: OffPolicyAlgorithm,
+    eval_env: VecEnv,
+    plan: Plan,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    callback: BaseCallback | None = None,
+    report: Callable[[str], None] = lambda text: None,
+    log_name: str = "run",
+) -> Evaluations:
+    """Train ``model`` to ``plan.steps``, writing ``evaluations.npz`` and ``state.safetensors`` to ``folder``.
+
+    Args:
+        eval_env: where the agent is evaluated; seeded anew each time.
+        resume: go on from the last checkpoint in ``folder``, to the identical result.
+        callback: further callbacks of Stable-Baselines3.
+        report: gets a line of text at each evaluation.
+
+    Raises:
+        ValueError: if ``folder`` holds a run and ``resume`` is False.
+    """
+    folder = Path(folder)
+    state, log = folder / STATE, Evaluations()
+    if (folder / LOG).exists() and not resume:
+        raise ValueError(f"{folder}: holds a training run; add --resume to continue it, or choose another folder")
+    if resume and state.exists():
+        load_checkpoint(model, state)
+        if (folder / LOG).exists():
+            log = Evaluations.load(folder / LOG, model.num_timesteps)
+    folder.mkdir(parents=True, exist_ok=True)
+    left = plan.steps - model.num_timesteps
+    if left <= 0:
+        return log
+    milestones = _Milestones(plan, eval_env, folder, log, report)
+    callbacks = milestones if callback is None else CallbackList([milestones, callback])
+    model.learn(left, callbacks, reset_num_timesteps=model.num_timesteps == 0, tb_log_name=log_name)
+    return log
