@@ -2,8 +2,9 @@
 
 Stable-Baselines3's own ``save`` and ``load`` work too; they keep neither the random state nor the buffer, and load by
 unpickling. A checkpoint holds parameters, optimizers, replay buffer and counters. It holds no random state and no
-environment: at a checkpoint the run itself starts afresh, with new seeds that follow from its own and the number of steps
-(:func:`start_afresh`). So a run that was killed and resumed is identical to one that was not, for any environment.
+environment: at a checkpoint the run itself starts afresh, with new seeds that follow from its own and the number of
+steps (:func:`start_afresh`). So a run that was killed and resumed is identical to one that was not, whatever the
+environment.
 """
 
 from __future__ import annotations
@@ -47,21 +48,28 @@ def start_afresh(model: OffPolicyAlgorithm) -> None:
             buffer.truncate_last_trajectory()  # type: ignore[union-attr]
     model._last_obs = model.env.reset()  # type: ignore[assignment]
     model._last_episode_starts = np.ones((model.env.num_envs,), dtype=bool)
-    if model._vec_normalize_env is not None:
-        model._last_original_obs = model._vec_normalize_env.get_original_obs()
     if model.action_noise is not None:
         model.action_noise.reset()
 
 
+def check_supported(model: OffPolicyAlgorithm) -> None:
+    """Raise unless a checkpoint holds all of the state of ``model``."""
+    if model.get_vec_normalize_env() is not None:
+        raise ValueError(
+            "env: got a VecNormalize, whose statistics are no part of a checkpoint; save it on its own and use learn()"
+        )
+
+
 def save_checkpoint(model: OffPolicyAlgorithm, path: str | Path) -> None:
     """Replace ``path`` by the state of ``model`` in one step: it is never half a checkpoint."""
+    check_supported(model)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = _buffer(model)
     tensors = {f"policy.{name}": value for name, value in model.policy.state_dict().items()}
     for name, optimizer in _optimizers(model).items():
         for i, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"{name}.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
+            tensors |= {f"optimizer/{name}/{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
     for name in model._get_torch_save_params()[1]:
         tensors[f"variable.{name}"] = attrgetter(name)(model)
     tensors |= {f"buffer.{name}": torch.from_numpy(array) for name, array in _used(buffer).items()}
@@ -108,7 +116,7 @@ def load_checkpoint(model: OffPolicyAlgorithm, path: str | Path, *, buffer: bool
     except RuntimeError as error:
         raise ValueError(f"{path}: does not fit the model: {error}; give the arguments it was trained with") from error
     for name, optimizer in _optimizers(model).items():
-        _load_optimizer(optimizer, _part(tensors, name))
+        _load_optimizer(optimizer, _part(tensors, f"optimizer/{name}", "/"))
     with torch.no_grad():
         for name in model._get_torch_save_params()[1]:
             attrgetter(name)(model).copy_(tensors[f"variable.{name}"])
@@ -122,9 +130,10 @@ def load_checkpoint(model: OffPolicyAlgorithm, path: str | Path, *, buffer: bool
         _fill(_buffer(model), _part(tensors, "buffer"), state["pos"], state["full"], path)
 
 
-def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+def _part(tensors: dict[str, Tensor], name: str, separator: str = ".") -> dict[str, Tensor]:
     """What belongs to ``name``, without that prefix."""
-    return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}.")}
+    prefix = name + separator
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def _optimizers(model: OffPolicyAlgorithm) -> dict[str, torch.optim.Optimizer]:
@@ -165,7 +174,8 @@ def _fill(buffer: ReplayBuffer, tensors: dict[str, Tensor], pos: int, full: bool
     arrays = _arrays(buffer)
     used = buffer.buffer_size if full else pos
     if set(arrays) != set(tensors) or any(
-        len(t) != used or t.shape[1:] != arrays[name].shape[1:] for name, t in tensors.items()
+        len(t) != used or used > len(arrays[name]) or t.shape[1:] != arrays[name].shape[1:]
+        for name, t in tensors.items()
     ):
         raise ValueError(f"{path}: the replay buffer does not fit; give the arguments it was trained with")
     for name, tensor in tensors.items():

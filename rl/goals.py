@@ -50,8 +50,8 @@ class GoalGradient:
     """ReenGAGE: the goal itself is differentiated.
 
     Attributes:
-        low_reward: c_low of Eq. 8.9, the reward of not reaching the goal. Transitions with this reward count, since their
-            reward has no gradient almost everywhere; the others are left out.
+        low_reward: c_low of Eq. 8.9, the reward of not reaching the goal. Transitions with this reward count, since
+            their reward has no gradient almost everywhere; the others are left out.
         reward: for dense rewards (Eq. 8.8): the reward as a differentiable function of the next achieved goal
             ``[B, ...]`` and the desired goal ``[B, ...]``, giving ``[B]``. All transitions count then, ``low_reward``
             plays no part.
@@ -69,12 +69,12 @@ class GoalGradient:
         """Raise unless ``space`` has a goal that can be differentiated."""
         if not isinstance(space, spaces.Dict) or GOAL not in space.spaces:
             raise ValueError(
-                f"goal_gradient_coef: got a positive one with the observation space {space}, expected a goal-conditioned "
-                "environment, whose observations are a dictionary with 'desired_goal'"
+                f"goal_gradient_coef: got a positive one with the observation space {space}, expected a "
+                "goal-conditioned environment, whose observations are a dictionary with 'desired_goal'"
             )
         if isinstance(space[GOAL], spaces.Discrete | spaces.MultiDiscrete):
             raise ValueError(
-                f"desired_goal: got {space[GOAL]}, which is one-hot encoded and has no gradient; use a Box or MultiBinary"
+                f"desired_goal: got {space[GOAL]}, which is one-hot encoded and has no gradient; use a Box"
             )
 
     def attach(self, observation: Observation) -> tuple[Observation, Tensor]:

@@ -60,8 +60,8 @@ class GoalConditioned(OffPolicyAlgorithm):
     """The training loop, to be put in front of an off-policy algorithm of Stable-Baselines3.
 
     Args:
-        goal_gradient_coef: the paper's alpha, which multiplies the squared error of the goal gradients *summed* over the
-            goal's coordinates and averaged over the batch. 0 trains as Stable-Baselines3 does.
+        goal_gradient_coef: the paper's alpha, which multiplies the squared error of the goal gradients *summed* over
+            the goal's coordinates and averaged over the batch. 0 trains as Stable-Baselines3 does.
         goal_gradient: what is differentiated and which transitions count; by default ReenGAGE for sparse rewards with
             -1 for not reaching the goal (Eq. 8.9).
 
@@ -93,7 +93,7 @@ class GoalConditioned(OffPolicyAlgorithm):
             make_faster(optimizer, exact=self.goal_gradient_coef == 0)
         if self.goal_gradient_coef > 0 and getattr(self.policy, "share_features_extractor", False):
             raise ValueError(
-                "share_features_extractor: got True, which hides the goal from the gradient of the critic; leave it False"
+                "share_features_extractor: got True, which hides the goal from the critic's gradient; leave it False"
             )
 
     # The adapters.
@@ -320,8 +320,8 @@ class DQN(GoalConditioned, sb3.DQN):
     Args:
         temperature: of the soft target; 0 is the maximum.
         soft_target: what the soft target is used for: the ``gradient`` term only (Eq. G.10, the variant that works),
-            ``both`` terms of the loss (Eq. G.11), or also the ``behaviour``: then actions that are not deterministic are
-            drawn from softmax(Q' / temperature) of the target network.
+            ``both`` terms of the loss (Eq. G.11), or also the ``behaviour``: then actions that are not deterministic
+            are drawn from softmax(Q' / temperature) of the target network.
     """
 
     loss_name: ClassVar[str] = "loss"

@@ -22,8 +22,8 @@ from rl.goals import GOAL
 
 _PLAIN = (ContinuousCritic, QNetwork)
 _NO_GOAL = (
-    "goal_gradient_coef: got a critic that does not depend on the goal; its features extractor has to use 'desired_goal' "
-    "and let gradients through"
+    "goal_gradient_coef: got a critic that does not depend on the goal; its features extractor has to use "
+    "'desired_goal' and let gradients through"
 )
 
 

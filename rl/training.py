@@ -14,7 +14,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
-from rl.checkpoint import load_checkpoint, save_checkpoint, start_afresh
+from rl.checkpoint import check_supported, load_checkpoint, save_checkpoint, start_afresh
 
 LOG, STATE = "evaluations.npz", "state.safetensors"
 
@@ -31,7 +31,7 @@ class Evaluations:
     def save(self, path: Path) -> None:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npz")
         try:
-            arrays = {name: np.array(values) for name, values in vars(self).items() if values}
+            arrays: dict[str, Any] = {name: np.array(values) for name, values in vars(self).items() if values}
             np.savez(temporary, **arrays)
             temporary.replace(path)
         finally:
@@ -174,6 +174,7 @@ def run(
     Raises:
         ValueError: if ``folder`` holds a run and ``resume`` is False.
     """
+    check_supported(model)
     folder = Path(folder)
     state, log = folder / STATE, Evaluations()
     if (folder / LOG).exists() and not resume:

@@ -29,13 +29,15 @@ class Follower:
 
     def __init__(self, network: nn.Module, target: nn.Module) -> None:
         # walking through the modules takes longer than the update itself
-        self._sources, self._targets = list(network.parameters()), list(target.parameters())
+        self._sources: list[Tensor] = list(network.parameters())
+        self._targets: list[Tensor] = list(target.parameters())
         self._statistics = list(zip(network.buffers(), target.buffers(), strict=True))
 
     @torch.no_grad()
     def update(self, tau: float) -> None:
-        torch._foreach_mul_(self._targets, 1 - tau)
-        torch._foreach_add_(self._targets, self._sources, alpha=tau)
+        # what the optimizers of torch are made of; it has no public name
+        torch._foreach_mul_(self._targets, 1 - tau)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(self._targets, self._sources, alpha=tau)  # pyright: ignore[reportPrivateImportUsage]
         for source, copy in self._statistics:
             copy.copy_(source)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import platform
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -29,7 +30,12 @@ from rl.training import LOG, Plan, run
 from rl.vec_env import VectorEnvAdapter
 from scripts import cli
 
-ALGORITHMS: dict[str, type[OffPolicyAlgorithm]] = {"ddpg": rl.DDPG, "td3": rl.TD3, "sac": rl.SAC, "dqn": rl.DQN}
+ALGORITHMS: dict[str, Callable[..., OffPolicyAlgorithm]] = {
+    "ddpg": rl.DDPG,
+    "td3": rl.TD3,
+    "sac": rl.SAC,
+    "dqn": rl.DQN,
+}
 _WITHOUT_EFFECT = ("command", "commit", "versions")
 
 

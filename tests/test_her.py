@@ -1,0 +1,133 @@
+"""The hindsight buffer against Stable-Baselines3's: the same minibatches from the same random numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import stable_baselines3 as sb3
+import torch
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+import rl
+from tests.agents import agent, bits, seek
+
+
+def both(env: VecEnv, size: int, **options: Any) -> tuple[sb3.HerReplayBuffer, rl.HerReplayBuffer]:
+    spaces: Any = (env.observation_space, env.action_space)
+    made = [
+        kind(size, *spaces, env=env, device="cpu", n_envs=env.num_envs, **options)
+        for kind in (sb3.HerReplayBuffer, rl.HerReplayBuffer)
+    ]
+    return made[0], made[1]  # type: ignore[return-value]
+
+
+def ours_only(env: VecEnv, **options: Any) -> rl.HerReplayBuffer:
+    spaces: Any = (env.observation_space, env.action_space)
+    return rl.HerReplayBuffer(100, *spaces, env=env, **options)
+
+
+def fill(env: VecEnv, buffers: Any, steps: int) -> None:
+    env.seed(0)
+    env.action_space.seed(0)
+    observation: Any = env.reset()
+    for _ in range(steps):
+        actions = np.array([env.action_space.sample() for _ in range(env.num_envs)])
+        following, rewards, dones, infos = env.step(actions)
+        arrived = {key: value.copy() for key, value in following.items()}  # type: ignore[union-attr]
+        for i in np.flatnonzero(dones):
+            for key in arrived:
+                arrived[key][i] = infos[i]["terminal_observation"][key]
+        for buffer in buffers:
+            buffer.add(observation, arrived, actions, rewards, dones, infos)
+        observation = following
+
+
+def equal(first: Any, second: Any) -> bool:
+    for a, b in zip(first, second, strict=True):
+        if isinstance(a, dict):
+            if not all(torch.equal(a[key], b[key]) and a[key].dtype == b[key].dtype for key in a):
+                return False
+        elif a is not None and not (torch.equal(a, b) and a.dtype == b.dtype):
+            return False
+    return True
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+@pytest.mark.parametrize("steps", [23, 90, 137])  # the buffer has 60 or 20 places per environment: also when it is full
+@pytest.mark.parametrize("strategy", ["future", "final", "episode"])
+def test_the_same_minibatches(num_envs: int, steps: int, strategy: str) -> None:
+    env = seek(num_envs)
+    stock, ours = both(env, 60, goal_selection_strategy=strategy)
+    fill(env, (stock, ours), steps)
+    for seed in range(5):
+        samples = []
+        for buffer in (stock, ours):
+            np.random.seed(seed)  # noqa: NPY002
+            samples.append(buffer.sample(40))
+        assert equal(*samples)
+
+
+@pytest.mark.parametrize("options", [{"n_sampled_goal": 0}, {"n_sampled_goal": 1}, {"copy_info_dict": True}])
+def test_the_same_minibatches_with_other_options(options: dict[str, Any]) -> None:
+    env = bits(2)
+    stock, ours = both(env, 100, **options)
+    fill(env, (stock, ours), 60)
+    samples = []
+    for buffer in (stock, ours):
+        np.random.seed(1)  # noqa: NPY002
+        samples.append(buffer.sample(32))
+    assert equal(*samples)
+
+
+def test_the_same_minibatches_with_normalization() -> None:
+    env = VecNormalize(seek(2))
+    stock, ours = both(env, 200)
+    fill(env, (stock, ours), 60)
+    samples = []
+    for buffer in (stock, ours):
+        np.random.seed(1)  # noqa: NPY002
+        samples.append(buffer.sample(32, env))
+    assert equal(*samples)
+
+
+def test_new_episodes_are_drawn_as_soon_as_they_are_finished() -> None:
+    env = seek()
+    _, ours = both(env, 100)
+    fill(env, (ours,), 5)
+    assert ours.drawable().tolist() == list(range(5))
+    fill(env, (ours,), 4)
+    assert len(ours.drawable()) == 5
+    fill(env, (ours,), 5)
+    assert len(ours.drawable()) > 5
+
+
+def test_changing_a_minibatch_does_not_change_the_buffer() -> None:
+    env = seek()
+    _, ours = both(env, 100)
+    fill(env, (ours,), 20)
+    before = {key: value.copy() for key, value in ours.observations.items()}
+    batch = ours.sample(32)
+    for value in [*batch.observations.values(), batch.actions, batch.rewards]:
+        value.fill_(9.0)
+    assert all(np.array_equal(before[key], value) for key, value in ours.observations.items())
+
+
+def test_errors() -> None:
+    env = seek()
+    _, ours = both(env, 100)
+    with pytest.raises(RuntimeError, match="no finished episode"):
+        ours.sample(4)
+    fill(env, (ours,), 20)
+    ours.env = None
+    with pytest.raises(RuntimeError, match="set_env"):
+        ours.sample(4)
+    with pytest.raises(ValueError, match="expected one of future, final, episode"):
+        ours_only(env, goal_selection_strategy="past")
+    with pytest.raises(ValueError, match="n_sampled_goal: got -1"):
+        ours_only(env, n_sampled_goal=-1)
+
+
+def test_the_stock_buffer_works_as_well() -> None:
+    agent("DDPG", goal_gradient_coef=0.1, replay_buffer_class=sb3.HerReplayBuffer).learn(60)

@@ -1,0 +1,323 @@
+"""The algorithms: what they are without the goal-gradient term, and what the term is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor
+from torch import Tensor, nn
+
+import rl
+from rl.goals import GOAL, GoalGradient
+from rl.reengage import GoalConditioned, Logs
+from tests.agents import ALGORITHMS, agent, bits, seek
+
+
+def parameters(model: Any) -> dict[str, Tensor]:
+    return model.policy.state_dict()
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("stock_buffer", [True, False])
+def test_coefficient_zero_is_stable_baselines3_bit_for_bit(name: str, stock_buffer: bool) -> None:
+    """After 200 updates, all parameters, of target networks too."""
+    stock = agent(name, stock=True).learn(251)
+    options = {"replay_buffer_class": type(stock.replay_buffer)} if stock_buffer else {}
+    ours = agent(name, goal_gradient_coef=0, **options).learn(251)
+    assert ours._n_updates == stock._n_updates >= 200
+    for key, value in parameters(stock).items():
+        assert torch.equal(parameters(ours)[key], value), key
+    if name == "SAC":
+        assert torch.equal(ours.log_ent_coef, stock.log_ent_coef)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("TD3", {"policy_kwargs": {"net_arch": [16], "n_critics": 3}, "policy_delay": 3}),
+        ("SAC", {"ent_coef": 0.1, "target_update_interval": 2, "gradient_steps": 3}),
+        ("SAC", {"use_sde": True}),
+        ("DQN", {"max_grad_norm": 0.01}),
+    ],
+)
+def test_coefficient_zero_with_other_options(name: str, options: dict[str, Any]) -> None:
+    stock, ours = (agent(name, stock=which, **options).learn(120) for which in (True, False))
+    for key, value in parameters(stock).items():
+        assert torch.equal(parameters(ours)[key], value), key
+
+
+def naive_loss(model: Any, batch: Any, alpha: float, noise: Tensor | None = None) -> Tensor:
+    """Eq. 8.9 for DDPG, written down directly and differentiated twice."""
+    goal = batch.next_observations[GOAL].clone().requires_grad_()
+    observation = {**batch.next_observations, GOAL: goal}
+    (next_value,) = model.critic_target(observation, model.actor_target(observation))
+    (next_gradient,) = torch.autograd.grad(next_value.sum(), goal)
+    going_on = 1 - batch.dones
+    target = batch.rewards + going_on * model.gamma * next_value.detach()
+    goal = batch.observations[GOAL].clone().requires_grad_()
+    (value,) = model.critic({**batch.observations, GOAL: goal}, batch.actions)
+    (gradient,) = torch.autograd.grad(value.sum(), goal, create_graph=True)
+    error = (gradient - going_on * model.gamma * next_gradient).square().sum(1)
+    return F.mse_loss(value, target) + alpha * (error * (batch.rewards[:, 0] == -1)).mean()
+
+
+def gradients(model: Any, loss: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, list(model.critic.parameters())))
+
+
+def test_the_loss_of_ddpg_is_equation_8_9() -> None:
+    model: Any = agent("DDPG", goal_gradient_coef=0.3).learn(60)
+    batch = model.replay_buffer.sample(64)
+    batch = batch._replace(dones=(torch.arange(64) % 7 == 0).float()[:, None])
+    assert 0 < (batch.rewards == -1).float().mean() < 1
+    naive, ours = naive_loss(model, batch, 0.3), model._critic_loss(batch, Logs())
+    assert torch.allclose(naive, ours, rtol=1e-5)
+    for expected, got in zip(gradients(model, naive), gradients(model, ours), strict=True):
+        assert torch.allclose(expected, got, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_plain_critics_and_double_differentiation_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = agent(name, goal_gradient_coef=0.5).learn(60)
+    batch = model.replay_buffer.sample(64)
+    assert model._plain_critic(batch) is not None
+    if name == "SAC":
+        model._begin(batch, Logs())
+    losses = []
+    for plain in (True, False):
+        monkeypatch.setattr(GoalGradient, "plain", plain)
+        torch.manual_seed(0)
+        losses.append(model._critic_loss(batch, Logs()))
+    critics = [p for p in model.policy.parameters() if p.requires_grad]
+    both = [torch.autograd.grad(loss, critics, allow_unused=True) for loss in losses]
+    assert torch.allclose(losses[0], losses[1], rtol=1e-5)
+    for first, second in zip(*both, strict=True):
+        assert (first is None) == (second is None)
+        assert first is None or torch.allclose(first, second, rtol=1e-4, atol=1e-6)
+
+
+def test_the_term_of_sac_has_its_scale_and_its_entropy() -> None:
+    model: Any = agent("SAC", goal_gradient_coef=0.5, ent_coef=0.7).learn(60)
+    batch = model.replay_buffer.sample(64)
+    model._begin(batch, Logs())
+    logs = Logs()
+    torch.manual_seed(1)
+    model._critic_loss(batch, logs)
+
+    torch.manual_seed(1)
+    goal = batch.next_observations[GOAL].clone().requires_grad_()
+    observation = {**batch.next_observations, GOAL: goal}
+    actions, log_prob = model.actor.action_log_prob(observation)
+    value = torch.cat(model.critic_target(observation, actions), 1).min(1).values - 0.7 * log_prob
+    (next_gradient,) = torch.autograd.grad(value.sum(), goal)
+    goal = batch.observations[GOAL].clone().requires_grad_()
+    term = 0.0
+    for own in model.critic({**batch.observations, GOAL: goal}, batch.actions):
+        (gradient,) = torch.autograd.grad(own.sum(), goal, retain_graph=True)
+        error = (gradient - model.gamma * next_gradient).square().sum(1)
+        term += 0.5 * 0.5 * (error * (batch.rewards[:, 0] == -1)).mean()
+    assert logs.means()["goal_gradient_loss"] == pytest.approx(float(term), rel=1e-4)
+
+
+def test_td3_takes_the_gradient_of_the_lower_critic_and_shares_the_noise() -> None:
+    model: Any = agent("TD3", goal_gradient_coef=0.5).learn(60)
+    batch = model.replay_buffer.sample(64)
+    torch.manual_seed(3)
+    observation, variable = model.goal_gradient.attach(batch.next_observations)
+    value = model._next_value(batch, observation)
+    torch.manual_seed(3)
+    noise = torch.randn_like(batch.actions).mul(0.2).clamp(-0.5, 0.5)
+    actions = (model.actor_target(observation) + noise).clamp(-1, 1)
+    first, second = model.critic_target(observation, actions)
+    assert torch.allclose(value.target, torch.minimum(first, second))
+    lower = torch.where(first <= second, first, second)
+    ours, direct = (torch.autograd.grad(v.sum(), variable)[0] for v in (value.smooth, lower))
+    assert torch.allclose(ours, direct, atol=1e-6)
+
+
+@pytest.mark.parametrize("soft_target", ["gradient", "both", "behaviour"])
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_soft_targets_of_dqn(soft_target: Any, temperature: float) -> None:
+    model: Any = agent("DQN", goal_gradient_coef=0.5, soft_target=soft_target, temperature=temperature).learn(60)
+    batch = model.replay_buffer.sample(64)
+    value = model._next_value(batch, batch.next_observations)
+    q = model.q_net_target(batch.next_observations)
+    hard = q.max(1).values
+    soft = hard if temperature == 0 else (torch.softmax(q / temperature, 1) * q).sum(1)
+    assert torch.allclose(value.smooth[:, 0], soft)
+    assert torch.allclose(value.target[:, 0], hard if soft_target == "gradient" else soft)
+
+
+def test_behaviour_follows_the_soft_policy() -> None:
+    model: Any = agent(
+        "DQN",
+        env=bits(2_000),
+        goal_gradient_coef=0.5,
+        soft_target="behaviour",
+        temperature=0.2,
+        target_update_interval=2_000,
+    )
+    observation = model.env.reset()
+    one = {key: np.repeat(value[:1], 2_000, axis=0) for key, value in observation.items()}
+    actions, _ = model.predict(one, deterministic=False)
+    q = model.q_net_target(model.policy.obs_to_tensor(one)[0])[0]
+    expected = torch.softmax(q / 0.2, 0).detach().numpy()
+    assert np.abs(np.bincount(actions, minlength=4) / 2_000 - expected).max() < 0.05
+    best, _ = model.predict(one, deterministic=True)
+    assert (best == int(model.q_net(model.policy.obs_to_tensor(one)[0])[0].argmax())).all()
+    single, _ = model.predict({key: value[0] for key, value in observation.items()}, deterministic=False)
+    assert np.ndim(single) == 0
+
+
+def test_dense_rewards() -> None:
+    """Eq. 8.8: all transitions count, and the reward's gradient is part of the target."""
+    rule = GoalGradient(reward=lambda achieved, goal: -(achieved - goal).square().sum(1))
+    model: Any = agent("DDPG", goal_gradient_coef=0.5, goal_gradient=rule).learn(60)
+    batch = model.replay_buffer.sample(64)
+    expected = 2 * (batch.next_observations["achieved_goal"] - batch.next_observations[GOAL])
+    assert torch.allclose(rule.reward_gradient(batch.next_observations), expected)  # type: ignore[arg-type]
+    assert (rule.weight(batch.rewards, 0.9, 0.9, None) == 1).all()
+    logs = Logs()
+    model._critic_loss(batch, logs)
+    assert logs.means()["goal_gradient_loss"] > 0
+
+
+def test_only_low_rewards_count() -> None:
+    rewards = torch.tensor([[-1.0], [0.0], [-1.0], [-0.5]])
+    assert GoalGradient().weight(rewards, 0.9, 0.9, None).flatten().tolist() == [1, 0, 1, 0]
+    assert GoalGradient(low_reward=0).weight(rewards, 0.9, 0.9, None).flatten().tolist() == [0, 1, 0, 0]
+    # two steps of -1 with gamma = 0.9: -1.9; a single one, after which the episode ended, has discount 0.9
+    returns, discounts = torch.tensor([[-1.9], [-1.0], [-1.0], [-0.9]]), torch.tensor([[0.81], [0.9], [0.81], [0.81]])
+    assert GoalGradient().weight(returns, discounts, 0.9, None).flatten().tolist() == [1, 1, 0, 0]
+
+
+def test_normalized_gradients_do_not_depend_on_the_units_of_a_goal() -> None:
+    model: Any = agent("DDPG", goal_gradient_coef=0.5, goal_gradient=GoalGradient(normalize=True)).learn(80)
+    goals = []
+    sample = model.replay_buffer.sample
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        goals.append(sample(*args, **kwargs))
+        return goals[-1]
+
+    model.replay_buffer.sample = recorded
+    model.goal_statistics = type(model.goal_statistics)()
+    model.train(5, 32)
+    seen = torch.cat([batch.observations[GOAL] for batch in goals]).double()
+    assert np.allclose(model.goal_statistics.variance, seen.var(0, unbiased=False).numpy())
+    weight = model.goal_gradient.weight(goals[0].rewards, 0.9, 0.9, model.goal_statistics)
+    assert torch.allclose(weight[goals[0].rewards[:, 0] == -1][0].double(), seen.var(0, unbiased=False))
+
+
+class Learned(BaseFeaturesExtractor):
+    """A features extractor with parameters."""
+
+    def __init__(self, space: spaces.Dict) -> None:
+        super().__init__(space, 8)
+        self.inner = CombinedExtractor(space)
+        self.layer = nn.Linear(9, 8)
+
+    def forward(self, observation: dict[str, Tensor]) -> Tensor:
+        return torch.tanh(self.layer(self.inner(observation)))
+
+
+class Blind(BaseFeaturesExtractor):
+    """A features extractor that does not look at the goal."""
+
+    def __init__(self, space: spaces.Dict) -> None:
+        super().__init__(space, 3)
+
+    def forward(self, observation: dict[str, Tensor]) -> Tensor:
+        return observation["observation"]
+
+
+@pytest.mark.parametrize(
+    "policy", [{"features_extractor_class": Learned}, {"activation_fn": nn.Tanh}, {"net_arch": []}]
+)
+def test_other_critics_are_differentiated_twice(policy: dict[str, Any]) -> None:
+    model: Any = agent("DDPG", goal_gradient_coef=0.3, policy_kwargs={"net_arch": [16], **policy}).learn(60)
+    batch = model.replay_buffer.sample(64)
+    assert (model._plain_critic(batch) is None) == ("net_arch" not in policy)
+    naive, ours = naive_loss(model, batch, 0.3), model._critic_loss(batch, Logs())
+    assert torch.allclose(naive, ours, rtol=1e-5)
+    for expected, got in zip(gradients(model, naive), gradients(model, ours), strict=True):
+        assert torch.allclose(expected, got, rtol=1e-4, atol=1e-6)
+
+
+class FlatEnv(gymnasium.Env[Any, Any]):
+    observation_space = spaces.Box(-1, 1, (3,), np.float32)
+    action_space = spaces.Box(-1, 1, (3,), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"goal_gradient_coef": -1}, "goal_gradient_coef: got -1, expected a number of at least 0"),
+        ({"goal_gradient_coef": float("nan")}, "goal_gradient_coef: got nan"),
+        ({"policy_kwargs": {"share_features_extractor": True}}, "share_features_extractor: got True"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        agent("DDPG", **{"goal_gradient_coef": 0.1, **options})
+
+
+def test_bad_options_of_dqn() -> None:
+    with pytest.raises(ValueError, match="temperature: got -1"):
+        agent("DQN", temperature=-1)
+    with pytest.raises(ValueError, match="soft_target: got 'hard'"):
+        agent("DQN", soft_target="hard")
+
+
+def test_an_environment_without_goals() -> None:
+    with pytest.raises(ValueError, match="expected a goal-conditioned environment"):
+        rl.DDPG("MlpPolicy", FlatEnv(), goal_gradient_coef=0.1)
+
+
+def test_goals_without_gradients() -> None:
+    goals = spaces.Dict({"observation": FlatEnv.observation_space, "desired_goal": spaces.Discrete(5)})
+    with pytest.raises(ValueError, match="one-hot"):
+        GoalGradient().check(goals)
+
+
+def test_a_critic_that_does_not_see_the_goal() -> None:
+    model = agent("DDPG", goal_gradient_coef=0.1, policy_kwargs={"features_extractor_class": Blind})
+    with pytest.raises(ValueError, match="does not depend on the goal"):
+        model.learn(60)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_saving_and_loading_as_stable_baselines3(name: str, tmp_path: Any) -> None:
+    model: Any = agent(name, goal_gradient_coef=0.3).learn(80)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded: Any = type(model).load(tmp_path / "model", env=model.env)
+    loaded.load_replay_buffer(tmp_path / "buffer", truncate_last_traj=False)
+    assert loaded.goal_gradient_coef == 0.3
+    assert loaded.goal_gradient == model.goal_gradient
+    assert all(torch.equal(value, parameters(model)[key]) for key, value in parameters(loaded).items())
+    loaded.learn(20, reset_num_timesteps=False)
+    assert any(not torch.equal(value, parameters(model)[key]) for key, value in parameters(loaded).items())
+
+
+def test_several_environments() -> None:
+    model = agent("SAC", env=seek(4), goal_gradient_coef=0.3, gradient_steps=-1).learn(120)
+    assert isinstance(model, GoalConditioned)
+    assert model._n_updates > 0
+
+
+def test_losses_are_logged() -> None:
+    model: Any = agent("DDPG", goal_gradient_coef=0.3).learn(60)
+    names = set(model.logger.name_to_value)
+    assert {"train/critic_loss", "train/actor_loss", "train/goal_gradient_loss", "train/n_updates"} <= names
+
+
+def test_rules_are_values() -> None:
+    assert replace(GoalGradient(), low_reward=0.0) == GoalGradient(low_reward=0.0)

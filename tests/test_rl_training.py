@@ -1,0 +1,153 @@
+"""Runs of agents: evaluations, checkpoints, and resuming to the identical result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecNormalize
+
+import rl
+from rl.goals import GoalGradient
+from rl.training import LOG, STATE, Evaluations
+from tests.agents import ALGORITHMS, agent, bits, seek
+
+PLAN = rl.Plan(steps=200, eval_every=50, eval_episodes=7, checkpoint_every=75)
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAt(BaseCallback):
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self.step:
+            raise Killed
+        return True
+
+
+def environment(name: str, num_envs: int) -> Any:
+    return bits(num_envs) if name == "DQN" else seek(num_envs)
+
+
+def trained(name: str, folder: Path, *, num_envs: int = 1, kill: int | None = None, **options: Any) -> Evaluations:
+    options = {"goal_gradient_coef": 0.3, "gradient_steps": num_envs, **options}
+    model = agent(name, env=environment(name, num_envs), **options)
+    callback = None if kill is None else KillAt(kill)
+    return rl.run(model, environment(name, 3), PLAN, folder, resume=(folder / STATE).exists(), callback=callback)
+
+
+def same_files(first: Path, second: Path) -> bool:
+    one, other = load_file(first / STATE), load_file(second / STATE)
+    assert set(one) == set(other)
+    with np.load(first / LOG) as a, np.load(second / LOG) as b:
+        logs = all(np.array_equal(a[name], b[name]) for name in a.files)
+    return logs and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_a_killed_run_resumes_to_the_identical_result(name: str, num_envs: int, tmp_path: Path) -> None:
+    whole = trained(name, tmp_path / "whole", num_envs=num_envs)
+    assert whole.timesteps == [50, 100, 150, 200]
+    assert all(len(results) == 7 for results in whole.results)
+    for kill in (90, 190):
+        with pytest.raises(Killed):
+            trained(name, tmp_path / "killed", num_envs=num_envs, kill=kill)
+    trained(name, tmp_path / "killed", num_envs=num_envs)
+    assert same_files(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_resuming_with_normalized_gradients(tmp_path: Path) -> None:
+    rule = GoalGradient(normalize=True)
+    trained("DDPG", tmp_path / "whole", goal_gradient=rule)
+    with pytest.raises(Killed):
+        trained("DDPG", tmp_path / "killed", kill=120, goal_gradient=rule)
+    trained("DDPG", tmp_path / "killed", goal_gradient=rule)
+    assert same_files(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path: Path) -> None:
+    first = trained("DDPG", tmp_path)
+    before = (tmp_path / STATE).read_bytes()
+    assert trained("DDPG", tmp_path) == first
+    assert (tmp_path / STATE).read_bytes() == before
+
+
+def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    trained("DDPG", tmp_path)
+    with pytest.raises(ValueError, match="holds a training run; add --resume"):
+        rl.run(agent("DDPG"), seek(2), PLAN, tmp_path)
+
+
+def test_the_log_is_that_of_an_eval_callback(tmp_path: Path) -> None:
+    trained("DDPG", tmp_path)
+    with np.load(tmp_path / LOG, allow_pickle=False) as log:
+        assert set(log.files) == {"timesteps", "results", "ep_lengths", "successes"}
+        assert log["results"].shape == log["ep_lengths"].shape == log["successes"].shape == (4, 7)
+        assert log["successes"].dtype == bool
+
+
+def test_a_trained_agent_acts_without_its_buffer(tmp_path: Path) -> None:
+    trained("DDPG", tmp_path)
+    model = agent("DDPG", goal_gradient_coef=0.3)
+    rl.load_checkpoint(model, tmp_path / STATE, buffer=False)
+    assert model.num_timesteps == 200
+    assert model.replay_buffer is not None
+    assert model.replay_buffer.pos == 0
+    done = rl.run_episodes(model, seek(2), 5, seed=3)
+    assert len(done.returns) == len(done.lengths) == len(done.successes) == 5
+    assert done == rl.run_episodes(model, seek(2), 5, seed=3)
+
+
+def test_damaged_and_foreign_checkpoints(tmp_path: Path) -> None:
+    trained("DDPG", tmp_path)
+    path = tmp_path / STATE
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+        rl.load_checkpoint(agent("DDPG"), tmp_path / "nothing")
+    with pytest.raises(ValueError, match="got a checkpoint of DDPG"):
+        rl.load_checkpoint(agent("TD3"), path)
+    with pytest.raises(ValueError, match="does not fit the model"):
+        rl.load_checkpoint(agent("DDPG", policy_kwargs={"net_arch": [8]}), path)
+    with pytest.raises(ValueError, match="replay buffer does not fit"):
+        rl.load_checkpoint(agent("DDPG", buffer_size=100), path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="truncated or not a checkpoint"):
+        rl.load_checkpoint(agent("DDPG"), path)
+
+
+def test_normalizing_environments_are_refused(tmp_path: Path) -> None:
+    model = agent("DDPG", env=VecNormalize(seek()))
+    with pytest.raises(ValueError, match="VecNormalize"):
+        rl.run(model, seek(2), PLAN, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_plans_are_checked() -> None:
+    with pytest.raises(ValueError, match="eval_every: got 0"):
+        rl.Plan(steps=10, eval_every=0)
+
+
+def test_a_failing_write_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = agent("DDPG").learn(60)
+    path = tmp_path / STATE
+    rl.save_checkpoint(model, path)
+    before = path.read_bytes()
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rl.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        rl.save_checkpoint(model, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
