@@ -23,6 +23,8 @@ types: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.votes
+	$(BIN)/python -m benchmarks.updates
+	$(BIN)/python -m benchmarks.envs
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo

@@ -335,6 +335,12 @@ def read_votes(folder: str | Path) -> StoredVotes:
     return StoredVotes(idx, torch.tensor([int(r["label"]) for r in ordered]), votes)
 
 
+def read_samples(folder: str | Path) -> dict[int, int]:
+    """How many copies each image of a run took, selection and estimation together, by index."""
+    rows = [row for path in _table_paths(Path(folder), "votes") for row in read_table(path)]
+    return {int(row["idx"]): int(row["n0"]) + int(row["n"]) for row in rows}
+
+
 def _read_by_copy(folder: Path, rows: list[dict[str, str]], n: int, counts: torch.Tensor) -> torch.Tensor | None:
     if _BY_COPY not in rows[0]:
         return None

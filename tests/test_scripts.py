@@ -22,6 +22,7 @@ from certify.results import TableFile, read_rows, read_votes
 from certify.spec import parse
 from certify.topk import certified_top_k_accuracy, certify_counts
 from certify.training import Trainer, TrainingConfig
+from scripts import agreement as agreement_script
 from scripts import certify as certify_script
 from scripts import cli
 from scripts import report as report_script
@@ -325,6 +326,27 @@ def test_sequential_runs_resume_and_are_not_certified_again_with_other_bounds(tm
     assert len(lines(tmp_path / "within")) == 5
     with pytest.raises(ValueError, match="is exact, there is nothing to sample"):
         certify(tmp_path / "exact", checkpoints["dssn"], at=0.1)
+
+
+def test_agreement_of_sequential_and_fixed_sampling(tmp_path, checkpoints, capsys):
+    certify(tmp_path / "at", checkpoints["ablation"], at=1.0, max_n=2_000, alpha=0.01)
+    certify(tmp_path / "fixed", checkpoints["ablation"], n=1_000, alpha=0.01)
+    capsys.readouterr()
+    agreement_script.main(agreement_script.Args(tmp_path / "at", tmp_path / "fixed"))
+    text = capsys.readouterr().out
+    assert re.search(r"certified at 1: same decision on \d+\.\d\d % .*\nsamples: median \d+", text)
+    result = agreement_script.compare(tmp_path / "at", tmp_path / "fixed")
+    rows = [read_rows(tmp_path / name) for name in ("at", "fixed")]
+    held = [(own["correct"] > 0) & (own["radius"] >= 1) for own in rows]
+    assert result.same.tolist() == (held[0] == held[1]).tolist()
+    assert result.same.mean() >= 0.9
+    assert len(set(result.fixed_samples)) == 1
+    assert min(result.samples) < result.fixed_samples[0]
+    with pytest.raises(ValueError, match="not made with --at"):
+        agreement_script.compare(tmp_path / "fixed", tmp_path / "at")
+    certify(tmp_path / "other", checkpoints["dssn"])
+    with pytest.raises(ValueError, match="got another scheme, checkpoint_sha256"):
+        agreement_script.compare(tmp_path / "at", tmp_path / "other")
 
 
 def test_report_of_certified_top_k_accuracy(tmp_path, checkpoints, capsys):

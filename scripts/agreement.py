@@ -1,0 +1,93 @@
+"""Whether sampling until a question is settled decides as a fixed number of samples does, and what it saves.
+
+python -m scripts.certify runs/m/test --checkpoint runs/m --skip 10
+python -m scripts.certify runs/m/at4 --checkpoint runs/m --skip 10 --n0 64 --at 4
+python -m scripts.agreement runs/m/at4 --against runs/m/test
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from certify.results import read_config, read_rows, read_samples
+from scripts import cli
+
+_SAME = ("scheme", "checkpoint_sha256", "data_sha256", "split", "vote")
+
+
+@dataclass
+class Args:
+    """Compare the decisions of two runs, image by image: right and certified at the radius that was asked about."""
+
+    run: Path = cli.arg("of scripts.certify with --at", positional=True)
+    against: Path = cli.arg("a run with a fixed number of samples, on the same images or more")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of the images that both runs have.
+
+    Attributes:
+        radius: that was asked about.
+        same: bool ``[N]``, by image.
+        certified: share of images that the fixed number certifies at the radius.
+        samples, fixed_samples: ``[N]``.
+    """
+
+    radius: float
+    same: np.ndarray
+    certified: float
+    samples: list[int]
+    fixed_samples: list[int]
+
+    def text(self) -> str:
+        return (
+            f"{len(self.same)} images, certified at {self.radius:g}: same decision on {100 * self.same.mean():.2f} % "
+            f"({int((~self.same).sum())} differ; certified by a fixed number: {100 * self.certified:.2f} %)\n"
+            f"samples: median {statistics.median(self.samples):g}, mean {statistics.fmean(self.samples):.0f}; "
+            f"fixed: {statistics.median(self.fixed_samples):g}"
+        )
+
+
+def asked_radius(folder: Path) -> float:
+    """The radius of ``--at``."""
+    until = (read_config(folder).get("sampling") or {}).get("until", "")
+    found = re.fullmatch(r"CertifiedAt\(radius=(.+)\)", until)
+    if found is None:
+        raise ValueError(f"{folder}: got a run that was not made with --at; certify with --at RADIUS")
+    return float(found[1])
+
+
+def compare(run: Path, against: Path) -> Agreement:
+    radius, configs = asked_radius(run), (read_config(run), read_config(against))
+    differing = [name for name in _SAME if configs[0].get(name) != configs[1].get(name)]
+    if differing:
+        raise ValueError(
+            f"{against}: got another {', '.join(differing)} than {run}; compare runs of one model and scheme"
+        )
+    decisions = []
+    for folder in (run, against):
+        rows = read_rows(folder)
+        held = (rows["correct"] > 0) & (rows["radius"] >= radius)
+        decisions.append(dict(zip(rows["idx"].astype(int).tolist(), held.tolist(), strict=True)))
+    common = sorted(set(decisions[0]) & set(decisions[1]))
+    if not common:
+        raise ValueError(f"{against}: got no image that {run} has too; choose the same --skip and --max")
+    first, second = (np.array([own[idx] for idx in common]) for own in decisions)
+    samples, fixed = (read_samples(folder) for folder in (run, against))
+    return Agreement(
+        radius, first == second, float(second.mean()), [samples[i] for i in common], [fixed[i] for i in common]
+    )
+
+
+def main(args: Args) -> None:
+    print(compare(args.run, args.against).text())
+
+
+if __name__ == "__main__":
+    cli.run(main, Args, "scripts.agreement")
