@@ -59,7 +59,7 @@ def best(args: Args) -> tuple[int, float]:
     return SAC_WITH_SMALL_COEF.get(key, SAC[key]) if small else SAC[key]
 
 
-def runs(args: Args) -> list[goal_training.Run]:
+def configuration(args: Args) -> goal_training.Run:
     batch_size, lr = best(args)
     arguments = {
         "learning_rate": lr if args.lr is None else args.lr,
@@ -74,24 +74,19 @@ def runs(args: Args) -> list[goal_training.Run]:
         "policy_kwargs": {"net_arch": [256, 256]},
         "goal_gradient_coef": args.goal_gradient_coef,
     }
-    return [
-        goal_training.Run(
-            env="ContinuousSeek-v0",
-            env_arguments={"d": args.d, "bound": args.bound, "eps": args.eps, "steps": args.episode_steps},
-            num_envs=args.num_envs,
-            algorithm=args.algorithm,
-            arguments=arguments,
-            noise=0.03,
-            hindsight={"n_sampled_goal": 4, "goal_selection_strategy": "future"},
-            plan=goal_training.plan_of(args),
-            seed=seed,
-        )
-        for seed in args.seeds
-    ]
+    return goal_training.Run(
+        env="ContinuousSeek-v0",
+        env_arguments={"d": args.d, "bound": args.bound, "eps": args.eps, "steps": args.episode_steps},
+        num_envs=args.num_envs,
+        algorithm=args.algorithm,
+        arguments=arguments,
+        plan=goal_training.plan_of(args),
+        noise=0.03,
+    )
 
 
 def main(args: Args) -> None:
-    goal_training.train_all(runs(args), args, "scripts.train_continuous_seek")
+    goal_training.train_all(configuration(args), args, "scripts.train_continuous_seek")
 
 
 if __name__ == "__main__":
