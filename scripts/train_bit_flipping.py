@@ -7,10 +7,10 @@
 
 Appendix G.2 takes the hyperparameters of the paper on hindsight (Andrychowicz et al., "Hindsight Experience Replay",
 NeurIPS 2017, Appendix A): one hidden layer of 256 units; Adam with learning rate 0.001; batches of 128 from a million
-transitions; discount 0.98; a fifth of the actions random; cycles of 16 episodes and then 40 updates, each cycle followed
-by one step of the target network, which keeps 0.95 of itself; 4 relabelled goals per real one, from the future of the
-episode. As in Appendix G.2, targets are not clipped, nothing is normalized, and there is one process. An epoch of that
-paper is 50 cycles, so with 40 bits each evaluation follows an epoch; how many epochs to train is a choice made here.
+transitions; discount 0.98; a fifth of the actions random; 4 relabelled goals per real one, from the future of the
+episode; cycles of 16 episodes and then 40 updates, after which the target network keeps 0.95 of itself. As in Appendix
+G.2, targets are not clipped, nothing is normalized, and there is one process. An epoch of that paper is 50 cycles, so
+with 40 bits each evaluation follows an epoch; how many epochs to train is a choice made here.
 
 Unlike there, the 16 episodes of a cycle run side by side, and whether an action is random is drawn once for all 16, as
 Stable-Baselines3 does. Whatever is not listed is its default: gradients are clipped at norm 10.

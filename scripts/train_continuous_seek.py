@@ -17,7 +17,7 @@ from typing import Literal
 from scripts import cli, goal_training
 
 Best = dict[tuple[int, bool], tuple[int, float]]
-# (d, ReenGAGE): batch size, learning rate. They are the same for all coefficients, except for SAC with 0.1.
+# (d, ReenGAGE): batch size, learning rate. The published tables agree for all coefficients, but for SAC with 0.1.
 DDPG: Best = {
     (5, False): (512, 0.001),
     (5, True): (512, 0.0015),
