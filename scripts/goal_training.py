@@ -7,12 +7,14 @@ A run is ``OUT/seed-K/``: config.json, evaluations.npz (as Stable-Baselines3's E
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import platform
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +146,12 @@ def check(args: Args) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"{name.replace('_', '-')}: got {value}, expected at least 1")
+    if args.lr is not None and not (math.isfinite(args.lr) and args.lr > 0):
+        raise ValueError(f"lr: got {args.lr}, expected a number above 0")
     if not args.seeds or len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
         raise ValueError(f"seeds: got {args.seeds}, expected one or more different ones of at least 0")
+    if args.tensorboard is not None and find_spec("tensorboard") is None:
+        raise ImportError('tensorboard: is not installed; install it with "pip install tensorboard" or leave it out')
     cli.check_device(args.device)
 
 

@@ -22,7 +22,7 @@ from rl.training import STATE
 from scripts import cli
 from scripts.goal_training import read_run
 
-_LAST = 4  # frames for which the end of an episode stays
+LAST = 4  # frames for which the end of an episode stays
 
 
 @dataclass
@@ -86,7 +86,7 @@ def play(model: Any, env: gymnasium.Env[Any, Any], seed: int | None) -> Episode:
 def animation(episodes: list[Episode], fps: float) -> bytes:
     """A GIF that repeats; the end of each episode stays for a while."""
     images = [Image.fromarray(frame) for episode in episodes for frame in episode.frames]
-    steps = [_LAST if frame is episode.frames[-1] else 1 for episode in episodes for frame in episode.frames]
+    steps = [LAST if frame is episode.frames[-1] else 1 for episode in episodes for frame in episode.frames]
     data = io.BytesIO()
     durations = [round(1000 * n / fps) for n in steps]
     images[0].save(data, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)

@@ -17,7 +17,7 @@ from typing import Literal
 from scripts import cli, goal_training
 
 Best = dict[tuple[int, bool], tuple[int, float]]
-# (d, ReenGAGE): batch size, learning rate. The published tables agree for all coefficients, but for SAC with 0.1.
+# (d, ReenGAGE): batch size, learning rate. They are the same for all coefficients, except for SAC with 0.1.
 DDPG: Best = {
     (5, False): (512, 0.001),
     (5, True): (512, 0.0015),
@@ -47,6 +47,7 @@ class Args(goal_training.Args):
     episode_steps: int = cli.arg("steps of an episode", 10)
     algorithm: Literal["ddpg", "td3", "sac"] = cli.arg("the algorithm", "ddpg")
     num_envs: int = cli.arg("environments stepped together, with an update each", 1)
+    layers: list[int] = cli.arg("widths of the hidden layers of actor and critic", [256, 256])
 
 
 def best(args: Args) -> tuple[int, float]:
@@ -60,6 +61,8 @@ def best(args: Args) -> tuple[int, float]:
 
 
 def configuration(args: Args) -> goal_training.Run:
+    if any(width < 1 for width in args.layers):
+        raise ValueError(f"layers: got {args.layers}, expected widths of at least 1")
     batch_size, lr = best(args)
     arguments = {
         "learning_rate": lr if args.lr is None else args.lr,
@@ -71,7 +74,7 @@ def configuration(args: Args) -> goal_training.Run:
         "tau": 0.005,
         "train_freq": 1,
         "gradient_steps": args.num_envs,
-        "policy_kwargs": {"net_arch": [256, 256]},
+        "policy_kwargs": {"net_arch": args.layers},
         "goal_gradient_coef": args.goal_gradient_coef,
     }
     return goal_training.Run(
