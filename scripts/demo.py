@@ -29,7 +29,7 @@ class Args:
     images: int = cli.arg("held-out images to certify", 300)
     epochs: int = cli.arg("training epochs of each base classifier", 60)
     n: int = cli.arg("estimation samples of the randomized method", 10_000)
-    steps: int = cli.arg("environment steps of each agent", 8_000)
+    steps: int = cli.arg("environment steps of each agent", 6_000)
     jobs: int = cli.arg("agents trained at a time", 2)
 
 
@@ -64,7 +64,7 @@ def learning_curves(args: Args) -> None:
                 goal_gradient_coef=coef,
                 batch_size=128,
                 lr=0.001,
-                eval_every=max(1, args.steps // 8),
+                eval_every=max(1, args.steps // 12),
                 d=10,
                 eps=0.3,
                 layers=[64, 64],

@@ -10,8 +10,10 @@ import json
 import math
 import multiprocessing
 import platform
+import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -189,11 +191,28 @@ def train_all(run_: Run, args: Args, prog: str) -> None:
         for folder, each in work.items():
             each.train(folder, args.device, args.tensorboard)
     else:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(
-            args.jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
-            jobs = [pool.submit(each.train, folder, args.device, args.tensorboard) for folder, each in work.items()]
+        _train_in_parallel(work, args)
+    print(f"wrote {args.out}; see python -m scripts.evaluate {args.out}")
+
+
+def _prepare_worker() -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
+
+
+def _train_in_parallel(work: dict[Path, Run], args: Args) -> None:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, mp_context=context, initializer=_prepare_worker) as pool:
+        jobs = [pool.submit(each.train, folder, args.device, args.tensorboard) for folder, each in work.items()]
+        try:
             for job in as_completed(jobs):
                 job.result()
-    print(f"wrote {args.out}; see python -m scripts.evaluate {args.out}")
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                "a run was killed from outside, perhaps for want of memory; use --resume, with fewer --jobs"
+            ) from error
+        except BaseException:
+            # runs that wait may not start now; those under way go on from their checkpoints another time
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise

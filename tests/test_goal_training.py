@@ -116,6 +116,31 @@ def test_seeds_in_parallel(tmp_path, finished):
     assert method.seeds == (0, 1)
 
 
+def test_interrupt_ends_all_seeds(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        BITS.__name__,
+        *arguments(BITS, tmp_path, "--steps 10000000 --jobs 2 --seeds 0 1 2"),
+    ]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a background shell has ignored
+    )
+    while process.poll() is None and not (tmp_path / "seed-1/state.safetensors").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume continues" in stderr
+    assert "Traceback" not in stderr
+    assert not (tmp_path / "seed-2/evaluations.npz").exists()
+
+
 def test_one_refused_seed_keeps_the_others_from_starting(tmp_path):
     train(BITS, tmp_path, "--seeds 1")
     with pytest.raises(ValueError, match=r"seed-1: holds a run with other arguments"):
