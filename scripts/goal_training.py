@@ -7,12 +7,16 @@ A run is ``OUT/seed-K/``: config.json, evaluations.npz (as Stable-Baselines3's E
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import platform
+import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +30,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 import envs as _registered  # noqa: F401  (importing it registers the environments)
 import rl
 from certify.files import write_atomically
-from rl.training import LOG, Plan, run
+from rl.training import LOG, STATE, Plan, run
 from rl.vec_env import VectorEnvAdapter
 from scripts import cli
 
@@ -66,8 +70,10 @@ class Run:
         env: a registered id, and its keyword arguments.
         num_envs: environments that are stepped together.
         algorithm: a key of :data:`ALGORITHMS`, and its keyword arguments as far as they are plain data.
+        plan: keyword arguments of :class:`rl.Plan`.
         noise: standard deviation of the normal noise on actions, if any.
-        hindsight: keyword arguments of the replay buffer.
+        hindsight: keyword arguments of the replay buffer; by default the papers' four relabelled transitions per real
+            one.
     """
 
     env: str
@@ -75,10 +81,12 @@ class Run:
     num_envs: int
     algorithm: str
     arguments: dict[str, Any]
-    noise: float | None
-    hindsight: dict[str, Any]
     plan: dict[str, int]
-    seed: int
+    noise: float | None = None
+    hindsight: dict[str, Any] = field(
+        default_factory=lambda: {"n_sampled_goal": 4, "goal_selection_strategy": "future"}
+    )
+    seed: int = 0
 
     def make_env(self, num_envs: int | None = None, render_mode: str | None = None) -> VectorEnvAdapter:
         env = gymnasium.make_vec(
@@ -134,45 +142,77 @@ def read_run(folder: Path) -> Run:
     return Run(**{name: value for name, value in config.items() if name not in _WITHOUT_EFFECT})
 
 
-def start(run_: Run, folder: Path, command: str, *, resume: bool) -> None:
-    """Check or write the configuration of a run. Nothing is written if it does not fit what is there."""
-    path = folder / "config.json"
-    if path.exists():
-        if not resume and (folder / LOG).exists():
-            raise ValueError(f"{folder}: holds a run; add --resume to continue it, or choose another folder")
-        if (folder / LOG).exists() and (there := read_run(folder)) != run_:
-            names = [name for name in vars(run_) if vars(run_)[name] != vars(there)[name]]
-            raise ValueError(f"{folder}: holds a run with other {', '.join(names)}; choose another folder")
+def check(args: Args) -> None:
+    """Raise for arguments that no run could be made of, and that its parts would not refuse."""
+    for name in ("jobs", "batch_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name.replace('_', '-')}: got {value}, expected at least 1")
+    if args.lr is not None and not (math.isfinite(args.lr) and args.lr > 0):
+        raise ValueError(f"lr: got {args.lr}, expected a number above 0")
+    if not args.seeds or len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
+        raise ValueError(f"seeds: got {args.seeds}, expected one or more different ones of at least 0")
+    if args.tensorboard is not None and find_spec("tensorboard") is None:
+        raise ImportError('tensorboard: is not installed; install it with "pip install tensorboard" or leave it out')
+    cli.check_device(args.device)
+
+
+def check_folder(run_: Run, folder: Path, *, resume: bool) -> None:
+    """Raise if the folder holds a run that this one would overwrite, or cannot continue."""
+    if not any((folder / name).exists() for name in (LOG, STATE)):
+        return
+    if not resume:
+        raise ValueError(f"{folder}: holds a run; add --resume to continue it, or choose another folder")
+    if (there := read_run(folder)) != run_:
+        names = [name for name in vars(run_) if vars(run_)[name] != vars(there)[name]]
+        raise ValueError(f"{folder}: holds a run with other {', '.join(names)}; choose another folder")
+
+
+def write_config(run_: Run, folder: Path, command: str) -> None:
     packages = ("torch", "stable-baselines3", "gymnasium", "numpy")
     versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
     config = vars(run_) | {"command": command, "commit": cli.commit(), "versions": versions}
-    write_atomically(path, (json.dumps(config, indent=1) + "\n").encode())
+    write_atomically(folder / "config.json", (json.dumps(config, indent=1) + "\n").encode())
 
 
-def train_all(runs: list[Run], args: Args, prog: str) -> None:
-    """Train each run in ``args.out/seed-K``, ``args.jobs`` at a time."""
-    if args.jobs < 1:
-        raise ValueError(f"jobs: got {args.jobs}, expected at least 1")
-    if len(set(args.seeds)) < len(args.seeds):
-        raise ValueError(f"seeds: got {args.seeds}, expected different ones")
-    cli.check_device(args.device)
-    folders = [args.out / f"seed-{run_.seed}" for run_ in runs]
-    runs[0].make_model(args.device)  # errors come before anything is written
-    for run_, folder in zip(runs, folders, strict=True):
-        start(run_, folder, cli.command_line(prog, args), resume=args.resume)
-    work = [(run_, folder, args.device, args.tensorboard) for run_, folder in zip(runs, folders, strict=True)]
+def train_all(run_: Run, args: Args, prog: str) -> None:
+    """Train ``run_`` with each of ``args.seeds`` in ``args.out/seed-K``, ``args.jobs`` at a time.
+
+    Whatever can be refused is refused before anything is written.
+    """
+    check(args)
+    work = {args.out / f"seed-{seed}": replace(run_, seed=seed) for seed in args.seeds}
+    run_.make_model(args.device)
+    for folder, each in work.items():
+        check_folder(each, folder, resume=args.resume)
+    for folder, each in work.items():
+        write_config(each, folder, cli.command_line(prog, args))
     if args.jobs == 1:
-        for each in work:
-            _train(*each)
+        for folder, each in work.items():
+            each.train(folder, args.device, args.tensorboard)
     else:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(
-            args.jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
-            for future in as_completed([pool.submit(_train, *each) for each in work]):
-                future.result()
+        _train_in_parallel(work, args)
     print(f"wrote {args.out}; see python -m scripts.evaluate {args.out}")
 
 
-def _train(run_: Run, folder: Path, device: str, tensorboard: Path | None) -> None:
-    run_.train(folder, device, tensorboard)
+def _prepare_worker() -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
+
+
+def _train_in_parallel(work: dict[Path, Run], args: Args) -> None:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, mp_context=context, initializer=_prepare_worker) as pool:
+        jobs = [pool.submit(each.train, folder, args.device, args.tensorboard) for folder, each in work.items()]
+        try:
+            for job in as_completed(jobs):
+                job.result()
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                "a run was killed from outside, perhaps for want of memory; use --resume, with fewer --jobs"
+            ) from error
+        except BaseException:
+            # runs that wait may not start now; those under way go on from their checkpoints another time
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise

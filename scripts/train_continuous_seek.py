@@ -47,6 +47,7 @@ class Args(goal_training.Args):
     episode_steps: int = cli.arg("steps of an episode", 10)
     algorithm: Literal["ddpg", "td3", "sac"] = cli.arg("the algorithm", "ddpg")
     num_envs: int = cli.arg("environments stepped together, with an update each", 1)
+    layers: list[int] = cli.arg("widths of the hidden layers of actor and critic", [256, 256])
 
 
 def best(args: Args) -> tuple[int, float]:
@@ -59,7 +60,9 @@ def best(args: Args) -> tuple[int, float]:
     return SAC_WITH_SMALL_COEF.get(key, SAC[key]) if small else SAC[key]
 
 
-def runs(args: Args) -> list[goal_training.Run]:
+def configuration(args: Args) -> goal_training.Run:
+    if any(width < 1 for width in args.layers):
+        raise ValueError(f"layers: got {args.layers}, expected widths of at least 1")
     batch_size, lr = best(args)
     arguments = {
         "learning_rate": lr if args.lr is None else args.lr,
@@ -71,27 +74,22 @@ def runs(args: Args) -> list[goal_training.Run]:
         "tau": 0.005,
         "train_freq": 1,
         "gradient_steps": args.num_envs,
-        "policy_kwargs": {"net_arch": [256, 256]},
+        "policy_kwargs": {"net_arch": args.layers},
         "goal_gradient_coef": args.goal_gradient_coef,
     }
-    return [
-        goal_training.Run(
-            env="ContinuousSeek-v0",
-            env_arguments={"d": args.d, "bound": args.bound, "eps": args.eps, "steps": args.episode_steps},
-            num_envs=args.num_envs,
-            algorithm=args.algorithm,
-            arguments=arguments,
-            noise=0.03,
-            hindsight={"n_sampled_goal": 4, "goal_selection_strategy": "future"},
-            plan=goal_training.plan_of(args),
-            seed=seed,
-        )
-        for seed in args.seeds
-    ]
+    return goal_training.Run(
+        env="ContinuousSeek-v0",
+        env_arguments={"d": args.d, "bound": args.bound, "eps": args.eps, "steps": args.episode_steps},
+        num_envs=args.num_envs,
+        algorithm=args.algorithm,
+        arguments=arguments,
+        plan=goal_training.plan_of(args),
+        noise=0.03,
+    )
 
 
 def main(args: Args) -> None:
-    goal_training.train_all(runs(args), args, "scripts.train_continuous_seek")
+    goal_training.train_all(configuration(args), args, "scripts.train_continuous_seek")
 
 
 if __name__ == "__main__":

@@ -425,8 +425,12 @@ def test_report_without_rows(tmp_path):
 
 
 def test_demo_in_small(tmp_path):
-    arguments = [str(tmp_path / "demo"), "--images", "10", "--n", "200", "--epochs", "1"]
+    small = "--images 10 --n 200 --epochs 1 --steps 40 --jobs 1"
+    arguments = [str(tmp_path / "demo"), *small.split()]
     subprocess.run([sys.executable, "-m", "scripts.demo", *arguments], cwd=ROOT, check=True, capture_output=True)
     assert (tmp_path / "demo/certified_accuracy.png").exists()
     assert len(lines(tmp_path / "demo/dssn/test")) == 10
+    assert (tmp_path / "demo/curves.png").read_bytes().startswith(b"\x89PNG")
+    summary = json.loads((tmp_path / "demo/curves.json").read_text())
+    assert [method["name"] for method in summary["methods"]] == ["ddpg", "reengage"]
     refused(["scripts.demo", str(ROOT / "tests")], "is not an earlier demo")

@@ -1,0 +1,110 @@
+"""Watch a trained agent: some episodes as an animated GIF.
+
+    python -m scripts.rollout runs/seek20-reengage/seed-0 --episodes 3
+
+The agent is the one of the last checkpoint, and acts deterministically.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+from numpy.typing import NDArray
+from PIL import Image
+
+from certify.files import write_atomically
+from rl.checkpoint import load_checkpoint
+from rl.training import STATE
+from scripts import cli
+from scripts.goal_training import read_run
+
+LAST = 4  # frames for which the end of an episode stays
+
+
+@dataclass
+class Args:
+    """Let a trained agent act: an animated GIF of its episodes, and what each of them came to."""
+
+    run: Path = cli.arg("folder of one seed of a training run, such as RUN/seed-0", positional=True)
+    episodes: int = cli.arg("episodes to show", 3)
+    out: Path | None = cli.arg("file of the pictures, by default rollout.gif in the run", None)
+    seed: int = cli.arg("of the first episode's environment", 0)
+    fps: float = cli.arg("steps shown per second", 4.0)
+
+
+@dataclass
+class Episode:
+    """What happened in one episode.
+
+    Attributes:
+        frames: pictures ``[height, width, 3]``, of the first state and after each step.
+        success: None where the environment does not know success.
+    """
+
+    frames: list[NDArray[Any]] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    success: bool | None = None
+
+
+def check(args: Args) -> Path:
+    """The file to write; ``ValueError`` for arguments that give no pictures."""
+    if args.episodes < 1:
+        raise ValueError(f"episodes: got {args.episodes}, expected at least 1")
+    if args.seed < 0:
+        raise ValueError(f"seed: got {args.seed}, expected at least 0")
+    if not 0 < args.fps <= 50:  # the format counts hundredths of a second, and viewers slow down what is below two
+        raise ValueError(f"fps: got {args.fps}, expected above 0, at most 50")
+    out = args.out or args.run / "rollout.gif"
+    if out.suffix.lower() != ".gif":
+        raise ValueError(f"out: got {out}, expected a name that ends in .gif")
+    return out
+
+
+def play(model: Any, env: gymnasium.Env[Any, Any], seed: int | None) -> Episode:
+    """One episode of an environment that renders arrays, with the deterministic actions of ``model``.
+
+    Args:
+        seed: of the environment; None goes on with its random numbers.
+    """
+    episode, done = Episode(), False
+    observation, _ = env.reset(seed=seed)
+    episode.frames.append(env.render())  # pyright: ignore[reportArgumentType]
+    while not done:
+        action, _ = model.predict(observation, deterministic=True)
+        observation, reward, terminated, truncated, info = env.step(action)
+        episode.frames.append(env.render())  # pyright: ignore[reportArgumentType]
+        episode.rewards.append(float(reward))
+        episode.success = info.get("is_success")
+        done = terminated or truncated
+    return episode
+
+
+def animation(episodes: list[Episode], fps: float) -> bytes:
+    """A GIF that repeats; the end of each episode stays for a while."""
+    images = [Image.fromarray(frame) for episode in episodes for frame in episode.frames]
+    steps = [LAST if frame is episode.frames[-1] else 1 for episode in episodes for frame in episode.frames]
+    data = io.BytesIO()
+    durations = [round(1000 * n / fps) for n in steps]
+    images[0].save(data, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
+    return data.getvalue()
+
+
+def main(args: Args) -> None:
+    out, run = check(args), read_run(args.run)
+    model = run.make_model("cpu")
+    load_checkpoint(model, args.run / STATE, buffer=False)
+    env = gymnasium.make(run.env, render_mode="rgb_array", **run.env_arguments)
+    episodes = [play(model, env, args.seed if i == 0 else None) for i in range(args.episodes)]
+    for i, episode in enumerate(episodes):
+        success = "" if episode.success is None else f", {'success' if episode.success else 'no success'}"
+        print(f"episode {i}: return {sum(episode.rewards):.3f}, {len(episode.rewards)} steps{success}")
+    write_atomically(out, animation(episodes, args.fps))
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Args, "scripts.rollout")

@@ -1,0 +1,80 @@
+"""Train DQN on BitFlipping with hindsight, with or without ReenGAGE's term for discrete actions (Appendix G.2).
+
+    python -m scripts.train_bit_flipping runs/bits40-dqn --seeds 0 1 2 3 --jobs 2
+    python -m scripts.train_bit_flipping runs/bits40-reengage --seeds 0 1 2 3 --jobs 2 \\
+        --goal-gradient-coef 0.5 --temperature 0.5
+    python -m scripts.evaluate runs/bits40-dqn runs/bits40-reengage --baseline runs/bits40-dqn
+
+Appendix G.2 takes the hyperparameters of the paper on hindsight (Andrychowicz et al., "Hindsight Experience Replay",
+NeurIPS 2017, Appendix A): one hidden layer of 256 units; Adam with learning rate 0.001; batches of 128 from a million
+transitions; discount 0.98; a fifth of the actions random; 4 relabelled goals per real one, from the future of the
+episode; cycles of 16 episodes and then 40 updates, after which the target network keeps 0.95 of itself. As in Appendix
+G.2, targets are not clipped, nothing is normalized, and there is one process. An epoch of that paper is 50 cycles, so
+with 40 bits each evaluation follows an epoch; how many epochs to train is a choice made here.
+
+Unlike there, the 16 episodes of a cycle run side by side, and whether an action is random is drawn once for all 16, as
+Stable-Baselines3 does. Whatever is not listed is its default: gradients are clipped at norm 10.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from scripts import cli, goal_training
+
+EPISODES, UPDATES = 16, 40  # of a cycle
+
+
+@dataclass
+class Args(goal_training.Args):
+    """Train on BitFlipping: one run per seed in OUT/seed-K."""
+
+    d: int = cli.arg("number of bits, and of steps of an episode", 40)
+    steps: int = cli.arg("environment steps of each run, rounded up to whole cycles of 16 episodes", 3_200_000)
+    batch_size: int | None = cli.arg("of an update", 128)
+    lr: float | None = cli.arg("learning rate", 0.001)
+    eval_every: int = cli.arg("steps between evaluations, each after the next whole cycle", 32_000)
+    checkpoint_every: int = cli.arg("steps between checkpoints; part of the configuration", 320_000)
+    temperature: float = cli.arg("tau of the soft target; 0 is the maximum", 0.5)
+    soft_target: Literal["gradient", "both", "behaviour"] = cli.arg(
+        "what the soft target is for: the gradient's term, both terms, or also the choice of actions", "gradient"
+    )
+
+
+def configuration(args: Args) -> goal_training.Run:
+    cycle = EPISODES * args.d
+    arguments = {
+        "learning_rate": args.lr,
+        "batch_size": args.batch_size,
+        # a buffer of a million that is never full holds the same transitions
+        "buffer_size": min(1_000_000, args.steps + cycle),
+        "learning_starts": 0,
+        "gamma": 0.98,
+        "tau": 0.05,
+        "train_freq": args.d,  # in steps of all environments: rollouts are cycles
+        "gradient_steps": UPDATES,
+        "target_update_interval": cycle,  # in steps of one environment: at the end of a rollout, before its updates
+        "exploration_initial_eps": 0.2,
+        "exploration_final_eps": 0.2,
+        "policy_kwargs": {"net_arch": [256]},
+        "goal_gradient_coef": args.goal_gradient_coef,
+        "temperature": args.temperature,
+        "soft_target": args.soft_target,
+    }
+    return goal_training.Run(
+        env="BitFlipping-v0",
+        env_arguments={"d": args.d},
+        num_envs=EPISODES,
+        algorithm="dqn",
+        arguments=arguments,
+        plan=goal_training.plan_of(args),
+    )
+
+
+def main(args: Args) -> None:
+    goal_training.train_all(configuration(args), args, "scripts.train_bit_flipping")
+
+
+if __name__ == "__main__":
+    cli.run(main, Args, "scripts.train_bit_flipping")
