@@ -76,7 +76,7 @@ def save_checkpoint(model: OffPolicyAlgorithm, path: str | Path) -> None:
     state: dict[str, Any] = {name: getattr(model, name) for name in _COUNTERS if hasattr(model, name)}
     state |= {"version": VERSION, "algorithm": type(model).__name__, "pos": buffer.pos, "full": buffer.full}
     statistics: GoalStatistics | None = getattr(model, "goal_statistics", None)
-    if statistics is not None:
+    if statistics is not None and statistics.count > 0:
         state["goals"] = [statistics.count, statistics.mean.tolist(), statistics.squares.tolist()]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

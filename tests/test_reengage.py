@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
 
 import rl
@@ -196,6 +197,10 @@ def test_only_low_rewards_count() -> None:
     # two steps of -1 with gamma = 0.9: -1.9; a single one, after which the episode ended, has discount 0.9
     returns, discounts = torch.tensor([[-1.9], [-1.0], [-1.0], [-0.9]]), torch.tensor([[0.81], [0.9], [0.81], [0.81]])
     assert GoalGradient().weight(returns, discounts, 0.9, None).flatten().tolist() == [1, 1, 0, 0]
+    gamma = 0.9995
+    returns = torch.tensor([[-1 - gamma - gamma**2], [-1 - gamma]], dtype=torch.float32)
+    discounts = torch.tensor([[gamma**3]] * 2, dtype=torch.float32)
+    assert GoalGradient().weight(returns, discounts, gamma, None).flatten().tolist() == [1, 0]
 
 
 def test_normalized_gradients_do_not_depend_on_the_units_of_a_goal() -> None:
@@ -279,6 +284,43 @@ def test_bad_options_of_dqn() -> None:
 def test_an_environment_without_goals() -> None:
     with pytest.raises(ValueError, match="expected a goal-conditioned environment"):
         rl.DDPG("MlpPolicy", FlatEnv(), goal_gradient_coef=0.1)
+
+
+def test_normalized_rewards_are_refused() -> None:
+    """They never equal low_reward: the term would vanish without a word."""
+    with pytest.raises(ValueError, match="norm_reward=False"):
+        agent("DDPG", env=VecNormalize(seek()), goal_gradient_coef=0.1)
+    agent("DDPG", env=VecNormalize(seek())).learn(60)
+    model: Any = agent("DDPG", env=VecNormalize(seek(), norm_reward=False), goal_gradient_coef=0.1).learn(80)
+    assert model.logger.name_to_value["train/goal_gradient_loss"] > 0
+    rule = GoalGradient(reward=lambda achieved, goal: -(achieved - goal).square().sum(1))
+    with pytest.raises(ValueError, match="norm_obs=False"):
+        agent("DDPG", env=VecNormalize(seek(), norm_reward=False), goal_gradient_coef=0.1, goal_gradient=rule)
+
+
+def test_dense_rewards_with_n_step_returns_are_refused() -> None:
+    rule = GoalGradient(reward=lambda achieved, goal: -(achieved - goal).square().sum(1))
+    with pytest.raises(ValueError, match="n-step returns"):
+        rule.weight(torch.zeros(3, 1), torch.full((3, 1), 0.81), 0.9, None)
+
+
+def test_options_that_change_later_are_checked(tmp_path: Any) -> None:
+    model: Any = agent("DDPG", policy_kwargs={"share_features_extractor": True}).learn(60)
+    model.goal_gradient_coef = 0.1
+    with pytest.raises(ValueError, match="share_features_extractor"):
+        model.learn(10, reset_num_timesteps=False)
+    agent("DDPG").save(tmp_path / "model")
+    with pytest.raises(ValueError, match="goal_gradient_coef: got -1"):
+        rl.DDPG.load(tmp_path / "model", env=seek(), goal_gradient_coef=-1)
+
+
+def test_a_rule_that_changes_later_is_followed(tmp_path: Any) -> None:
+    model: Any = agent("DDPG", goal_gradient_coef=0.1).learn(60)
+    assert model.goal_statistics.count == 0
+    model.save(tmp_path / "model")
+    loaded: Any = rl.DDPG.load(tmp_path / "model", env=seek(), goal_gradient=GoalGradient(normalize=True))
+    loaded.learn(60)
+    assert loaded.goal_statistics.count > 0
 
 
 def test_goals_without_gradients() -> None:
