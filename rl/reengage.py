@@ -382,11 +382,13 @@ class DQN(GoalConditioned, sb3.DQN):
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[np.ndarray, Any]:
         random = self.goal_gradient_coef > 0 and self.soft_target == "behaviour" and self.temperature > 0
-        if deterministic or not random or np.random.rand() < self.exploration_rate:  # noqa: NPY002 - as the base class
+        if deterministic or not random:
             return super().predict(observation, state, episode_start, deterministic)
         self.policy.set_training_mode(False)
         tensors, batched = self.policy.obs_to_tensor(observation)
         with torch.no_grad():
-            shares = torch.softmax(self.q_net_target(tensors) / self.temperature, dim=1)
-        actions = torch.multinomial(shares, 1)[:, 0].cpu().numpy()
+            values = self.q_net_target(tensors) / self.temperature
+        if np.random.rand() < self.exploration_rate:  # noqa: NPY002 - as the base class
+            values = torch.zeros_like(values)  # all actions alike
+        actions = torch.multinomial(torch.softmax(values, dim=1), 1)[:, 0].cpu().numpy()
         return (actions if batched else actions[0]), state

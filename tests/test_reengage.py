@@ -175,6 +175,11 @@ def test_behaviour_follows_the_soft_policy() -> None:
     assert (best == int(model.q_net(model.policy.obs_to_tensor(one)[0])[0].argmax())).all()
     single, _ = model.predict({key: value[0] for key, value in observation.items()}, deterministic=False)
     assert np.ndim(single) == 0
+    model.exploration_rate = 0.5  # then half of the steps are uniform, and the others still follow the soft policy
+    steps = [np.bincount(model.predict(one)[0], minlength=4) / 2_000 for _ in range(40)]
+    soft, uniform = ([np.abs(step - shares).max() < 0.05 for step in steps] for shares in (expected, np.full(4, 0.25)))
+    assert all(np.logical_or(soft, uniform))
+    assert 5 <= sum(soft) <= 35
 
 
 def test_dense_rewards() -> None:
