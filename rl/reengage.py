@@ -141,7 +141,7 @@ class GoalConditioned(OffPolicyAlgorithm):
     # The loop.
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_followers", "_actions", "_log_prob", "_entropy_coef"]
+        return [*super()._excluded_save_params(), "_followers", "_entropy_coef"]
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         assert self.replay_buffer is not None
@@ -312,6 +312,7 @@ class SAC(_ActorCritic, sb3.SAC):
     def _finish(self, batch: Batch, step: int, logs: Logs) -> None:
         value = _lowest(self.critic(batch.observations, self._actions))
         loss = (self._entropy_coef * self._log_prob - value).mean()
+        del self._actions, self._log_prob  # their graph would outlive the update, and forbid deepcopy
         logs.add("actor_loss", loss)
         descend(self.actor.optimizer, loss)
         if step % self.target_update_interval == 0:

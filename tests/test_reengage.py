@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -352,6 +353,21 @@ def test_saving_and_loading_as_stable_baselines3(name: str, tmp_path: Any) -> No
     assert all(torch.equal(value, parameters(model)[key]) for key, value in parameters(loaded).items())
     loaded.learn(20, reset_num_timesteps=False)
     assert any(not torch.equal(value, parameters(model)[key]) for key, value in parameters(loaded).items())
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_trained_models_can_be_copied(name: str) -> None:
+    model: Any = agent(name, goal_gradient_coef=0.3).learn(60)
+    model.predict(model._last_obs)  # as before each callback; SAC's actor remembers its last distribution
+    copied = deepcopy(model)
+    copied.replay_buffer.set_env(copied.env)  # as with Stable-Baselines3, copies of buffers have no environment
+    before = {key: value.clone() for key, value in parameters(model).items()}
+    copied.train(3, 32)
+    assert all(torch.equal(value, before[key]) for key, value in parameters(model).items())
+    assert any(not torch.equal(value, before[key]) for key, value in parameters(copied).items())
+    assert name == "DQN" or any(
+        not torch.equal(value, before[key]) for key, value in parameters(copied).items() if "target" in key
+    )
 
 
 def test_several_environments() -> None:
