@@ -26,7 +26,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 import envs as _registered  # noqa: F401  (importing it registers the environments)
 import rl
 from certify.files import write_atomically
-from rl.training import LOG, Plan, run
+from rl.training import Plan, holds_run, run
 from rl.vec_env import VectorEnvAdapter
 from scripts import cli
 
@@ -138,9 +138,9 @@ def start(run_: Run, folder: Path, command: str, *, resume: bool) -> None:
     """Check or write the configuration of a run. Nothing is written if it does not fit what is there."""
     path = folder / "config.json"
     if path.exists():
-        if not resume and (folder / LOG).exists():
+        if not resume and holds_run(folder):
             raise ValueError(f"{folder}: holds a run; add --resume to continue it, or choose another folder")
-        if (folder / LOG).exists() and (there := read_run(folder)) != run_:
+        if holds_run(folder) and (there := read_run(folder)) != run_:
             names = [name for name in vars(run_) if vars(run_)[name] != vars(there)[name]]
             raise ValueError(f"{folder}: holds a run with other {', '.join(names)}; choose another folder")
     packages = ("torch", "stable-baselines3", "gymnasium", "numpy")
