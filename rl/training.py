@@ -129,6 +129,11 @@ class _Milestones(BaseCallback):
         if done.successes:
             self.log.successes.append(done.successes)
         self.log.save(self.folder / LOG)
+        self.logger.record("eval/mean_reward", np.mean(done.returns))
+        self.logger.record("eval/mean_ep_length", np.mean(done.lengths))
+        if done.successes:
+            self.logger.record("eval/success_rate", np.mean(done.successes))
+        self.logger.dump(step)
         text = f"step {step}: return {np.mean(done.returns):.3f}"
         self.report(text + (f", success {np.mean(done.successes):.3f}" if done.successes else ""))
 

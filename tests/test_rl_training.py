@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecNormalize
 
 import rl
@@ -132,6 +134,17 @@ def test_the_log_is_that_of_an_eval_callback(tmp_path: Path) -> None:
         assert set(log.files) == {"timesteps", "results", "ep_lengths", "successes"}
         assert log["results"].shape == log["ep_lengths"].shape == log["successes"].shape == (4, 7)
         assert log["successes"].dtype == bool
+
+
+def test_evaluations_are_in_the_logs_of_stable_baselines3(tmp_path: Path) -> None:
+    model = agent("DDPG", goal_gradient_coef=0.3)
+    model.set_logger(configure(str(tmp_path / "logs"), ["json"]))
+    done = rl.run(model, seek(3), PLAN, tmp_path / "run")
+    model.logger.close()
+    lines = [json.loads(line) for line in (tmp_path / "logs" / "progress.json").read_text().splitlines()]
+    rates = [line["eval/success_rate"] for line in lines if "eval/success_rate" in line]
+    assert rates == pytest.approx([np.mean(successes) for successes in done.successes])
+    assert sum("eval/mean_reward" in line and "eval/mean_ep_length" in line for line in lines) == len(rates) == 4
 
 
 def test_a_trained_agent_acts_without_its_buffer(tmp_path: Path) -> None:
