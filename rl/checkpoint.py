@@ -39,17 +39,24 @@ def start_afresh(model: OffPolicyAlgorithm) -> None:
     and none is.
     """
     assert model.env is not None
-    entropy = np.random.SeedSequence([model.seed or 0, model.num_timesteps])
+    assert model.seed is not None
+    entropy = np.random.SeedSequence([model.seed, model.num_timesteps])
     model.set_random_seed(int(entropy.generate_state(1)[0] >> 1))
     buffer = model.replay_buffer
     if hasattr(buffer, "truncate_last_trajectory"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns that it truncates, which is what is wanted
             buffer.truncate_last_trajectory()  # type: ignore[union-attr]
+    elif buffer is not None:  # n-step returns have to end here, too
+        if buffer.handle_timeout_termination:
+            buffer.timeouts[buffer.pos - 1, buffer.dones[buffer.pos - 1] == 0] = 1
+        buffer.dones[buffer.pos - 1] = 1
     model._last_obs = model.env.reset()  # type: ignore[assignment]
     model._last_episode_starts = np.ones((model.env.num_envs,), dtype=bool)
     if model.action_noise is not None:
         model.action_noise.reset()
+    if model.use_sde:
+        model.actor.reset_noise(model.env.num_envs)  # type: ignore[operator]
 
 
 def check_supported(model: OffPolicyAlgorithm) -> None:
@@ -57,6 +64,15 @@ def check_supported(model: OffPolicyAlgorithm) -> None:
     if model.get_vec_normalize_env() is not None:
         raise ValueError(
             "env: got a VecNormalize, whose statistics are no part of a checkpoint; save it on its own and use learn()"
+        )
+    if getattr(model.replay_buffer, "copy_info_dict", False):
+        raise ValueError(
+            "copy_info_dict: got True, but infos are no part of a checkpoint; leave it False or use learn()"
+        )
+    if getattr(model.replay_buffer, "optimize_memory_usage", False):
+        raise ValueError(
+            "optimize_memory_usage: got True, but the episode after a checkpoint would overwrite the last observation "
+            "of the one before; leave it False or use learn()"
         )
 
 
@@ -66,7 +82,8 @@ def save_checkpoint(model: OffPolicyAlgorithm, path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = _buffer(model)
-    tensors = {f"policy.{name}": value for name, value in model.policy.state_dict().items()}
+    # copies, since networks may share parameters, which the format does not allow
+    tensors = {f"policy.{name}": value.clone() for name, value in model.policy.state_dict().items()}
     for name, optimizer in _optimizers(model).items():
         for i, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{name}/{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
@@ -76,7 +93,7 @@ def save_checkpoint(model: OffPolicyAlgorithm, path: str | Path) -> None:
     state: dict[str, Any] = {name: getattr(model, name) for name in _COUNTERS if hasattr(model, name)}
     state |= {"version": VERSION, "algorithm": type(model).__name__, "pos": buffer.pos, "full": buffer.full}
     statistics: GoalStatistics | None = getattr(model, "goal_statistics", None)
-    if statistics is not None:
+    if statistics is not None and statistics.count > 0:
         state["goals"] = [statistics.count, statistics.mean.tolist(), statistics.squares.tolist()]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -115,11 +132,17 @@ def load_checkpoint(model: OffPolicyAlgorithm, path: str | Path, *, buffer: bool
         model.policy.load_state_dict(_part(tensors, "policy"))
     except RuntimeError as error:
         raise ValueError(f"{path}: does not fit the model: {error}; give the arguments it was trained with") from error
+    variables = _part(tensors, "variable")
+    if variables.keys() != set(model._get_torch_save_params()[1]):
+        raise ValueError(
+            f"{path}: does not fit the model: got {', '.join(variables) or 'no variables'}, expected "
+            f"{', '.join(model._get_torch_save_params()[1]) or 'none'}; give the arguments it was trained with"
+        )
+    with torch.no_grad():
+        for name, value in variables.items():
+            attrgetter(name)(model).copy_(value)
     for name, optimizer in _optimizers(model).items():
         _load_optimizer(optimizer, _part(tensors, f"optimizer/{name}", "/"))
-    with torch.no_grad():
-        for name in model._get_torch_save_params()[1]:
-            attrgetter(name)(model).copy_(tensors[f"variable.{name}"])
     for name in _COUNTERS:
         if name in state:
             setattr(model, name, state[name])

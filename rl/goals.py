@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
 from rl.losses import low_return
@@ -65,8 +66,12 @@ class GoalGradient:
 
     plain: ClassVar[bool] = True  # the goal as it is observed is what is differentiated
 
-    def check(self, space: spaces.Space[Any]) -> None:
-        """Raise unless ``space`` has a goal that can be differentiated."""
+    def check(self, space: spaces.Space[Any], normalization: VecNormalize | None = None) -> None:
+        """Raise unless ``space`` has a goal that can be differentiated, and rewards and goals are what this rule reads.
+
+        Args:
+            normalization: what the observations and rewards of minibatches go through, if anything.
+        """
         if not isinstance(space, spaces.Dict) or GOAL not in space.spaces:
             raise ValueError(
                 f"goal_gradient_coef: got a positive one with the observation space {space}, expected a "
@@ -75,6 +80,16 @@ class GoalGradient:
         if isinstance(space[GOAL], spaces.Discrete | spaces.MultiDiscrete):
             raise ValueError(
                 f"desired_goal: got {space[GOAL]}, which is one-hot encoded and has no gradient; use a Box"
+            )
+        if normalization is not None and normalization.norm_reward:
+            raise ValueError(
+                "env: got a VecNormalize that scales rewards, so that none equals low_reward and no known reward "
+                "function is the one trained on; make it with norm_reward=False"
+            )
+        if normalization is not None and self.reward is not None and normalization.norm_obs:
+            raise ValueError(
+                "env: got a VecNormalize that scales achieved and desired goals apart, for which a dense reward "
+                "function does not hold; make it with norm_obs=False"
             )
 
     def attach(self, observation: Observation) -> tuple[Observation, Tensor]:
@@ -97,10 +112,13 @@ class GoalGradient:
     ) -> Tensor:
         """How much each transition and coordinate counts, ``[B, 1]`` or ``[B, goal]``."""
         if self.reward is None:
-            low = torch.as_tensor(
-                low_return(self.low_reward, discount, gamma), dtype=reward.dtype, device=reward.device
-            )
+            low = low_return(self.low_reward, discount, gamma)
             counts = ((reward - low).abs() <= 1e-6 + 1e-5 * abs(self.low_reward)).to(reward.dtype)
+        elif isinstance(discount, Tensor):
+            raise ValueError(
+                "replay buffer: got n-step returns with a dense reward, whose gradient is that of one step; expected "
+                "one-step transitions"
+            )
         else:
             counts = torch.ones_like(reward)
         if statistics is None:

@@ -70,28 +70,36 @@ class GoalConditioned(OffPolicyAlgorithm):
 
     goal_gradient_coef: float = 0.0
     goal_gradient: GoalGradient = GoalGradient()
-    goal_statistics: GoalStatistics | None = None
+    goal_statistics: GoalStatistics
     loss_name: ClassVar[str] = "critic_loss"
     gradient_scale: ClassVar[float] = 1.0  # of the algorithm's own critic loss, which the new term shares
 
     def __init__(
         self, *args: Any, goal_gradient_coef: float = 0.0, goal_gradient: GoalGradient | None = None, **kwargs: Any
     ) -> None:
-        if not (np.isfinite(goal_gradient_coef) and goal_gradient_coef >= 0):
-            raise ValueError(f"goal_gradient_coef: got {goal_gradient_coef}, expected a number of at least 0")
-        self.goal_gradient_coef = float(goal_gradient_coef)
+        self.goal_gradient_coef = goal_gradient_coef
         self.goal_gradient = goal_gradient or GoalGradient()
-        self.goal_statistics = GoalStatistics() if self.goal_gradient.normalize else None
+        self.goal_statistics = GoalStatistics()  # stays empty without GoalGradient.normalize
         super().__init__(*args, **kwargs)
 
     def _setup_model(self) -> None:
-        if self.goal_gradient_coef > 0:
-            self.goal_gradient.check(self.observation_space)
         super()._setup_model()
+        self._check_goal_gradient()
         self._followers = [Follower(network, target) for network, target in self._targets()]
         for optimizer in self._optimizers():
             make_faster(optimizer, exact=self.goal_gradient_coef == 0)
-        if self.goal_gradient_coef > 0 and getattr(self.policy, "share_features_extractor", False):
+
+    def _check_goal_gradient(self) -> None:
+        """Raise if the term is switched on, and model or environment do not allow it.
+
+        Coefficient, rule and environment may also come from ``load``, ``set_env`` or an assignment.
+        """
+        if not (np.isfinite(self.goal_gradient_coef) and self.goal_gradient_coef >= 0):
+            raise ValueError(f"goal_gradient_coef: got {self.goal_gradient_coef}, expected a number of at least 0")
+        if self.goal_gradient_coef == 0:
+            return
+        self.goal_gradient.check(self.observation_space, self._vec_normalize_env)
+        if getattr(self.policy, "share_features_extractor", False):
             raise ValueError(
                 "share_features_extractor: got True, which hides the goal from the critic's gradient; leave it False"
             )
@@ -133,10 +141,11 @@ class GoalConditioned(OffPolicyAlgorithm):
     # The loop.
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_followers", "_actions", "_log_prob", "_entropy_coef"]
+        return [*super()._excluded_save_params(), "_followers", "_entropy_coef"]
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         assert self.replay_buffer is not None
+        self._check_goal_gradient()
         self.policy.set_training_mode(True)
         self._update_learning_rate(self._optimizers())
         logs = Logs()
@@ -171,9 +180,10 @@ class GoalConditioned(OffPolicyAlgorithm):
             batch.dones, discount, next_gradient, self.goal_gradient.reward_gradient(batch.next_observations)
         )
 
-        if self.goal_statistics is not None:
-            self.goal_statistics.update(batch.observations[GOAL])
-        weight = self.goal_gradient.weight(batch.rewards, discount, self.gamma, self.goal_statistics)
+        statistics = self.goal_statistics if self.goal_gradient.normalize else None
+        if statistics is not None:
+            statistics.update(batch.observations[GOAL])
+        weight = self.goal_gradient.weight(batch.rewards, discount, self.gamma, statistics)
         values, slopes = self._values_and_slopes(batch)
         td_loss = self._td_loss(values, target)
         term = _sum([goal_gradient_loss(own, target_gradient, weight) for own in slopes])
@@ -302,6 +312,7 @@ class SAC(_ActorCritic, sb3.SAC):
     def _finish(self, batch: Batch, step: int, logs: Logs) -> None:
         value = _lowest(self.critic(batch.observations, self._actions))
         loss = (self._entropy_coef * self._log_prob - value).mean()
+        del self._actions, self._log_prob  # their graph would outlive the update, and forbid deepcopy
         logs.add("actor_loss", loss)
         descend(self.actor.optimizer, loss)
         if step % self.target_update_interval == 0:
@@ -372,11 +383,13 @@ class DQN(GoalConditioned, sb3.DQN):
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[np.ndarray, Any]:
         random = self.goal_gradient_coef > 0 and self.soft_target == "behaviour" and self.temperature > 0
-        if deterministic or not random or np.random.rand() < self.exploration_rate:  # noqa: NPY002 - as the base class
+        if deterministic or not random:
             return super().predict(observation, state, episode_start, deterministic)
         self.policy.set_training_mode(False)
         tensors, batched = self.policy.obs_to_tensor(observation)
         with torch.no_grad():
-            shares = torch.softmax(self.q_net_target(tensors) / self.temperature, dim=1)
-        actions = torch.multinomial(shares, 1)[:, 0].cpu().numpy()
+            values = self.q_net_target(tensors) / self.temperature
+        if np.random.rand() < self.exploration_rate:  # noqa: NPY002 - as the base class
+            values = torch.zeros_like(values)  # all actions alike
+        actions = torch.multinomial(torch.softmax(values, dim=1), 1)[:, 0].cpu().numpy()
         return (actions if batched else actions[0]), state

@@ -92,13 +92,16 @@ class _Milestones(BaseCallback):
         self.plan, self.eval_env, self.folder, self.log, self.report = plan, eval_env, folder, log, report
 
     def _on_training_start(self) -> None:
-        start_afresh(self.model)  # type: ignore[arg-type]
         self.checkpointed = self.num_timesteps
+        self.begun = False
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_start(self) -> None:
+        if not self.begun:  # at the same place as at a checkpoint, after a rollout has drawn its exploration noise
+            start_afresh(self.model)  # type: ignore[arg-type]
+            self.begun = True
         if self.num_timesteps > (self.log.timesteps[-1] if self.log.timesteps else 0):
             self._milestone(last=False)
 
@@ -117,7 +120,8 @@ class _Milestones(BaseCallback):
             self.checkpointed = step
 
     def _evaluate(self, step: int) -> None:
-        seed = int(np.random.SeedSequence([self.model.seed or 0, step, 1]).generate_state(1)[0] >> 1)
+        assert self.model.seed is not None
+        seed = int(np.random.SeedSequence([self.model.seed, step, 1]).generate_state(1)[0] >> 1)
         done = run_episodes(self.model, self.eval_env, self.plan.eval_episodes, seed=seed)
         self.log.timesteps.append(step)
         self.log.results.append(done.returns)
@@ -125,6 +129,11 @@ class _Milestones(BaseCallback):
         if done.successes:
             self.log.successes.append(done.successes)
         self.log.save(self.folder / LOG)
+        self.logger.record("eval/mean_reward", np.mean(done.returns))
+        self.logger.record("eval/mean_ep_length", np.mean(done.lengths))
+        if done.successes:
+            self.logger.record("eval/success_rate", np.mean(done.successes))
+        self.logger.dump(step)
         text = f"step {step}: return {np.mean(done.returns):.3f}"
         self.report(text + (f", success {np.mean(done.successes):.3f}" if done.successes else ""))
 
@@ -152,6 +161,11 @@ class Plan:
                 raise ValueError(f"{name}: got {value}, expected at least 1")
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether there is anything to go on from, or to lose."""
+    return (folder / LOG).exists() or (folder / STATE).exists()
+
+
 def run(
     model: OffPolicyAlgorithm,
     eval_env: VecEnv,
@@ -172,12 +186,15 @@ def run(
         report: gets a line of text at each evaluation.
 
     Raises:
-        ValueError: if ``folder`` holds a run and ``resume`` is False.
+        ValueError: if ``folder`` holds a run and ``resume`` is False, or the model has no seed or state that no
+            checkpoint holds.
     """
     check_supported(model)
+    if model.seed is None:
+        raise ValueError("seed: got None, expected an integer, from which all randomness of a run follows")
     folder = Path(folder)
     state, log = folder / STATE, Evaluations()
-    if (folder / LOG).exists() and not resume:
+    if holds_run(folder) and not resume:
         raise ValueError(f"{folder}: holds a training run; add --resume to continue it, or choose another folder")
     if resume and state.exists():
         load_checkpoint(model, state)

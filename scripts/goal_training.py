@@ -30,7 +30,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 import envs as _registered  # noqa: F401  (importing it registers the environments)
 import rl
 from certify.files import write_atomically
-from rl.training import LOG, STATE, Plan, run
+from rl.training import Plan, holds_run, run
 from rl.vec_env import VectorEnvAdapter
 from scripts import cli
 
@@ -159,7 +159,7 @@ def check(args: Args) -> None:
 
 def check_folder(run_: Run, folder: Path, *, resume: bool) -> None:
     """Raise if the folder holds a run that this one would overwrite, or cannot continue."""
-    if not any((folder / name).exists() for name in (LOG, STATE)):
+    if not holds_run(folder):
         return
     if not resume:
         raise ValueError(f"{folder}: holds a run; add --resume to continue it, or choose another folder")

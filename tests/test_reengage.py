@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
 
 import rl
@@ -174,6 +176,11 @@ def test_behaviour_follows_the_soft_policy() -> None:
     assert (best == int(model.q_net(model.policy.obs_to_tensor(one)[0])[0].argmax())).all()
     single, _ = model.predict({key: value[0] for key, value in observation.items()}, deterministic=False)
     assert np.ndim(single) == 0
+    model.exploration_rate = 0.5  # then half of the steps are uniform, and the others still follow the soft policy
+    steps = [np.bincount(model.predict(one)[0], minlength=4) / 2_000 for _ in range(40)]
+    soft, uniform = ([np.abs(step - shares).max() < 0.05 for step in steps] for shares in (expected, np.full(4, 0.25)))
+    assert all(np.logical_or(soft, uniform))
+    assert 5 <= sum(soft) <= 35
 
 
 def test_dense_rewards() -> None:
@@ -196,6 +203,10 @@ def test_only_low_rewards_count() -> None:
     # two steps of -1 with gamma = 0.9: -1.9; a single one, after which the episode ended, has discount 0.9
     returns, discounts = torch.tensor([[-1.9], [-1.0], [-1.0], [-0.9]]), torch.tensor([[0.81], [0.9], [0.81], [0.81]])
     assert GoalGradient().weight(returns, discounts, 0.9, None).flatten().tolist() == [1, 1, 0, 0]
+    gamma = 0.9995
+    returns = torch.tensor([[-1 - gamma - gamma**2], [-1 - gamma]], dtype=torch.float32)
+    discounts = torch.tensor([[gamma**3]] * 2, dtype=torch.float32)
+    assert GoalGradient().weight(returns, discounts, gamma, None).flatten().tolist() == [1, 0]
 
 
 def test_normalized_gradients_do_not_depend_on_the_units_of_a_goal() -> None:
@@ -281,6 +292,43 @@ def test_an_environment_without_goals() -> None:
         rl.DDPG("MlpPolicy", FlatEnv(), goal_gradient_coef=0.1)
 
 
+def test_normalized_rewards_are_refused() -> None:
+    """They never equal low_reward: the term would vanish without a word."""
+    with pytest.raises(ValueError, match="norm_reward=False"):
+        agent("DDPG", env=VecNormalize(seek()), goal_gradient_coef=0.1)
+    agent("DDPG", env=VecNormalize(seek())).learn(60)
+    model: Any = agent("DDPG", env=VecNormalize(seek(), norm_reward=False), goal_gradient_coef=0.1).learn(80)
+    assert model.logger.name_to_value["train/goal_gradient_loss"] > 0
+    rule = GoalGradient(reward=lambda achieved, goal: -(achieved - goal).square().sum(1))
+    with pytest.raises(ValueError, match="norm_obs=False"):
+        agent("DDPG", env=VecNormalize(seek(), norm_reward=False), goal_gradient_coef=0.1, goal_gradient=rule)
+
+
+def test_dense_rewards_with_n_step_returns_are_refused() -> None:
+    rule = GoalGradient(reward=lambda achieved, goal: -(achieved - goal).square().sum(1))
+    with pytest.raises(ValueError, match="n-step returns"):
+        rule.weight(torch.zeros(3, 1), torch.full((3, 1), 0.81), 0.9, None)
+
+
+def test_options_that_change_later_are_checked(tmp_path: Any) -> None:
+    model: Any = agent("DDPG", policy_kwargs={"share_features_extractor": True}).learn(60)
+    model.goal_gradient_coef = 0.1
+    with pytest.raises(ValueError, match="share_features_extractor"):
+        model.learn(10, reset_num_timesteps=False)
+    agent("DDPG").save(tmp_path / "model")
+    with pytest.raises(ValueError, match="goal_gradient_coef: got -1"):
+        rl.DDPG.load(tmp_path / "model", env=seek(), goal_gradient_coef=-1)
+
+
+def test_a_rule_that_changes_later_is_followed(tmp_path: Any) -> None:
+    model: Any = agent("DDPG", goal_gradient_coef=0.1).learn(60)
+    assert model.goal_statistics.count == 0
+    model.save(tmp_path / "model")
+    loaded: Any = rl.DDPG.load(tmp_path / "model", env=seek(), goal_gradient=GoalGradient(normalize=True))
+    loaded.learn(60)
+    assert loaded.goal_statistics.count > 0
+
+
 def test_goals_without_gradients() -> None:
     goals = spaces.Dict({"observation": FlatEnv.observation_space, "desired_goal": spaces.Discrete(5)})
     with pytest.raises(ValueError, match="one-hot"):
@@ -305,6 +353,21 @@ def test_saving_and_loading_as_stable_baselines3(name: str, tmp_path: Any) -> No
     assert all(torch.equal(value, parameters(model)[key]) for key, value in parameters(loaded).items())
     loaded.learn(20, reset_num_timesteps=False)
     assert any(not torch.equal(value, parameters(model)[key]) for key, value in parameters(loaded).items())
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_trained_models_can_be_copied(name: str) -> None:
+    model: Any = agent(name, goal_gradient_coef=0.3).learn(60)
+    model.predict(model._last_obs)  # as before each callback; SAC's actor remembers its last distribution
+    copied = deepcopy(model)
+    copied.replay_buffer.set_env(copied.env)  # as with Stable-Baselines3, copies of buffers have no environment
+    before = {key: value.clone() for key, value in parameters(model).items()}
+    copied.train(3, 32)
+    assert all(torch.equal(value, before[key]) for key, value in parameters(model).items())
+    assert any(not torch.equal(value, before[key]) for key, value in parameters(copied).items())
+    assert name == "DQN" or any(
+        not torch.equal(value, before[key]) for key, value in parameters(copied).items() if "target" in key
+    )
 
 
 def test_several_environments() -> None:

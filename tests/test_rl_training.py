@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecNormalize
 
 import rl
+from rl.checkpoint import start_afresh
 from rl.goals import GoalGradient
 from rl.training import LOG, STATE, Evaluations
 from tests.agents import ALGORITHMS, agent, bits, seek
+from tests.test_reengage import Learned
 
 PLAN = rl.Plan(steps=200, eval_every=50, eval_episodes=7, checkpoint_every=75)
 
@@ -76,6 +81,37 @@ def test_resuming_with_normalized_gradients(tmp_path: Path) -> None:
     assert same_files(tmp_path / "whole", tmp_path / "killed")
 
 
+def test_resuming_with_state_dependent_exploration(tmp_path: Path) -> None:
+    trained("SAC", tmp_path / "whole", use_sde=True)
+    with pytest.raises(Killed):
+        trained("SAC", tmp_path / "killed", kill=120, use_sde=True)
+    trained("SAC", tmp_path / "killed", use_sde=True)
+    assert same_files(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_n_step_returns_end_where_a_run_starts_afresh() -> None:
+    model = rl.DDPG("MlpPolicy", "Pendulum-v1", n_steps=3, gamma=0.9, seed=0, buffer_size=100, device="cpu").learn(20)
+    start_afresh(model)
+    model.learn(10, reset_num_timesteps=False)
+    assert isinstance(model.replay_buffer, NStepReplayBuffer)
+    discounts = model.replay_buffer._get_samples(np.array([16, 17, 18, 19, 20])).discounts
+    assert discounts is not None
+    assert discounts.flatten().tolist() == pytest.approx([0.9**n for n in (3, 3, 2, 1, 3)])
+
+
+def test_checkpoints_of_shared_networks(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "policy_kwargs": {"net_arch": [8], "share_features_extractor": True, "features_extractor_class": Learned}
+    }
+    model = agent("SAC", **options).learn(60)
+    rl.save_checkpoint(model, tmp_path / STATE)
+    loaded = agent("SAC", **options | {"seed": 1})
+    rl.load_checkpoint(loaded, tmp_path / STATE)
+    assert all(
+        torch.equal(value, model.policy.state_dict()[name]) for name, value in loaded.policy.state_dict().items()
+    )
+
+
 def test_a_finished_run_stays_as_it_is(tmp_path: Path) -> None:
     first = trained("DDPG", tmp_path)
     before = (tmp_path / STATE).read_bytes()
@@ -87,6 +123,9 @@ def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     trained("DDPG", tmp_path)
     with pytest.raises(ValueError, match="holds a training run; add --resume"):
         rl.run(agent("DDPG"), seek(2), PLAN, tmp_path)
+    (tmp_path / LOG).unlink()  # there are checkpoints before the first evaluation
+    with pytest.raises(ValueError, match="holds a training run; add --resume"):
+        rl.run(agent("DDPG"), seek(2), PLAN, tmp_path)
 
 
 def test_the_log_is_that_of_an_eval_callback(tmp_path: Path) -> None:
@@ -95,6 +134,17 @@ def test_the_log_is_that_of_an_eval_callback(tmp_path: Path) -> None:
         assert set(log.files) == {"timesteps", "results", "ep_lengths", "successes"}
         assert log["results"].shape == log["ep_lengths"].shape == log["successes"].shape == (4, 7)
         assert log["successes"].dtype == bool
+
+
+def test_evaluations_are_in_the_logs_of_stable_baselines3(tmp_path: Path) -> None:
+    model = agent("DDPG", goal_gradient_coef=0.3)
+    model.set_logger(configure(str(tmp_path / "logs"), ["json"]))
+    done = rl.run(model, seek(3), PLAN, tmp_path / "run")
+    model.logger.close()
+    lines = [json.loads(line) for line in (tmp_path / "logs" / "progress.json").read_text().splitlines()]
+    rates = [line["eval/success_rate"] for line in lines if "eval/success_rate" in line]
+    assert rates == pytest.approx([np.mean(successes) for successes in done.successes])
+    assert sum("eval/mean_reward" in line and "eval/mean_ep_length" in line for line in lines) == len(rates) == 4
 
 
 def test_a_trained_agent_acts_without_its_buffer(tmp_path: Path) -> None:
@@ -130,6 +180,25 @@ def test_normalizing_environments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="VecNormalize"):
         rl.run(model, seek(2), PLAN, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"replay_buffer_kwargs": {"copy_info_dict": True}}, "copy_info_dict: got True"),
+        ({"seed": None}, "seed: got None"),
+    ],
+)
+def test_what_a_checkpoint_does_not_hold_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        rl.run(agent("DDPG", **options), seek(2), PLAN, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_entropy_coefficients_that_do_not_fit(tmp_path: Path) -> None:
+    rl.save_checkpoint(agent("SAC", ent_coef=0.1), tmp_path / STATE)
+    with pytest.raises(ValueError, match="got ent_coef_tensor, expected log_ent_coef"):
+        rl.load_checkpoint(agent("SAC"), tmp_path / STATE)
 
 
 def test_plans_are_checked() -> None:
