@@ -4,10 +4,11 @@
 coefficient of ReenGAGE; at 0 they train bit-identical networks.
 """
 
+from rl.actor_critic import DDPG, SAC, TD3
 from rl.checkpoint import load_checkpoint, save_checkpoint
+from rl.dqn import DQN
 from rl.goals import GoalGradient
 from rl.her import HerReplayBuffer
-from rl.reengage import DDPG, DQN, SAC, TD3
 from rl.training import Plan, run, run_episodes
 from rl.vec_env import VectorEnvAdapter
 

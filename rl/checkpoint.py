@@ -128,18 +128,10 @@ def load_checkpoint(model: OffPolicyAlgorithm, path: str | Path, *, buffer: bool
             f"{path}: got a checkpoint of {state.get('algorithm')}, version {state.get('version')}; expected "
             f"{type(model).__name__}, version {VERSION}"
         )
-    try:
-        model.policy.load_state_dict(_part(tensors, "policy"))
-    except RuntimeError as error:
-        raise ValueError(f"{path}: does not fit the model: {error}; give the arguments it was trained with") from error
-    variables = _part(tensors, "variable")
-    if variables.keys() != set(model._get_torch_save_params()[1]):
-        raise ValueError(
-            f"{path}: does not fit the model: got {', '.join(variables) or 'no variables'}, expected "
-            f"{', '.join(model._get_torch_save_params()[1]) or 'none'}; give the arguments it was trained with"
-        )
+    _check_fit(model, state, tensors, buffer, path)
+    model.policy.load_state_dict(_part(tensors, "policy"))
     with torch.no_grad():
-        for name, value in variables.items():
+        for name, value in _part(tensors, "variable").items():
             attrgetter(name)(model).copy_(value)
     for name, optimizer in _optimizers(model).items():
         _load_optimizer(optimizer, _part(tensors, f"optimizer/{name}", "/"))
@@ -150,7 +142,30 @@ def load_checkpoint(model: OffPolicyAlgorithm, path: str | Path, *, buffer: bool
         count, mean, squares = state["goals"]
         model.goal_statistics = GoalStatistics(count, np.array(mean), np.array(squares))  # type: ignore[attr-defined]
     if buffer:
-        _fill(_buffer(model), _part(tensors, "buffer"), state["pos"], state["full"], path)
+        _fill(_buffer(model), _part(tensors, "buffer"), state["pos"], state["full"])
+
+
+def _check_fit(
+    model: OffPolicyAlgorithm, state: dict[str, Any], tensors: dict[str, Tensor], buffer: bool, path: Path
+) -> None:
+    """Raise, before anything is changed, unless all parts of a checkpoint are there and have the model's shapes."""
+    shapes = {name: value.shape for name, value in model.policy.state_dict().items()}
+    names = model._get_torch_save_params()[1]
+    parts = {
+        "networks": shapes == {name: value.shape for name, value in _part(tensors, "policy").items()},
+        "variables": set(names) == _part(tensors, "variable").keys(),
+        "optimizers": state["_n_updates"] == 0
+        or any(_part(tensors, f"optimizer/{n}", "/") for n in _optimizers(model)),
+    }
+    if buffer:
+        arrays, own = _arrays(_buffer(model)), _part(tensors, "buffer")
+        used = _buffer(model).buffer_size if state["full"] else state["pos"]
+        parts["replay buffer"] = arrays.keys() == own.keys() and all(
+            len(own[name]) == used <= len(array) and own[name].shape[1:] == array.shape[1:]
+            for name, array in arrays.items()
+        )
+    if misfits := [name for name, fits in parts.items() if not fits]:
+        raise ValueError(f"{path}: {', '.join(misfits)} do not fit the model; give the arguments it was trained with")
 
 
 def _part(tensors: dict[str, Tensor], name: str, separator: str = ".") -> dict[str, Tensor]:
@@ -193,16 +208,9 @@ def _used(buffer: ReplayBuffer) -> dict[str, np.ndarray]:
     return {name: array[:used] for name, array in _arrays(buffer).items()}
 
 
-def _fill(buffer: ReplayBuffer, tensors: dict[str, Tensor], pos: int, full: bool, path: Path) -> None:
-    arrays = _arrays(buffer)
-    used = buffer.buffer_size if full else pos
-    if set(arrays) != set(tensors) or any(
-        len(t) != used or used > len(arrays[name]) or t.shape[1:] != arrays[name].shape[1:]
-        for name, t in tensors.items()
-    ):
-        raise ValueError(f"{path}: the replay buffer does not fit; give the arguments it was trained with")
-    for name, tensor in tensors.items():
-        arrays[name][:used] = tensor.numpy()
+def _fill(buffer: ReplayBuffer, tensors: dict[str, Tensor], pos: int, full: bool) -> None:
+    for name, array in _arrays(buffer).items():
+        array[: len(tensors[name])] = tensors[name].numpy()
     buffer.pos, buffer.full = pos, full
     if hasattr(buffer, "_current_ep_start"):  # no episode is open in a checkpoint
         buffer._current_ep_start[:] = pos  # type: ignore[attr-defined]

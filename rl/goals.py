@@ -111,6 +111,10 @@ class GoalGradient:
         self, reward: Tensor, discount: Tensor | float, gamma: float, statistics: GoalStatistics | None
     ) -> Tensor:
         """How much each transition and coordinate counts, ``[B, 1]`` or ``[B, goal]``."""
+        if isinstance(discount, Tensor) and gamma == 1:
+            raise ValueError(
+                "gamma: got 1 with n-step returns, which do not tell then how many rewards they sum; expected less"
+            )
         if self.reward is None:
             low = low_return(self.low_reward, discount, gamma)
             counts = ((reward - low).abs() <= 1e-6 + 1e-5 * abs(self.low_reward)).to(reward.dtype)

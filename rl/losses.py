@@ -58,7 +58,7 @@ def goal_gradient_loss(gradient: Tensor, target: Tensor, weight: Tensor) -> Tens
 def low_return(low_reward: float, discount: Tensor | float, gamma: float) -> Tensor | float:
     """What ``n`` rewards of ``low_reward`` in a row sum up to, discounted, where ``discount`` is gamma to the n."""
     if gamma in (0, 1) or not isinstance(discount, Tensor):
-        return low_reward  # one step; n-step sums with gamma = 1 do not tell how many steps there were
+        return low_reward  # of one step
     # 1 - discount itself loses its digits where gamma is close to 1
     steps = (discount.double().log() / math.log(gamma)).round()
     return low_reward * (1 - gamma**steps) / (1 - gamma)

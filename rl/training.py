@@ -111,11 +111,10 @@ class _Milestones(BaseCallback):
     def _milestone(self, *, last: bool) -> None:
         step, plan = self.num_timesteps, self.plan
         previous = self.log.timesteps[-1] if self.log.timesteps else 0
-        if step // plan.eval_every > previous // plan.eval_every:
+        if step // plan.eval_every > previous // plan.eval_every or (last and step > previous):
             self._evaluate(step)
         if last or step // plan.checkpoint_every > self.checkpointed // plan.checkpoint_every:
-            if not last:
-                start_afresh(self.model)  # type: ignore[arg-type]
+            start_afresh(self.model)  # type: ignore[arg-type]
             save_checkpoint(self.model, self.folder / STATE)  # type: ignore[arg-type]
             self.checkpointed = step
 
@@ -143,8 +142,9 @@ class Plan:
     """How long to train and how often to look.
 
     Attributes:
-        steps: environment steps in all.
-        eval_every: steps between evaluations.
+        steps: environment steps in all. A run that is made longer equals one that was as long from the beginning, if it
+            ended at a checkpoint and an evaluation, and nothing follows a schedule.
+        eval_every: steps between evaluations; the trained agent is evaluated, too.
         eval_episodes: episodes per evaluation, with the deterministic policy.
         checkpoint_every: steps between checkpoints. It belongs to the configuration: a run starts new episodes and new
             random numbers at each, see :mod:`rl.checkpoint`.

@@ -163,7 +163,9 @@ def check_folder(run_: Run, folder: Path, *, resume: bool) -> None:
         return
     if not resume:
         raise ValueError(f"{folder}: holds a run; add --resume to continue it, or choose another folder")
-    if (there := read_run(folder)) != run_:
+    there = read_run(folder)
+    there = replace(there, plan=there.plan | {"steps": run_.plan["steps"]})  # a run may be made longer
+    if there != run_:
         names = [name for name in vars(run_) if vars(run_)[name] != vars(there)[name]]
         raise ValueError(f"{folder}: holds a run with other {', '.join(names)}; choose another folder")
 

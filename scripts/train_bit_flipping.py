@@ -47,8 +47,7 @@ def configuration(args: Args) -> goal_training.Run:
     arguments = {
         "learning_rate": args.lr,
         "batch_size": args.batch_size,
-        # a buffer of a million that is never full holds the same transitions
-        "buffer_size": min(1_000_000, args.steps + cycle),
+        "buffer_size": 1_000_000,
         "learning_starts": 0,
         "gamma": 0.98,
         "tau": 0.05,

@@ -67,8 +67,7 @@ def configuration(args: Args) -> goal_training.Run:
     arguments = {
         "learning_rate": lr if args.lr is None else args.lr,
         "batch_size": batch_size if args.batch_size is None else args.batch_size,
-        # a buffer of a million that is never full holds the same transitions
-        "buffer_size": min(1_000_000, args.steps + args.num_envs),
+        "buffer_size": 1_000_000,
         "learning_starts": max(1_000, args.episode_steps * args.num_envs),
         "gamma": 0.95,
         "tau": 0.005,

@@ -119,6 +119,29 @@ def test_a_finished_run_stays_as_it_is(tmp_path: Path) -> None:
     assert (tmp_path / STATE).read_bytes() == before
 
 
+def test_a_run_that_is_made_longer_equals_a_long_one(tmp_path: Path) -> None:
+    for folder, lengths in (("whole", [300]), ("longer", [150, 300])):
+        for steps in lengths:
+            model, plan = agent("DDPG", goal_gradient_coef=0.3), rl.Plan(steps, 50, 7, 75)
+            rl.run(model, seek(3), plan, tmp_path / folder, resume=True)
+    assert same_files(tmp_path / "whole", tmp_path / "longer")
+
+
+def test_the_trained_agent_is_evaluated(tmp_path: Path) -> None:
+    log = rl.run(agent("DDPG"), seek(3), rl.Plan(130, 50, 3, 100), tmp_path)
+    assert log.timesteps == [50, 100, 130]
+
+
+def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
+    trained("DDPG", tmp_path)
+    model = agent("DDPG", buffer_size=100, goal_gradient_coef=0.3)
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    with pytest.raises(ValueError, match="replay buffer"):
+        rl.load_checkpoint(model, tmp_path / STATE)
+    assert all(torch.equal(value, before[name]) for name, value in model.policy.state_dict().items())
+    assert model.num_timesteps == 0
+
+
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     trained("DDPG", tmp_path)
     with pytest.raises(ValueError, match="holds a training run; add --resume"):
@@ -166,9 +189,9 @@ def test_damaged_and_foreign_checkpoints(tmp_path: Path) -> None:
         rl.load_checkpoint(agent("DDPG"), tmp_path / "nothing")
     with pytest.raises(ValueError, match="got a checkpoint of DDPG"):
         rl.load_checkpoint(agent("TD3"), path)
-    with pytest.raises(ValueError, match="does not fit the model"):
+    with pytest.raises(ValueError, match="networks do not fit"):
         rl.load_checkpoint(agent("DDPG", policy_kwargs={"net_arch": [8]}), path)
-    with pytest.raises(ValueError, match="replay buffer does not fit"):
+    with pytest.raises(ValueError, match="replay buffer do not fit"):
         rl.load_checkpoint(agent("DDPG", buffer_size=100), path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="truncated or not a checkpoint"):
@@ -197,7 +220,7 @@ def test_what_a_checkpoint_does_not_hold_is_refused(options: dict[str, Any], mes
 
 def test_entropy_coefficients_that_do_not_fit(tmp_path: Path) -> None:
     rl.save_checkpoint(agent("SAC", ent_coef=0.1), tmp_path / STATE)
-    with pytest.raises(ValueError, match="got ent_coef_tensor, expected log_ent_coef"):
+    with pytest.raises(ValueError, match="variables do not fit the model"):
         rl.load_checkpoint(agent("SAC"), tmp_path / STATE)
 
 

@@ -1,0 +1,126 @@
+"""Algorithms for continuous actions, DDPG, TD3 and SAC, as adapters of the training loop in :mod:`rl.reengage`."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import stable_baselines3 as sb3
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rl.goals import Observation
+from rl.reengage import Batch, GoalConditioned, Logs, NextValue, add_up
+from rl.slopes import PlainCritic, plain_critic
+from rl.updates import descend
+
+
+class _ActorCritic(GoalConditioned):
+    """What the algorithms for continuous actions share: critics of a state and an action."""
+
+    actor: Any
+    critic: Any
+    critic_target: Any
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        return [self.actor.optimizer, self.critic.optimizer]
+
+    def _targets(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [(self.critic, self.critic_target)]
+
+    def _values(self, observation: Observation, batch: Batch) -> tuple[Tensor, ...]:
+        return self.critic(observation, batch.actions)
+
+    def _plain_critic(self, batch: Batch) -> PlainCritic | None:
+        return plain_critic(self.critic, self.critic.q_networks, batch.observations, batch.actions)
+
+    def _td_loss(self, values: tuple[Tensor, ...], target: Tensor) -> Tensor:
+        return self.gradient_scale * add_up([F.mse_loss(value, target) for value in values])
+
+    def _descend_critic(self, loss: Tensor) -> None:
+        descend(self.critic.optimizer, loss)
+
+
+class _DeterministicActor(_ActorCritic):
+    """TD3's adapter, and DDPG's, which is TD3 with one critic and without its noise and delay."""
+
+    actor_target: Any
+    target_policy_noise: float
+    target_noise_clip: float
+    policy_delay: int
+
+    def _targets(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [*super()._targets(), (self.actor, self.actor_target)]
+
+    def _next_value(self, batch: Batch, observation: Observation) -> NextValue:
+        with torch.no_grad():
+            noise = torch.empty_like(batch.actions).normal_(0, self.target_policy_noise)
+            noise = noise.clamp_(-self.target_noise_clip, self.target_noise_clip)
+        actions = (self.actor_target(observation) + noise).clamp(-1, 1)
+        value = _lowest(self.critic_target(observation, actions))
+        return NextValue(value, value)
+
+    def _finish(self, batch: Batch, step: int, logs: Logs) -> None:
+        if self._n_updates % self.policy_delay != 0:
+            return
+        loss = -self.critic.q1_forward(batch.observations, self.actor(batch.observations)).mean()
+        logs.add("actor_loss", loss)
+        descend(self.actor.optimizer, loss)
+        for follower in self._followers:
+            follower.update(self.tau)
+
+
+class TD3(_DeterministicActor, sb3.TD3):
+    """Twin delayed DDPG with the goal-gradient term in the loss of both critics; see :class:`GoalConditioned`."""
+
+
+class DDPG(_DeterministicActor, sb3.DDPG):
+    """Deep deterministic policy gradient with the goal-gradient term (Section 8.2); see :class:`GoalConditioned`."""
+
+
+class SAC(_ActorCritic, sb3.SAC):
+    """Soft actor-critic with the goal-gradient term (Appendix G.5); see :class:`GoalConditioned`.
+
+    The next action is reparametrised and depends on the goal, and so does its entropy: both are differentiated.
+    """
+
+    gradient_scale: ClassVar[float] = 0.5
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        own = super()._optimizers()
+        return own if self.ent_coef_optimizer is None else [*own, self.ent_coef_optimizer]
+
+    def _begin(self, batch: Batch, logs: Logs) -> None:
+        if self.use_sde:
+            self.actor.reset_noise()
+        self._actions, log_prob = self.actor.action_log_prob(batch.observations)
+        self._log_prob = log_prob.reshape(-1, 1)
+        if self.ent_coef_optimizer is None:
+            self._entropy_coef = self.ent_coef_tensor
+        else:
+            assert self.log_ent_coef is not None
+            self._entropy_coef = torch.exp(self.log_ent_coef.detach())
+            loss = -(self.log_ent_coef * (self._log_prob + float(self.target_entropy)).detach()).mean()
+            logs.add("ent_coef_loss", loss)
+            descend(self.ent_coef_optimizer, loss)
+        logs.add("ent_coef", self._entropy_coef)
+
+    def _next_value(self, batch: Batch, observation: Observation) -> NextValue:
+        actions, log_prob = self.actor.action_log_prob(observation)
+        value = _lowest(self.critic_target(observation, actions)) - self._entropy_coef * log_prob.reshape(-1, 1)
+        return NextValue(value, value)
+
+    def _finish(self, batch: Batch, step: int, logs: Logs) -> None:
+        value = _lowest(self.critic(batch.observations, self._actions))
+        loss = (self._entropy_coef * self._log_prob - value).mean()
+        del self._actions, self._log_prob  # their graph would outlive the update, and forbid deepcopy
+        logs.add("actor_loss", loss)
+        descend(self.actor.optimizer, loss)
+        if step % self.target_update_interval == 0:
+            for follower in self._followers:
+                follower.update(self.tau)
+
+
+def _lowest(values: tuple[Tensor, ...]) -> Tensor:
+    """The smallest of the critics' values, ``[B, 1]``."""
+    return values[0] if len(values) == 1 else torch.cat(values, dim=1).min(dim=1, keepdim=True).values
