@@ -121,6 +121,11 @@ class Draws:
             raise ValueError(f"bound: got {bound}, expected an integer in [1, 2^31]")
         return (self.words(count) * bound) >> 32
 
+    def longs(self, count: int) -> Tensor:
+        """int64 ``[B, n, count]``, uniform on all of [-2^63, 2^63)."""
+        words = self.words(2 * count).view(*self.shape, count, 2)
+        return (words[..., 0] << 32).bitwise_or_(words[..., 1])
+
     def uniforms(self, count: int) -> Tensor:
         """float64 ``[B, n, count]``, exactly uniform on the 2^52 midpoints ``(i + 1/2) / 2^52``."""
         words = self.words(2 * count).view(*self.shape, count, 2)
