@@ -41,15 +41,15 @@ def philox4x32(counter: Tensor, key: tuple[int, int]) -> Tensor:
     k0, k1 = key
     for _ in range(_ROUNDS):
         # int64 products wrap around, and their bits are those of the unsigned product: the mask after the shift drops
-        # the copies of the sign bit.
+        # the copies of the sign bit, and what c1 and c3 still have above their 32 bits.
         torch.mul(c0, _MULTIPLIERS[0], out=p0)
         torch.mul(c2, _MULTIPLIERS[1], out=p1)
-        torch.bitwise_right_shift(p1, 32, out=c0).bitwise_and_(_WORD).bitwise_xor_(c1).bitwise_xor_(k0)
-        torch.bitwise_right_shift(p0, 32, out=c2).bitwise_and_(_WORD).bitwise_xor_(c3).bitwise_xor_(k1)
-        torch.bitwise_and(p1, _WORD, out=c1)
-        torch.bitwise_and(p0, _WORD, out=c3)
+        torch.bitwise_right_shift(p1, 32, out=c0).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_WORD)
+        torch.bitwise_right_shift(p0, 32, out=c2).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_WORD)
+        c1, p1 = p1, c1
+        c3, p0 = p0, c3
         k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
-    return torch.stack((c0, c1, c2, c3))
+    return torch.stack((c0, c1.bitwise_and_(_WORD), c2, c3.bitwise_and_(_WORD)))
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,19 @@ class Draws:
 
     def words(self, count: int, start: int = 0) -> Tensor:
         """The words ``start .. start + count`` of each copy: int64 ``[B, n, count]``, uniform on [0, 2^32)."""
-        shape, device = self.shape, self.item.device
         first, last = start // 4, -(-(start + count) // 4)
+        words = self._blocks(first, last).movedim(0, -1).reshape(*self.shape, -1)
+        return words[..., start - 4 * first : start - 4 * first + count]
+
+    def longs(self, count: int) -> Tensor:
+        """int64 ``[B, n, count]``, uniform on [-2^63, 2^63): the words 2 i and 2 i + 1 side by side."""
+        blocks = self._blocks(0, -(-count // 2))
+        longs = (blocks[::2] << 32).bitwise_or_(blocks[1::2])
+        return longs.movedim(0, -1).reshape(*self.shape, -1)[..., :count]
+
+    def _blocks(self, first: int, last: int) -> Tensor:
+        """The blocks of four words ``first .. last`` of each copy: int64 ``[4, B, n, last - first]``."""
+        shape, device = self.shape, self.item.device
         counter = torch.empty((4, *shape, last - first), dtype=torch.int64, device=device)
         counter[0] = torch.arange(first, last, device=device)
         counter[1] = self.copy[..., None]
@@ -107,8 +118,7 @@ class Draws:
                 flat[:, begin : begin + _CHUNK] = philox4x32(flat[:, begin : begin + _CHUNK], key)
         else:
             flat = philox4x32(flat, key)
-        words = flat.view(4, *shape, last - first).movedim(0, -1).reshape(*shape, -1)
-        return words[..., start - 4 * first : start - 4 * first + count]
+        return flat.view(4, *shape, last - first)
 
     def integers(self, bound: int, count: int) -> Tensor:
         """int64 ``[B, n, count]`` in [0, bound), by multiply and shift.
@@ -120,11 +130,6 @@ class Draws:
         if not 1 <= bound <= 1 << 31:
             raise ValueError(f"bound: got {bound}, expected an integer in [1, 2^31]")
         return (self.words(count) * bound) >> 32
-
-    def longs(self, count: int) -> Tensor:
-        """int64 ``[B, n, count]``, uniform on all of [-2^63, 2^63)."""
-        words = self.words(2 * count).view(*self.shape, count, 2)
-        return (words[..., 0] << 32).bitwise_or_(words[..., 1])
 
     def uniforms(self, count: int) -> Tensor:
         """float64 ``[B, n, count]``, exactly uniform on the 2^52 midpoints ``(i + 1/2) / 2^52``."""

@@ -265,7 +265,7 @@ def half_plane_probability(scheme: WassersteinNoise, weights: np.ndarray, level:
 
 
 def extreme_images(x: np.ndarray, metric: str, distance: float) -> list[np.ndarray]:
-    """Mass moved from one pixel to another, at this distance: the ends of the ball, over which linear functions peak."""
+    """Mass moved from one pixel to another, at this distance: corners of the ball, where linear functions peak."""
     found, (channels, height, width) = [], x.shape
     places = list(itertools.product(range(height), range(width)))
     for c, a, b in itertools.product(range(channels), places, places):
@@ -306,7 +306,7 @@ def test_certificates_of_half_planes_hold(variant, metric, shape):
 @pytest.mark.parametrize("variant", [{}, {"noise": "uniform"}])
 @pytest.mark.parametrize("metric", ["l1", "l2"])
 def test_certificates_are_tight_on_two_pixels(variant, metric):
-    """A half-line of the only flow: one half is crossed just outside the radius. l2 costs sqrt(2) where it cannot gain."""
+    """A half-line of the only flow: one half is crossed just outside. l2 pays its sqrt(2) although it gains nothing."""
     scheme = WassersteinNoise(0.05, metric=metric, **variant)
     for p in (0.55, 0.7, 0.9):
         lower = torch.tensor([p], dtype=torch.float64)
@@ -366,9 +366,7 @@ def test_dssn_noise_cannot_replace_additive_noise():
     # additive noise moves both plans to the same images, for every draw
     draws = draws_of(1, 10)
     flows = _laplace(draws, 18).view(1, 10, 2, 1, 3, 3)
-    assert torch.equal(
-        _moved(image, flows + none.double()[:, None]), _moved(image, flows + circle.double()[:, None])
-    )
+    assert torch.equal(_moved(image, flows + none.double()[:, None]), _moved(image, flows + circle.double()[:, None]))
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
