@@ -36,7 +36,14 @@ def philox4x32(counter: Tensor, key: tuple[int, int]) -> Tensor:
     Returns:
         int64 ``[4, N]``: four independent 32-bit words for each counter, on the device of ``counter``.
     """
-    c0, c1, c2, c3 = counter.clone().unbind()
+    words = counter.clone()
+    _philox4x32_(words, key)
+    return words
+
+
+def _philox4x32_(counter: Tensor, key: tuple[int, int]) -> None:
+    """:func:`philox4x32` in place."""
+    c0, c1, c2, c3 = counter.unbind()
     p0, p1 = torch.empty_like(c0), torch.empty_like(c0)
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -49,7 +56,9 @@ def philox4x32(counter: Tensor, key: tuple[int, int]) -> Tensor:
         c1, p1 = p1, c1
         c3, p0 = p0, c3
         k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
-    return torch.stack((c0, c1.bitwise_and_(_WORD), c2, c3.bitwise_and_(_WORD)))
+    # after an even number of rounds, c1 and c3 are where they were
+    c1.bitwise_and_(_WORD)
+    c3.bitwise_and_(_WORD)
 
 
 @dataclass(frozen=True)
@@ -113,12 +122,9 @@ class Draws:
         counter[2] = self.item[..., None]
         counter[3] = self.stream | self.part << 8
         flat, key = counter.view(4, -1), (self.seed & _WORD, self.seed >> 32)
-        if device.type == "cpu":
-            for begin in range(0, flat.shape[1], _CHUNK):
-                flat[:, begin : begin + _CHUNK] = philox4x32(flat[:, begin : begin + _CHUNK], key)
-        else:
-            flat = philox4x32(flat, key)
-        return flat.view(4, *shape, last - first)
+        for part in flat.split(_CHUNK if device.type == "cpu" else max(1, flat.shape[1]), dim=1):
+            _philox4x32_(part, key)
+        return counter
 
     def integers(self, bound: int, count: int) -> Tensor:
         """int64 ``[B, n, count]`` in [0, bound), by multiply and shift.
