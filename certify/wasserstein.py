@@ -37,6 +37,7 @@ from certify.draws import Draws
 from certify.images import Shape, check_images
 from certify.scheme import SampledScheme
 from certify.threats import GroundMetric, Wasserstein, mass_of, normalized
+from certify.transport import there_and_back
 
 Noise = Literal["laplace", "uniform"]
 Bound = Literal["tight", "published"]
@@ -173,14 +174,10 @@ def _on_grid(x: Tensor, steps: float, *, path: bool) -> Tensor:
     levels = _levels(x)
     if not path:
         return (normalized(levels) * steps).round_()
-    # there and back again: the last pixel of a row is followed by the one below it
-    levels[..., 1::2, :] = levels[..., 1::2, :].flip(-1)
-    sums = levels.flatten(1).cumsum(1)  # exact: whole numbers below 2^48
+    sums = there_and_back(levels).flatten(1).cumsum(1)  # exact: whole numbers below 2^48
     whole = (sums / mass_of(levels).flatten(1) * steps).round_()
     whole[:, 1:] -= whole[:, :-1].clone()
-    whole = whole.view(x.shape)
-    whole[..., 1::2, :] = whole[..., 1::2, :].flip(-1)
-    return whole
+    return there_and_back(whole.view(x.shape))
 
 
 def _laplace(draws: Draws, count: int) -> Tensor:
