@@ -16,6 +16,7 @@ its own cost away from x.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor
 from certify.threats import GroundMetric
 
 _TINY = 1e-300
-_LARGEST = 600.0  # of b, against overflow
+_LARGEST = 600.0  # of exponents
 _NEWTON = 3  # steps for psi in each iteration
 _RETURNS = 10  # attempts to send back mass that finds no room
 
@@ -52,7 +53,7 @@ class Plan:
 
     def cost(self) -> Tensor:
         """float64 ``[J]``."""
-        return torch.einsum("jckhw,k->j", self.moved, self.costs)
+        return (self.moved.sum((1, 3, 4)) * self.costs).sum(1)
 
     def kept(self, share: Tensor) -> Plan:
         """With only a share (``[J, C, K, H, W]`` or to be broadcast, in [0, 1]) of each move; the rest stays."""
@@ -98,29 +99,40 @@ def project(
     if window < 1 or window % 2 == 0:
         raise ValueError(f"window: got {window}, expected an odd number of pixels")
     costs = window_costs(window, metric, x.device)
-    target = regularization * w
-    psi = torch.zeros_like(eps)
-    b = torch.zeros_like(x)
-    for _ in range(iterations):
-        kernel = torch.exp(-psi[:, None] * costs)
-        a = x / _around(b.exp(), kernel).clamp(min=_TINY)
-        column = _around(a, kernel).clamp(min=_TINY)
-        b = target - _wright_omega((regularization * column).log() + target)
-        b = b.clamp(-_LARGEST, _LARGEST)
-        a = x / _around(b.exp(), kernel).clamp(min=_TINY)
-        # what each length of move carries does not depend on psi beyond its factor
-        carried = _by_move(a, b.exp(), window)
-        for _ in range(_NEWTON):
-            each = carried * torch.exp(-psi[:, None] * costs)
-            slope = (each * costs**2).sum(1).clamp(min=_TINY)
-            psi = (psi + ((each * costs).sum(1) - eps) / slope).clamp(min=0)
-    return _inside(_plan(x, b.exp(), psi, costs), x, eps, limit)
+    target, log_x = regularization * w, x.log()
+    psi, b = torch.zeros_like(eps), torch.zeros_like(x)
+    for _ in range(iterations):  # all in logarithms: b is of the size of lam
+        a = log_x - _weights(b, psi, costs).logsumexp(2)
+        columns = _weights(a, psi, costs).logsumexp(2)
+        b = target - _wright_omega(columns + math.log(regularization) + target)
+        psi = _newton(_plan(x, b, psi, costs).moved.sum((1, 3, 4)), psi, eps, costs)
+    return _inside(_plan(x, b, psi, costs), x, eps, limit)
 
 
-def _plan(x: Tensor, column: Tensor, psi: Tensor, costs: Tensor) -> Plan:
-    kernel = torch.exp(-psi[:, None] * costs)
-    weights = _windows(column, round(len(costs) ** 0.5)) * kernel[:, None, :, None, None]
-    return Plan(weights * (x / weights.sum(2).clamp(min=_TINY))[:, :, None], costs)
+def _weights(potential: Tensor, psi: Tensor, costs: Tensor) -> Tensor:
+    """``potential_j - psi C_ij`` for each move from or to a pixel i, minus infinity out of the image."""
+    side = round(len(costs) ** 0.5)
+    return _windows(potential, side, outside=-math.inf) - (psi[:, None] * costs)[:, None, :, None, None]
+
+
+def _plan(x: Tensor, b: Tensor, psi: Tensor, costs: Tensor) -> Plan:
+    """The plan with these potentials; all of x leaves, in whichever way."""
+    return Plan(_weights(b, psi, costs).softmax(2).mul_(x[:, :, None]), costs)
+
+
+def _newton(carried: Tensor, psi: Tensor, eps: Tensor, costs: Tensor) -> Tensor:
+    """The psi at which the cost is ``eps``, a and b as they are.
+
+    Args:
+        carried: float64 ``[J, side^2]``, what each move carries; it shrinks by ``exp(-C)`` for each unit of psi.
+    """
+    before = psi
+    lowest = (before - _LARGEST / costs.amax().clamp(min=1)).clamp(min=0)  # against overflow
+    for _ in range(_NEWTON):
+        each = carried * torch.exp((before - psi)[:, None] * costs)
+        slope = (each * costs**2).sum(1).clamp(min=_TINY)
+        psi = torch.maximum(psi + ((each * costs).sum(1) - eps) / slope, lowest)
+    return psi
 
 
 def _inside(plan: Plan, x: Tensor, eps: Tensor, limit: Tensor | None) -> Plan:
@@ -141,21 +153,11 @@ def _inside(plan: Plan, x: Tensor, eps: Tensor, limit: Tensor | None) -> Plan:
     return plan.kept(share.amin((1, 2, 3)).view(-1, 1, 1, 1, 1))
 
 
-def _windows(values: Tensor, side: int) -> Tensor:
-    """What each pixel sees at its moves, zero outside of the image: ``[J, C, side^2, H, W]``."""
+def _windows(values: Tensor, side: int, outside: float = 0.0) -> Tensor:
+    """What each pixel sees at its moves: ``[J, C, side^2, H, W]``."""
     j, c, h, w = values.shape
-    seen = F.unfold(values.reshape(j * c, 1, h, w), side, padding=side // 2)
-    return seen.view(j, c, side * side, h, w)
-
-
-def _around(values: Tensor, kernel: Tensor) -> Tensor:
-    """Sums over the window, weighted by ``kernel [J, side^2]`` (the same in all directions): like ``values``."""
-    return torch.einsum("jckhw,jk->jchw", _windows(values, round(kernel.shape[1] ** 0.5)), kernel)
-
-
-def _by_move(a: Tensor, column: Tensor, side: int) -> Tensor:
-    """``sum a_i column_j`` over all pixels, for each move from i to j: float64 ``[J, side^2]``."""
-    return torch.einsum("jckhw,jchw->jk", _windows(column, side), a)
+    padded = F.pad(values.reshape(j * c, 1, h, w), [side // 2] * 4, value=outside)
+    return F.unfold(padded, side).view(j, c, side * side, h, w)
 
 
 def _wright_omega(y: Tensor) -> Tensor:
