@@ -37,6 +37,7 @@ from certify import (
     SplittingNoise,
     UniformNoise,
     VariableLambda,
+    WassersteinNoise,
 )
 from certify.models import build
 
@@ -57,6 +58,8 @@ SCHEMES: tuple[tuple[str, Scheme], ...] = (
     ("discrete noise, kappa = 0.3", DiscreteNoise(kappa=0.3)),
     ("SSN (independent), sigma = 1", SplittingNoise.from_sigma(1.0, q=255)),
     ("uniform noise, sigma = 1", UniformNoise.from_sigma(1.0)),
+    ("Wasserstein, Laplace flows", WassersteinNoise(sigma=0.01)),
+    ("Wasserstein, uniform flows", WassersteinNoise(sigma=0.01, noise="uniform")),
 )
 LARGE = ("DSSN, sigma = 1", "randomized ablation")  # the rows of the large model
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024)

@@ -11,6 +11,7 @@ perturbation of the scheme's threat model can change them. Schemes:
 * :class:`BandAblation`, :class:`BlockAblation`, :class:`MultiBandAblation`, :class:`MultiBlockAblation` - adversarial
   patches, exact; :class:`DoubleMasking` - patches, exact, for classifiers trained as usual;
   :class:`RandomizedBandAblation`, :class:`RandomizedBlockAblation` - patches, randomized
+* :class:`WassersteinNoise` - Wasserstein distance of images as distributions of mass, randomized
 * :class:`Undefended` - the base classifier itself, to compare with
 """
 
@@ -25,11 +26,12 @@ from certify.randomized_windows import RandomizedBandAblation, RandomizedBlockAb
 from certify.scheme import Certified, EnumeratedScheme, SampledScheme, Scheme
 from certify.smooth import Smoothed
 from certify.splitting import DeterministicSplittingNoise, SplittingNoise
-from certify.threats import L0, L1, ElementwiseConcave, LInf, Lp, Patch
+from certify.threats import L0, L1, ElementwiseConcave, LInf, Lp, Patch, Wasserstein
 from certify.undefended import Undefended
 from certify.uniform import UniformNoise
 from certify.variable_lambda import ConcaveSmoothing, VariableLambda
 from certify.votes import ThresholdVote, Votes, argmax_vote
+from certify.wasserstein import WassersteinNoise
 from certify.windows import BandAblation, BlockAblation
 
 __all__ = [
@@ -65,5 +67,7 @@ __all__ = [
     "UniformNoise",
     "VariableLambda",
     "Votes",
+    "Wasserstein",
+    "WassersteinNoise",
     "argmax_vote",
 ]

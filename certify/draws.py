@@ -36,20 +36,29 @@ def philox4x32(counter: Tensor, key: tuple[int, int]) -> Tensor:
     Returns:
         int64 ``[4, N]``: four independent 32-bit words for each counter, on the device of ``counter``.
     """
-    c0, c1, c2, c3 = counter.clone().unbind()
+    words = counter.clone()
+    _philox4x32_(words, key)
+    return words
+
+
+def _philox4x32_(counter: Tensor, key: tuple[int, int]) -> None:
+    """:func:`philox4x32` in place."""
+    c0, c1, c2, c3 = counter.unbind()
     p0, p1 = torch.empty_like(c0), torch.empty_like(c0)
     k0, k1 = key
     for _ in range(_ROUNDS):
         # int64 products wrap around, and their bits are those of the unsigned product: the mask after the shift drops
-        # the copies of the sign bit.
+        # the copies of the sign bit, and what c1 and c3 still have above their 32 bits.
         torch.mul(c0, _MULTIPLIERS[0], out=p0)
         torch.mul(c2, _MULTIPLIERS[1], out=p1)
-        torch.bitwise_right_shift(p1, 32, out=c0).bitwise_and_(_WORD).bitwise_xor_(c1).bitwise_xor_(k0)
-        torch.bitwise_right_shift(p0, 32, out=c2).bitwise_and_(_WORD).bitwise_xor_(c3).bitwise_xor_(k1)
-        torch.bitwise_and(p1, _WORD, out=c1)
-        torch.bitwise_and(p0, _WORD, out=c3)
+        torch.bitwise_right_shift(p1, 32, out=c0).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_WORD)
+        torch.bitwise_right_shift(p0, 32, out=c2).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_WORD)
+        c1, p1 = p1, c1
+        c3, p0 = p0, c3
         k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
-    return torch.stack((c0, c1, c2, c3))
+    # after an even number of rounds, c1 and c3 are where they were
+    c1.bitwise_and_(_WORD)
+    c3.bitwise_and_(_WORD)
 
 
 @dataclass(frozen=True)
@@ -94,21 +103,28 @@ class Draws:
 
     def words(self, count: int, start: int = 0) -> Tensor:
         """The words ``start .. start + count`` of each copy: int64 ``[B, n, count]``, uniform on [0, 2^32)."""
-        shape, device = self.shape, self.item.device
         first, last = start // 4, -(-(start + count) // 4)
+        words = self._blocks(first, last).movedim(0, -1).reshape(*self.shape, -1)
+        return words[..., start - 4 * first : start - 4 * first + count]
+
+    def longs(self, count: int) -> Tensor:
+        """int64 ``[B, n, count]``, uniform on [-2^63, 2^63): the words 2 i and 2 i + 1 side by side."""
+        blocks = self._blocks(0, -(-count // 2))
+        longs = (blocks[::2] << 32).bitwise_or_(blocks[1::2])
+        return longs.movedim(0, -1).reshape(*self.shape, -1)[..., :count]
+
+    def _blocks(self, first: int, last: int) -> Tensor:
+        """The blocks of four words ``first .. last`` of each copy: int64 ``[4, B, n, last - first]``."""
+        shape, device = self.shape, self.item.device
         counter = torch.empty((4, *shape, last - first), dtype=torch.int64, device=device)
         counter[0] = torch.arange(first, last, device=device)
         counter[1] = self.copy[..., None]
         counter[2] = self.item[..., None]
         counter[3] = self.stream | self.part << 8
         flat, key = counter.view(4, -1), (self.seed & _WORD, self.seed >> 32)
-        if device.type == "cpu":
-            for begin in range(0, flat.shape[1], _CHUNK):
-                flat[:, begin : begin + _CHUNK] = philox4x32(flat[:, begin : begin + _CHUNK], key)
-        else:
-            flat = philox4x32(flat, key)
-        words = flat.view(4, *shape, last - first).movedim(0, -1).reshape(*shape, -1)
-        return words[..., start - 4 * first : start - 4 * first + count]
+        for part in flat.split(_CHUNK if device.type == "cpu" else max(1, flat.shape[1]), dim=1):
+            _philox4x32_(part, key)
+        return counter
 
     def integers(self, bound: int, count: int) -> Tensor:
         """int64 ``[B, n, count]`` in [0, bound), by multiply and shift.

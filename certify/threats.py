@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from certify.transport import GroundMetric, check_metric, flow_distance, transport_distance
+
 Unit = Literal["pixel", "feature"]
 
 
@@ -149,4 +151,51 @@ def _extent(changed: Tensor) -> Tensor:
     return (last - first + 1).clamp(min=0)
 
 
-Threat = L0 | L1 | LInf | Lp | ElementwiseConcave | Patch
+@dataclass(frozen=True)
+class Wasserstein:
+    """Mass moves: images are scaled to sum 1 (over all channels), and to move a mass m inside its channel by a distance
+    of r pixels costs ``m r``; all moves together cost at most ``radius``. No mass moves between channels.
+
+    This is the 1-Wasserstein distance of the normalized images. It does not see how bright an image is as a whole.
+
+    Attributes:
+        metric: how the distance between pixels is measured: ``"l1"`` (rows plus columns) or ``"l2"`` (Euclidean).
+    """
+
+    metric: GroundMetric = "l2"
+
+    def __post_init__(self) -> None:
+        check_metric(self.metric)
+
+    def __str__(self) -> str:
+        return f"Wasserstein ({self.metric} between pixels)"
+
+    def distance(self, x: Tensor, y: Tensor) -> Tensor:
+        """Exact distance between two batches ``[B, C, H, W]``, by linear programs (seconds for large images): float64
+        ``[B]``, infinity where the shares of the channels differ by more than 1e-6."""
+        _difference(x, y)  # raises unless the two can be compared
+        distances = []
+        for pair in zip(normalized(x).cpu().numpy(), normalized(y).cpu().numpy(), strict=True):
+            exact = flow_distance(*pair) if self.metric == "l1" else transport_distance(*pair, self.metric)
+            distances.append(exact)
+        return torch.tensor(distances, dtype=torch.float64, device=x.device)
+
+
+def mass_of(x: Tensor) -> Tensor:
+    """Sums of images ``[B, C, H, W]``, float64 ``[B, 1, 1, 1]``; raises where one is zero."""
+    mass = x.to(torch.float64).sum((1, 2, 3), keepdim=True)
+    empty = (mass.flatten() == 0).nonzero()[:, 0].tolist()
+    if empty:
+        raise ValueError(
+            f"images: got all zeros for number {empty[0]} of the batch; Wasserstein distances are between images with "
+            "a positive sum, leave such images out"
+        )
+    return mass
+
+
+def normalized(x: Tensor) -> Tensor:
+    """Images ``[B, C, H, W]`` scaled to sum 1, float64."""
+    return x.to(torch.float64) / mass_of(x)
+
+
+Threat = L0 | L1 | LInf | Lp | ElementwiseConcave | Patch | Wasserstein

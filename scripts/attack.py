@@ -3,13 +3,14 @@
     python -m scripts.attack runs/mnist-k45/attack --checkpoint runs/mnist-k45 --attack pointwise --skip 40 --n 1000
     python -m scripts.attack runs/s4/attack --checkpoint runs/s4 --vote "ThresholdVote(theta=0.3)" --attack patch
     python -m scripts.attack runs/clean/attack --checkpoint runs/clean --scheme "Undefended()" --attack linf --eps 2/255
+    python -m scripts.attack runs/w/attack --checkpoint runs/w --attack wasserstein --skip 100 --n 10000
 
 Of sampled schemes a prediction is what ``Smoothed.predict`` returns with ``--n`` samples; a wrong class and an
 abstention both count as success. ``magnitude`` is 0 where that is so without an attack, and inf where the attack never
-succeeded; else the number of changed pixels (pointwise), 1 for a patch, or the least of ``--eps``. ``verified`` is the
-magnitude that independent samples confirm. ``changes`` holds the adversarial image: the features that differ, as
-feature:value, features numbered through channels, rows and columns, values as in the data or, of the gradient attacks
-(patch, linf), in [0, 1].
+succeeded; else the number of changed pixels (pointwise), 1 for a patch, the least of ``--eps``, or the cost of moving
+the mass (wasserstein). ``verified`` is the magnitude that independent samples confirm. ``changes`` holds the
+adversarial image: the features that differ, as feature:value, features numbered through channels, rows and columns,
+values as in the data or, of the gradient attacks (all but pointwise), in [0, 1].
 """
 
 from __future__ import annotations
@@ -24,15 +25,17 @@ import torch
 from torch import Tensor
 
 from certify import Smoothed, metrics
-from certify.attacks import Attacked, linf_attack, patch_attack, pointwise_attack
+from certify.attacks import Attacked, linf_attack, patch_attack, pointwise_attack, wasserstein_attack
 from certify.attacks.gradient import check_differentiable
 from certify.attacks.linf import check_linf_options
 from certify.attacks.patch import check_patch_options, copies_reached
 from certify.attacks.pointwise import check_options
+from certify.attacks.wasserstein import Growth, check_attackable
 from certify.data import Dataset
 from certify.images import Shape, to_float
 from certify.results import ResultFolder, read_rows
 from certify.training import Checkpoint
+from certify.transport import GroundMetric
 from scripts import cli, evaluation
 from scripts.patches import parse_size
 
@@ -42,14 +45,19 @@ class Args(evaluation.Args):
     """Attack images of a data set; rows and configuration go to OUT."""
 
     n: int = cli.arg("samples per query (sampled schemes); the published attack takes 10,000", 1_000)
-    attack: str = cli.arg("pointwise (l0), patch or linf", "pointwise")
+    attack: str = cli.arg("pointwise (l0), patch, linf or wasserstein", "pointwise")
     restarts: int | None = cli.arg("attempts per image; by default 10 (pointwise) or 80 (patch)", None)
     max_queries: int | None = cli.arg("pointwise: most queries per image, by default until it ends by itself", None)
     implementation: Literal["own", "foolbox"] | None = cli.arg("pointwise: whose, by default own", None)
     patch: str | None = cli.arg("patch: side, or height x width, in pixels, such as 3x7; by default 5", None)
     eps: list[str] | None = cli.arg("linf: radii, ascending; by default 1/255 2/255 4/255 8/255", None)
-    steps: int | None = cli.arg("by default 150 (patch) or 50 (linf, for each radius)", None)
-    step_size: str | None = cli.arg("by default 0.05 (patch) or 0.5/255 (linf)", None)
+    steps: int | None = cli.arg("by default 150 (patch), 50 (linf, for each radius) or 200 (wasserstein)", None)
+    step_size: str | None = cli.arg("by default 0.05 (patch), 0.5/255 (linf) or 0.1 (wasserstein)", None)
+    start: float | None = cli.arg("wasserstein: first radius of the ball, by default 0.01", None)
+    factor: float | None = cli.arg("wasserstein: the ball grows by it, by default 1.3", None)
+    every: int | None = cli.arg("wasserstein: .. after so many steps, by default 10", None)
+    samples: int | None = cli.arg("wasserstein: copies for the gradient of a sampled scheme, by default 128", None)
+    metric: GroundMetric | None = cli.arg("wasserstein: between pixels, by default that of the certificate", None)
 
 
 Options = dict[str, Any]  # of one attack, as on the command line
@@ -110,7 +118,7 @@ def pointwise(smoothed: Smoothed, batch: Images, options: Options, on_queries: C
     )
 
 
-def pointwise_summary(rows: Rows, options: Options) -> str:
+def median_summary(rows: Rows, options: Options) -> str:
     magnitude, verified = rows["magnitude"], rows["verified"]
     wrong, kept = int((magnitude == 0).sum()), int(np.isinf(magnitude).sum())
     return (
@@ -155,6 +163,24 @@ def linf(smoothed: Smoothed, batch: Images, options: Options, on_queries: Callab
     )
 
 
+def growth_of(options: Options) -> Growth:
+    chosen = {name: options[name] for name in ("steps", "start", "factor", "every", "samples")}
+    return Growth(step_size=number(options["step_size"]), **chosen)
+
+
+def wasserstein(smoothed: Smoothed, batch: Images, options: Options, on_queries: Callable[[int], None]) -> Attacked:
+    return wasserstein_attack(
+        smoothed,
+        batch.images,
+        batch.labels,
+        growth=growth_of(options),
+        metric=options["metric"],
+        seed=batch.seed,
+        index=batch.index,
+        on_queries=on_queries,
+    )
+
+
 def accuracy_summary(rows: Rows, under: dict[str, float]) -> str:
     """Empirical accuracy: the share of images that no attack up to a magnitude broke."""
     magnitude = rows["magnitude"]
@@ -170,7 +196,7 @@ ATTACKS: dict[str, Attack] = {
         check=lambda options, seed: check_options(seed=seed, **options),
         check_classifier=lambda smoothed, images: None,
         copies=lambda smoothed, shape, options: options["restarts"] * smoothed.copies_per_image(shape),
-        summary=pointwise_summary,
+        summary=median_summary,
     ),
     "patch": Attack(
         defaults={"patch": "5", "restarts": 80, "steps": 150, "step_size": "0.05"},
@@ -189,6 +215,22 @@ ATTACKS: dict[str, Attack] = {
         check_classifier=lambda smoothed, images: check_differentiable(smoothed, to_float(images)),
         copies=lambda smoothed, shape, options: smoothed.copies_per_image(shape),
         summary=lambda rows, options: accuracy_summary(rows, {text: number(text) for text in options["eps"]}),
+    ),
+    "wasserstein": Attack(
+        defaults={
+            "steps": 200,
+            "step_size": "0.1",
+            "start": 0.01,
+            "factor": 1.3,
+            "every": 10,
+            "samples": 128,
+            "metric": None,
+        },
+        run=wasserstein,
+        check=lambda options, seed: growth_of(options),
+        check_classifier=lambda smoothed, images: check_attackable(smoothed, to_float(images)),
+        copies=lambda smoothed, shape, options: smoothed.copies_per_image(shape),
+        summary=median_summary,
     ),
 }
 OPTIONS = sorted({name for attack in ATTACKS.values() for name in attack.defaults})

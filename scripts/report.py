@@ -230,18 +230,24 @@ def percent(share: float) -> str:
     return f"{math.floor(share * 10_000 + 1e-6) / 100:.2f}%"
 
 
+def radius_text(value: float) -> str:
+    """Rounded down to four decimals, or to three significant digits where those are more."""
+    digits = 4 if value <= 0 else max(4, 2 - math.floor(math.log10(value)))
+    return floor_text(value, min(digits, 12))
+
+
 def table(summaries: list[dict[str, Any]], rho: float) -> str:
     """Plain text, one line per run; everything is rounded down."""
     radii = summaries[0]["radii"]
-    head = ["images", "clean", "abstain", "median", "ACR", *(f"r={floor_text(r, 4)}" for r in radii)]
+    head = ["images", "clean", "abstain", "median", "ACR", *(f"r={radius_text(r)}" for r in radii)]
     lines = []
     for s in summaries:
         median = s["median_certified_robustness"]
         cells = [
             str(s["images"]),
             *("-" if s[key] is None else percent(s[key]) for key in ("clean_accuracy", "abstained")),
-            "-" if s["clean_accuracy"] is None else "N/A" if median is None else floor_text(median, 4),
-            "-" if s["average_certified_radius"] is None else floor_text(s["average_certified_radius"], 4),
+            "-" if s["clean_accuracy"] is None else "N/A" if median is None else radius_text(median),
+            "-" if s["average_certified_radius"] is None else radius_text(s["average_certified_radius"]),
             *map(percent, s["certified_accuracy"]),
         ]
         lines.append((s["name"], cells))

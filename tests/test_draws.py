@@ -130,3 +130,12 @@ def test_cuda_gives_the_same_words():
     cpu, cuda = draws(3, range(100)), Draws.of(0, ESTIMATION, torch.arange(3, device="cuda"), range(100))
     assert torch.equal(cuda.words(33).cpu(), cpu.words(33))
     assert torch.equal(cuda.subsets(45, 784).cpu(), cpu.subsets(45, 784))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8])
+def test_longs_are_pairs_of_words(count):
+    draws = Draws.of(3, ESTIMATION, torch.tensor([4, 9]), range(2, 5))
+    high, low = draws.words(2 * count).view(2, 3, count, 2).unbind(-1)
+    longs = draws.longs(count)
+    assert torch.equal(longs, (high << 32) + low)
+    assert longs.min() < 0 < longs.max()

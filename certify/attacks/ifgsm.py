@@ -88,6 +88,8 @@ def prepare(
     labels: Tensor,
     index: Tensor | None,
     on_queries: Callable[[int], None] | None,
+    *,
+    check: Callable[[Smoothed, Tensor], None] = check_differentiable,
 ) -> Oracle:
     """The images as floats on the device of the classifier; raise unless a gradient attack can be made on them."""
     if not isinstance(smoothed, Smoothed):
@@ -98,7 +100,7 @@ def prepare(
     smoothed.scheme.check(images)
     x = to_float(images.detach().to(device_of(smoothed.engine.base_classifier, images.device)))
     oracle = Oracle(smoothed, x, labels, index=index, on_queries=on_queries)
-    check_differentiable(smoothed, x)
+    check(smoothed, x)
     return oracle
 
 
