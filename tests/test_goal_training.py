@@ -69,8 +69,8 @@ def test_a_run_leaves_its_configuration_its_evaluations_and_its_state(finished, 
         "state.safetensors",
     ]
     method = read_method(folder, "success")
-    expected = range(200, 1201, 200) if script is SEEK else range(128, 641, 128)
-    assert method.timesteps.tolist() == list(expected)
+    expected = [*range(200, 1201, 200), 1300] if script is SEEK else [*range(128, 641, 128)]
+    assert method.timesteps.tolist() == expected
     assert method.scores.shape == (1, len(expected))
     assert ((method.scores >= 0) & (method.scores <= 1)).all()
     config = json.loads((folder / "seed-0/config.json").read_text())
