@@ -49,7 +49,8 @@ def certified_classifiers(args: Args) -> None:
 def learning_curves(args: Args) -> None:
     """DDPG with and without ReenGAGE on a smaller and easier ContinuousSeek, as a table and curves.png.
 
-    Both have hindsight and the same hyperparameters, which were chosen to be quick, not to be best for either.
+    Both have hindsight and the same hyperparameters, which were chosen to be quick, not to be best for either; with
+    others, ReenGAGE can be the slower one on such easy tasks.
     """
     runs = []
     for name, coef in AGENTS:
