@@ -99,12 +99,12 @@ def plain_critic(
         return None
     space = critic.observation_space
     assert isinstance(space, spaces.Dict)
-    sizes = {key: get_flattened_obs_dim(space[key]) for key in extractor.extractors}
-    start = sum(size for key, size in sizes.items() if list(sizes).index(key) < list(sizes).index(GOAL))
+    names = list(extractor.extractors)
+    start = sum(get_flattened_obs_dim(space[name]) for name in names[: names.index(GOAL)])
     features = critic.extract_features(observation, extractor)
     inputs = features if actions is None else torch.cat([features, actions], dim=1)
     select = inputs.new_ones(len(inputs), layers[0][-1].out_features)
-    return PlainCritic(inputs, slice(start, start + sizes[GOAL]), layers, select)
+    return PlainCritic(inputs, slice(start, start + get_flattened_obs_dim(space[GOAL])), layers, select)
 
 
 class _ReluValueAndSlope(torch.autograd.Function):
