@@ -1,0 +1,265 @@
+"""Environments that step in worker processes, for simulations that have no vector form of their own.
+
+One worker steps many environments, and observations travel through shared memory, so that the processes exchange one
+short message per worker and step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from envs.task import check_count
+
+Make = Callable[[], gymnasium.Env[Any, Any]]
+Rows = dict[str, NDArray[Any]]
+
+
+class ParallelVectorEnv(VectorEnv[Rows, Any, NDArray[Any]]):
+    """``num_envs`` copies of an environment with dictionary observations, stepped by ``workers`` processes.
+
+    Observations are float32 where the environment's are float64: half the memory in replay buffers, and what the agent
+    sees, what is stored and what rewards are relabelled from are the same numbers. Environments reset in the same step
+    (``AutoresetMode.SAME_STEP``); infos are those of ended episodes. ``compute_reward`` and the other functions of
+    goals run in this process, for all transitions at once.
+
+    Environment i that was reset with seed s goes through the same episodes as a single one with seed s + i, however
+    many workers there are.
+
+    Args:
+        env: an id for ``gymnasium.make``, ``"module:id"`` if a module has to be imported first, or a function that
+            makes an environment and can be pickled. It has its time limit.
+        num_envs: at least ``workers``.
+        kwargs: for ``gymnasium.make``.
+
+    Raises:
+        ValueError: for observations that are not a dictionary of boxes.
+        ChildProcessError: from any method, if a worker has raised or has been killed.
+    """
+
+    def __init__(self, env: str | Make, num_envs: int, workers: int = 1, **kwargs: Any) -> None:
+        check_count("num_envs", num_envs)
+        check_count("workers", workers)
+        if workers > num_envs:
+            raise ValueError(f"workers: got {workers} for {num_envs} environments, expected at most one for each")
+        self._processes: list[Any] = []
+        self._connections: list[Connection] = []
+        self._local = _make(env, kwargs)
+        self.spec, self.render_mode = self._local.spec, None
+        self.metadata = {**self._local.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
+        self.num_envs = num_envs
+        self.single_observation_space = _in_float32(self._local.observation_space)
+        self.single_action_space = self._local.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+        # a fresh interpreter has none of this process's threads and locks
+        context = multiprocessing.get_context("spawn")
+        self._shared = _Shared(context, self.single_observation_space, self.single_action_space, num_envs)
+        for rows in np.array_split(np.arange(num_envs), workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_work, args=(theirs, self._shared, rows.tolist(), env, kwargs), daemon=True
+            )
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._connections.append(ours)
+        self._collect()  # environments that cannot be made are known here
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Rows, dict[str, Any]]:
+        """New episodes everywhere; environment i gets seed + i or its own of a sequence, and the same options."""
+        seeds = [None] * self.num_envs if seed is None else seed
+        if isinstance(seeds, (int, np.integer)):
+            seeds = [int(seeds) + i for i in range(self.num_envs)]
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"seed: got {len(seeds)} seeds, expected an integer or one for each of {self.num_envs}")
+        self._send(("reset", (list(seeds), options)))
+        self._collect()
+        return self._shared.copies("now"), {}
+
+    def step(
+        self, actions: Any
+    ) -> tuple[Rows, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        self._shared.actions[:] = actions
+        self._send(("step", None))
+        ended = {row: info for infos in self._collect() for row, info in infos.items()}
+        shared = self._shared
+        return (
+            shared.copies("now"),
+            shared.rewards.copy(),
+            shared.terminated.copy(),
+            shared.truncated.copy(),
+            self._final(ended),
+        )
+
+    def compute_reward(self, achieved_goal: Any, desired_goal: Any, info: Any) -> Any:
+        """Reward of arriving at ``achieved_goal`` [..., goal], as the environment computes it."""
+        return self._local.get_wrapper_attr("compute_reward")(achieved_goal, desired_goal, info)
+
+    def compute_terminated(self, achieved_goal: Any, desired_goal: Any, info: Any) -> Any:
+        """Whether that ends the episode."""
+        return self._local.get_wrapper_attr("compute_terminated")(achieved_goal, desired_goal, info)
+
+    def compute_truncated(self, achieved_goal: Any, desired_goal: Any, info: Any) -> Any:
+        """Whether that cuts the episode short, apart from time limits."""
+        return self._local.get_wrapper_attr("compute_truncated")(achieved_goal, desired_goal, info)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        for connection in self._connections:
+            connection.close()  # which ends its worker
+        for process in self._processes:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.terminate()
+        self._connections.clear()
+        self._local.close()
+
+    def _send(self, message: tuple[str, Any]) -> None:
+        if not self._connections:
+            raise ValueError("environments: are closed; make new ones")
+        for connection in self._connections:
+            with contextlib.suppress(OSError):  # a worker's end is noticed and told below
+                connection.send(message)
+
+    def _collect(self) -> list[dict[int, dict[str, Any]]]:
+        """What the workers answer: infos of ended episodes."""
+        answers: list[Any] = []
+        for connection in self._connections:
+            try:
+                answers.append(connection.recv())
+            except (EOFError, OSError):
+                answers.append("was killed from outside, perhaps for want of memory; use fewer environments or workers")
+        failures = [answer for answer in answers if isinstance(answer, str)]
+        if failures:
+            self.close()
+            raise ChildProcessError(f"a worker of {self.num_envs} environments: {failures[0]}")
+        return answers
+
+    def _final(self, ended: dict[int, dict[str, Any]]) -> dict[str, Any]:
+        """``final_obs`` and ``final_info`` as of a SyncVectorEnv."""
+        if not ended:
+            return {}
+        mask = np.zeros(self.num_envs, dtype=np.bool_)
+        mask[list(ended)] = True
+        last = self._shared.copies("last")
+        final_obs = np.full(self.num_envs, None, dtype=object)
+        infos: dict[str, Any] = {}
+        for row, info in ended.items():
+            final_obs[row] = {name: values[row] for name, values in last.items()}
+            infos = self._add_info(infos, info, row)
+        return {"final_obs": final_obs, "_final_obs": mask, "final_info": infos, "_final_info": mask.copy()}
+
+
+class _Shared:
+    """Arrays for all environments in memory that all processes share."""
+
+    def __init__(self, context: Any, observations: spaces.Dict, actions: spaces.Space[Any], n: int) -> None:
+        self._blocks: dict[str, tuple[Any, tuple[int, ...], Any]] = {}
+        layout: dict[str, tuple[tuple[int, ...], Any]] = {
+            "actions": (actions.shape or (), actions.dtype),
+            "rewards": ((), np.float64),
+            "terminated": ((), np.bool_),
+            "truncated": ((), np.bool_),
+        }
+        self.names = list(observations.spaces)
+        for kind in ("now", "last"):
+            for name, space in observations.items():
+                layout[f"{kind}.{name}"] = (space.shape or (), space.dtype)
+        for name, (shape, dtype) in layout.items():
+            size = int(np.prod((n, *shape))) * np.dtype(dtype).itemsize
+            self._blocks[name] = (context.RawArray("b", max(size, 1)), (n, *shape), np.dtype(dtype))
+        self.open()
+
+    def open(self) -> None:
+        """Arrays over the shared memory; to be called again in another process."""
+        arrays: dict[str, NDArray[Any]] = {
+            name: np.frombuffer(block, dtype, int(np.prod(shape))).reshape(shape)
+            for name, (block, shape, dtype) in self._blocks.items()
+        }
+        self.actions, self.rewards = arrays["actions"], arrays["rewards"]
+        self.terminated, self.truncated = arrays["terminated"], arrays["truncated"]
+        self.observations = {kind: {name: arrays[f"{kind}.{name}"] for name in self.names} for kind in ("now", "last")}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_blocks": self._blocks, "names": self.names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.open()
+
+    def write(self, kind: str, row: int, observation: dict[str, Any]) -> None:
+        for name, values in self.observations[kind].items():
+            values[row] = observation[name]
+
+    def copies(self, kind: str) -> Rows:
+        return {name: values.copy() for name, values in self.observations[kind].items()}
+
+
+def _work(connection: Connection, shared: _Shared, rows: list[int], env: str | Make, kwargs: dict[str, Any]) -> None:
+    """A worker: makes its environments, then obeys until the connection is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
+    try:
+        envs = {row: _make(env, kwargs) for row in rows}
+        connection.send({})
+        while True:
+            command, argument = connection.recv()
+            connection.send(_reset(envs, shared, *argument) if command == "reset" else _step(envs, shared))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+    except BaseException:
+        connection.send(f"raised\n{traceback.format_exc()}")
+
+
+def _reset(
+    envs: dict[int, gymnasium.Env[Any, Any]], shared: _Shared, seeds: list[int | None], options: dict[str, Any] | None
+) -> dict[int, dict[str, Any]]:
+    for row, env in envs.items():
+        shared.write("now", row, env.reset(seed=seeds[row], options=options)[0])
+    return {}
+
+
+def _step(envs: dict[int, gymnasium.Env[Any, Any]], shared: _Shared) -> dict[int, dict[str, Any]]:
+    """One step of each environment; the infos of those whose episode has ended."""
+    ended: dict[int, dict[str, Any]] = {}
+    for row, env in envs.items():
+        observation, reward, terminated, truncated, info = env.step(shared.actions[row])
+        if terminated or truncated:
+            ended[row] = info
+            shared.write("last", row, observation)
+            observation, _ = env.reset()
+        shared.write("now", row, observation)
+        shared.rewards[row], shared.terminated[row], shared.truncated[row] = float(reward), terminated, truncated
+    return ended
+
+
+def _make(env: str | Make, kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+    return gymnasium.make(env, **kwargs) if isinstance(env, str) else env(**kwargs)
+
+
+def _in_float32(space: spaces.Space[Any]) -> spaces.Dict:
+    if not isinstance(space, spaces.Dict) or not all(isinstance(own, spaces.Box) for own in space.values()):
+        raise ValueError(f"env: got the observation space {space}, expected a dictionary of boxes")
+    return spaces.Dict(
+        {
+            name: spaces.Box(own.low.astype(np.float32), own.high.astype(np.float32), own.shape, np.float32)
+            if own.dtype == np.float64
+            else own
+            for name, own in space.items()
+            if isinstance(own, spaces.Box)
+        }
+    )
