@@ -9,6 +9,7 @@ from rl.checkpoint import load_checkpoint, save_checkpoint
 from rl.dqn import DQN
 from rl.goals import GoalGradient
 from rl.her import HerReplayBuffer
+from rl.normalization import NormalizedExtractor
 from rl.training import Plan, run, run_episodes
 from rl.vec_env import VectorEnvAdapter
 
@@ -19,6 +20,7 @@ __all__ = [
     "TD3",
     "GoalGradient",
     "HerReplayBuffer",
+    "NormalizedExtractor",
     "Plan",
     "VectorEnvAdapter",
     "load_checkpoint",

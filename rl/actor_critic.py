@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
 import stable_baselines3 as sb3
 import torch
 import torch.nn.functional as F
+from stable_baselines3.common.noise import ActionNoise
 from torch import Tensor, nn
 
 from rl.goals import Observation
@@ -16,11 +18,34 @@ from rl.updates import descend
 
 
 class _ActorCritic(GoalConditioned):
-    """What the algorithms for continuous actions share: critics of a state and an action."""
+    """What the algorithms for continuous actions share: critics of a state and an action.
+
+    Args:
+        random_action: probability, for each environment and step, of exploring with a uniformly random action.
+    """
 
     actor: Any
     critic: Any
     critic_target: Any
+    random_action: float = 0.0
+
+    def __init__(self, *args: Any, random_action: float = 0.0, **kwargs: Any) -> None:
+        if not 0 <= random_action <= 1:
+            raise ValueError(f"random_action: got {random_action}, expected a probability")
+        self.random_action = random_action
+        super().__init__(*args, **kwargs)
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        action, scaled = super()._sample_action(learning_starts, action_noise, n_envs)
+        if self.random_action == 0:
+            return action, scaled
+        # the global generator, as Stable-Baselines3 for its noise: its seed is that of the algorithm
+        chosen = np.random.random(n_envs) < self.random_action  # noqa: NPY002
+        uniform = np.random.uniform(-1, 1, scaled.shape).astype(scaled.dtype)  # noqa: NPY002
+        scaled = np.where(chosen.reshape(-1, *[1] * (scaled.ndim - 1)), uniform, scaled)
+        return self.policy.unscale_action(scaled), scaled
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         return [self.actor.optimizer, self.critic.optimizer]
@@ -42,12 +67,35 @@ class _ActorCritic(GoalConditioned):
 
 
 class _DeterministicActor(_ActorCritic):
-    """TD3's adapter, and DDPG's, which is TD3 with one critic and without its noise and delay."""
+    """TD3's adapter, and DDPG's, which is TD3 with one critic and without its noise and delay.
+
+    Args:
+        action_l2: coefficient of the mean squared action (scaled to [-1, 1]), which is added to the actor's loss.
+        target_update_interval: updates between those of the target networks; a multiple of TD3's ``policy_delay``.
+    """
 
     actor_target: Any
     target_policy_noise: float
     target_noise_clip: float
     policy_delay: int
+    action_l2: float = 0.0
+    target_update_interval: int = 1
+
+    def __init__(self, *args: Any, action_l2: float = 0.0, target_update_interval: int = 1, **kwargs: Any) -> None:
+        if not (np.isfinite(action_l2) and action_l2 >= 0):
+            raise ValueError(f"action_l2: got {action_l2}, expected a number of at least 0")
+        if target_update_interval < 1:
+            raise ValueError(f"target_update_interval: got {target_update_interval}, expected at least 1")
+        self.action_l2, self.target_update_interval = action_l2, target_update_interval
+        super().__init__(*args, **kwargs)
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if self.target_update_interval > 1 and self.target_update_interval % self.policy_delay:
+            raise ValueError(
+                f"target_update_interval: got {self.target_update_interval}, expected a multiple of policy_delay "
+                f"({self.policy_delay}), which decides when target networks can be updated"
+            )
 
     def _targets(self) -> list[tuple[nn.Module, nn.Module]]:
         return [*super()._targets(), (self.actor, self.actor_target)]
@@ -63,11 +111,15 @@ class _DeterministicActor(_ActorCritic):
     def _finish(self, batch: Batch, step: int, logs: Logs) -> None:
         if self._n_updates % self.policy_delay != 0:
             return
-        loss = -self.critic.q1_forward(batch.observations, self.actor(batch.observations)).mean()
+        actions = self.actor(batch.observations)
+        loss = -self.critic.q1_forward(batch.observations, actions).mean()
+        if self.action_l2 > 0:
+            loss = loss + self.action_l2 * actions.square().mean()
         logs.add("actor_loss", loss)
         descend(self.actor.optimizer, loss)
-        for follower in self._followers:
-            follower.update(self.tau)
+        if self._n_updates % self.target_update_interval == 0:
+            for follower in self._followers:
+                follower.update(self.tau)
 
 
 class TD3(_DeterministicActor, sb3.TD3):

@@ -40,8 +40,6 @@ def start_afresh(model: OffPolicyAlgorithm) -> None:
     """
     assert model.env is not None
     assert model.seed is not None
-    entropy = np.random.SeedSequence([model.seed, model.num_timesteps])
-    model.set_random_seed(int(entropy.generate_state(1)[0] >> 1))
     buffer = model.replay_buffer
     if hasattr(buffer, "truncate_last_trajectory"):
         with warnings.catch_warnings():
@@ -51,6 +49,10 @@ def start_afresh(model: OffPolicyAlgorithm) -> None:
         if buffer.handle_timeout_termination:
             buffer.timeouts[buffer.pos - 1, buffer.dones[buffer.pos - 1] == 0] = 1
         buffer.dones[buffer.pos - 1] = 1
+    if hasattr(model, "update_statistics"):  # a checkpoint does not know which episodes they lack
+        model.update_statistics()  # type: ignore[attr-defined]
+    entropy = np.random.SeedSequence([model.seed, model.num_timesteps])
+    model.set_random_seed(int(entropy.generate_state(1)[0] >> 1))
     model._last_obs = model.env.reset()  # type: ignore[assignment]
     model._last_episode_starts = np.ones((model.env.num_envs,), dtype=bool)
     if model.action_noise is not None:
@@ -216,3 +218,5 @@ def _fill(buffer: ReplayBuffer, tensors: dict[str, Tensor], pos: int, full: bool
         buffer._current_ep_start[:] = pos  # type: ignore[attr-defined]
     if hasattr(buffer, "_drawable"):
         buffer._drawable = None  # type: ignore[attr-defined]
+    if hasattr(buffer, "_fresh"):
+        buffer._fresh.clear()  # type: ignore[attr-defined]

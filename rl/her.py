@@ -73,6 +73,8 @@ class HerReplayBuffer(StockHerReplayBuffer):
         self.ep_length = np.zeros(places, dtype=np.int64)
         self._current_ep_start = np.zeros(n_envs, dtype=np.int64)
         self._drawable: np.ndarray | None = None
+        self._fresh: list[np.ndarray] = []
+        self.keep_fresh = False  # whether take_fresh() is going to be called
 
     def add(self, *args: Any, **kwargs: Any) -> None:
         if self.full:  # overwriting a transition removes its episode
@@ -80,8 +82,27 @@ class HerReplayBuffer(StockHerReplayBuffer):
         super().add(*args, **kwargs)
 
     def _compute_episode_length(self, env_idx: int) -> None:
+        start, end = int(self._current_ep_start[env_idx]), self.pos
         super()._compute_episode_length(env_idx)
         self._drawable = None
+        if self.keep_fresh:
+            steps = np.arange(start, end if end >= start else end + self.buffer_size) % self.buffer_size
+            self._fresh.append(steps * self.n_envs + env_idx)
+
+    def take_fresh(self) -> dict[str, np.ndarray]:
+        """Observations of all transitions of the episodes that were finished since the last call, with hindsight.
+
+        Each goal is relabelled as in a minibatch, with probability 1 - 1 / (1 + ``n_sampled_goal``).
+        """
+        # a small buffer may have overwritten some of them already, with others or with an episode under way
+        places = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *self._fresh]))
+        places = places[self.ep_length.reshape(-1)[places] > 0]
+        self._fresh.clear()
+        observations = {key: _at(values, places) for key, values in self.observations.items()}
+        relabelled = np.flatnonzero(np.random.random(len(places)) < self.her_ratio)  # noqa: NPY002
+        if len(relabelled):
+            observations[GOAL][relabelled] = self._sample_goals(*np.divmod(places[relabelled], self.n_envs))
+        return observations
 
     def drawable(self) -> np.ndarray:
         """Flat places ``[N]`` of the transitions of finished episodes."""

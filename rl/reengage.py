@@ -19,7 +19,9 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples
 from torch import Tensor, nn
 
 from rl.goals import GOAL, GoalGradient, GoalStatistics, Observation
+from rl.her import HerReplayBuffer
 from rl.losses import goal_gradient_loss, td_target, td_target_gradient
+from rl.normalization import share_statistics
 from rl.slopes import PlainCritic, slope
 from rl.updates import Follower, make_faster
 
@@ -64,6 +66,8 @@ class GoalConditioned(OffPolicyAlgorithm):
             the goal's coordinates and averaged over the batch. 0 trains as Stable-Baselines3 does.
         goal_gradient: what is differentiated and which transitions count; by default ReenGAGE for sparse rewards with
             -1 for not reaching the goal (Eq. 8.9).
+        target_range: smallest and largest possible return; TD targets are clipped to it. The target of the goal
+            gradient is not: where a value is clipped, its gradient still says where the goal lies.
 
     Everything else is as in Stable-Baselines3. Logged are the TD part of the loss, under the name that it has there,
     and ``train/goal_gradient_loss``, the other part with its coefficient.
@@ -71,13 +75,22 @@ class GoalConditioned(OffPolicyAlgorithm):
 
     goal_gradient_coef: float = 0.0
     goal_gradient: GoalGradient = GoalGradient()
+    target_range: tuple[float, float] | None = None
     goal_statistics: GoalStatistics
     loss_name: ClassVar[str] = "critic_loss"
     gradient_scale: ClassVar[float] = 1.0  # of the algorithm's own critic loss, which the new term shares
 
     def __init__(
-        self, *args: Any, goal_gradient_coef: float = 0.0, goal_gradient: GoalGradient | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        goal_gradient_coef: float = 0.0,
+        goal_gradient: GoalGradient | None = None,
+        target_range: tuple[float, float] | None = None,
+        **kwargs: Any,
     ) -> None:
+        if target_range is not None and not target_range[0] < target_range[1]:
+            raise ValueError(f"target_range: got {target_range}, expected the smaller return first")
+        self.target_range = target_range
         self.goal_gradient_coef = goal_gradient_coef
         self.goal_gradient = goal_gradient or GoalGradient()
         self.goal_statistics = GoalStatistics()  # stays empty without GoalGradient.normalize
@@ -86,6 +99,14 @@ class GoalConditioned(OffPolicyAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         self._check_goal_gradient()
+        self._normalization = share_statistics(self.policy)
+        if self._normalization is not None:
+            if not isinstance(self.replay_buffer, HerReplayBuffer):
+                raise ValueError(
+                    "features_extractor_class: got NormalizedExtractor, whose statistics are taken from episodes with "
+                    "hindsight; it needs replay_buffer_class=rl.HerReplayBuffer"
+                )
+            self.replay_buffer.keep_fresh = True
         self._followers = [Follower(network, target) for network, target in self._targets()]
 
     def _check_goal_gradient(self) -> None:
@@ -140,7 +161,16 @@ class GoalConditioned(OffPolicyAlgorithm):
     # The loop.
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_followers", "_entropy_coef"]
+        return [*super()._excluded_save_params(), "_followers", "_entropy_coef", "_normalization"]
+
+    def update_statistics(self) -> None:
+        """Take episodes that were finished since the last call into the statistics of NormalizedExtractor, if any."""
+        if self._normalization is None:
+            return
+        assert isinstance(self.replay_buffer, HerReplayBuffer)
+        fresh = self.replay_buffer.take_fresh()
+        observations = {key: torch.from_numpy(values).to(self.device) for key, values in fresh.items()}
+        self._normalization.statistics.update(self._normalization.raw(observations))
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         assert self.replay_buffer is not None
@@ -149,6 +179,7 @@ class GoalConditioned(OffPolicyAlgorithm):
         for optimizer in self._optimizers():  # here, since loading replaces the options of optimizers
             make_faster(optimizer, exact=self.goal_gradient_coef == 0)
         self._update_learning_rate(self._optimizers())
+        self.update_statistics()
         logs = Logs()
         for step in range(gradient_steps):
             self._n_updates += 1
@@ -166,9 +197,8 @@ class GoalConditioned(OffPolicyAlgorithm):
         discount: Discount = self.gamma if batch.discounts is None else batch.discounts
         if self.goal_gradient_coef == 0:
             with torch.no_grad():
-                target = td_target(
-                    batch.rewards, batch.dones, discount, self._next_value(batch, batch.next_observations).target
-                )
+                value = self._next_value(batch, batch.next_observations)
+                target = self._clip(td_target(batch.rewards, batch.dones, discount, value.target))
             loss = self._td_loss(self._values(batch.observations, batch), target)
             logs.add(self.loss_name, loss)
             return loss
@@ -176,7 +206,7 @@ class GoalConditioned(OffPolicyAlgorithm):
         observation, variable = self.goal_gradient.attach(batch.next_observations)
         value = self._next_value(batch, observation)
         next_gradient = slope(value.smooth, variable, differentiable=False)
-        target = td_target(batch.rewards, batch.dones, discount, value.target.detach())
+        target = self._clip(td_target(batch.rewards, batch.dones, discount, value.target.detach()))
         target_gradient = td_target_gradient(
             batch.dones, discount, next_gradient, self.goal_gradient.reward_gradient(batch.next_observations)
         )
@@ -192,6 +222,9 @@ class GoalConditioned(OffPolicyAlgorithm):
         logs.add(self.loss_name, td_loss)
         logs.add("goal_gradient_loss", term)
         return td_loss + term
+
+    def _clip(self, target: Tensor) -> Tensor:
+        return target if self.target_range is None else target.clamp(*self.target_range)
 
     def _values_and_slopes(self, batch: Batch) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Values ``[B, 1]`` of the actions taken and their gradients ``[B, goal]``, of each critic."""

@@ -19,6 +19,7 @@ from stable_baselines3.dqn.policies import QNetwork
 from torch import Tensor, nn
 
 from rl.goals import GOAL
+from rl.normalization import NormalizedExtractor
 
 _PLAIN = (ContinuousCritic, QNetwork)
 _NO_GOAL = (
@@ -74,17 +75,20 @@ class PlainCritic:
         columns: the inputs that are the goal.
         layers: the linear layers of each critic.
         select: ``[B, outputs]``, see :func:`relu_value_and_slope`.
+        chain: ``[B, goal]``, what these inputs change by where the goal does; None if they are the goal itself.
     """
 
     inputs: Tensor
     columns: slice
     layers: list[list[nn.Linear]]
     select: Tensor
+    chain: Tensor | None = None
 
     def values_and_slopes(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Values ``[B, 1]`` and gradients ``[B, goal]`` of each critic."""
         both = [relu_value_and_slope(own, self.inputs, self.select, self.columns) for own in self.layers]
-        return tuple(value for value, _ in both), tuple(gradient for _, gradient in both)
+        slopes = tuple(gradient if self.chain is None else gradient * self.chain for _, gradient in both)
+        return tuple(value for value, _ in both), slopes
 
 
 def plain_critic(
@@ -92,8 +96,24 @@ def plain_critic(
 ) -> PlainCritic | None:
     """``critic`` seen as a plain one, if it is; ``networks`` are those behind its features extractor."""
     layers = [own for own in map(relu_layers, networks) if own is not None]
+    if type(critic) not in _PLAIN or len(layers) < len(networks):
+        return None
     extractor = critic.features_extractor
-    if type(critic) not in _PLAIN or type(extractor) is not CombinedExtractor or len(layers) < len(networks):
+    columns = _columns_of_goal(critic, extractor)
+    if extractor is None or columns is None:
+        return None
+    features = critic.extract_features(observation, extractor)
+    inputs = features if actions is None else torch.cat([features, actions], dim=1)
+    select = inputs.new_ones(len(inputs), layers[0][-1].out_features)
+    chain = extractor.slope(observation, GOAL) if isinstance(extractor, NormalizedExtractor) else None
+    return PlainCritic(inputs, columns, layers, select, chain)
+
+
+def _columns_of_goal(critic: BaseModel, extractor: nn.Module | None) -> slice | None:
+    """Which features are the goal, if that is what some of them are, perhaps normalized."""
+    if type(extractor) is NormalizedExtractor:
+        return extractor.columns.get(GOAL)
+    if type(extractor) is not CombinedExtractor:
         return None
     if not all(type(own) is nn.Flatten for own in extractor.extractors.values()):
         return None
@@ -101,10 +121,7 @@ def plain_critic(
     assert isinstance(space, spaces.Dict)
     names = list(extractor.extractors)
     start = sum(get_flattened_obs_dim(space[name]) for name in names[: names.index(GOAL)])
-    features = critic.extract_features(observation, extractor)
-    inputs = features if actions is None else torch.cat([features, actions], dim=1)
-    select = inputs.new_ones(len(inputs), layers[0][-1].out_features)
-    return PlainCritic(inputs, slice(start, start + get_flattened_obs_dim(space[GOAL])), layers, select)
+    return slice(start, start + get_flattened_obs_dim(space[GOAL]))
 
 
 class _ReluValueAndSlope(torch.autograd.Function):

@@ -31,7 +31,8 @@ class Follower:
         # walking through the modules takes longer than the update itself
         self._sources: list[Tensor] = list(network.parameters())
         self._targets: list[Tensor] = list(target.parameters())
-        self._statistics = list(zip(network.buffers(), target.buffers(), strict=True))
+        statistics = zip(network.buffers(), target.buffers(), strict=True)
+        self._statistics = [(source, copy) for source, copy in statistics if source is not copy]  # some are shared
 
     @torch.no_grad()
     def update(self, tau: float) -> None:
