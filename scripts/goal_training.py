@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -30,6 +32,8 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 import envs as _registered  # noqa: F401  (importing it registers the environments)
 import rl
 from certify.files import write_atomically
+from envs.parallel import ParallelVectorEnv
+from rl.normalization import NormalizedExtractor
 from rl.training import Plan, holds_run, run
 from rl.vec_env import VectorEnvAdapter
 from scripts import cli
@@ -44,22 +48,28 @@ _WITHOUT_EFFECT = ("command", "commit", "versions")
 
 
 @dataclass
-class Args:
+class RunArgs:
     """Arguments of every training script."""
 
     out: Path = cli.arg("folder of the runs, one sub-folder per seed", positional=True)
     seeds: list[int] = cli.arg("one run each", [0])
     jobs: int = cli.arg("runs at a time, each in a process and thread of its own", 1)
-    steps: int = cli.arg("environment steps of each run", 60_000)
     goal_gradient_coef: float = cli.arg("alpha of ReenGAGE; 0 is the baseline", 0.0)
     batch_size: int | None = cli.arg("of an update; by default the papers' for these settings", None)
     lr: float | None = cli.arg("learning rate; by default the papers' for these settings", None)
-    eval_every: int = cli.arg("steps between evaluations", 2_000)
-    eval_episodes: int = cli.arg("episodes per evaluation", 50)
-    checkpoint_every: int = cli.arg("steps between checkpoints; part of the configuration", 20_000)
     tensorboard: Path | None = cli.arg("folder for TensorBoard logs", None)
     device: str = cli.arg("cpu, cuda, ...", "cpu")
     resume: bool = cli.arg("continue from the last checkpoints", False)
+
+
+@dataclass
+class Args(RunArgs):
+    """Arguments of training scripts whose plan has defaults in steps."""
+
+    steps: int = cli.arg("environment steps of each run", 60_000)
+    eval_every: int = cli.arg("steps between evaluations", 2_000)
+    eval_episodes: int = cli.arg("episodes per evaluation", 50)
+    checkpoint_every: int = cli.arg("steps between checkpoints; part of the configuration", 20_000)
 
 
 @dataclass(frozen=True)
@@ -67,11 +77,13 @@ class Run:
     """One run as data: enough to build environment and agent again, in another process or later.
 
     Attributes:
-        env: a registered id, and its keyword arguments.
+        env: a registered id (``"module:id"`` if a module registers it), and its keyword arguments. Environments without
+            a vector form of their own are stepped in worker processes.
         num_envs: environments that are stepped together.
         algorithm: a key of :data:`ALGORITHMS`, and its keyword arguments as far as they are plain data.
         plan: keyword arguments of :class:`rl.Plan`.
         noise: standard deviation of the normal noise on actions, if any.
+        goal_gradient: keyword arguments of :class:`rl.GoalGradient`.
         hindsight: keyword arguments of the replay buffer; by default the papers' four relabelled transitions per real
             one.
     """
@@ -83,29 +95,37 @@ class Run:
     arguments: dict[str, Any]
     plan: dict[str, int]
     noise: float | None = None
+    goal_gradient: dict[str, Any] = field(default_factory=dict)
     hindsight: dict[str, Any] = field(
         default_factory=lambda: {"n_sampled_goal": 4, "goal_selection_strategy": "future"}
     )
     seed: int = 0
 
-    def make_env(self, num_envs: int | None = None, render_mode: str | None = None) -> VectorEnvAdapter:
+    def make_env(self, num_envs: int | None = None, workers: int = 1) -> VectorEnvAdapter:
+        num_envs = num_envs or self.num_envs
+        if spec_of(self.env).vector_entry_point is None:
+            return VectorEnvAdapter(ParallelVectorEnv(self.env, num_envs, min(workers, num_envs), **self.env_arguments))
         env = gymnasium.make_vec(
             self.env,
-            num_envs=num_envs or self.num_envs,
+            num_envs=num_envs,
             vectorization_mode="vector_entry_point",
             autoreset_mode=AutoresetMode.SAME_STEP,
-            render_mode=render_mode,
             **self.env_arguments,
         )
         return VectorEnvAdapter(env)
 
-    def make_model(self, device: str, tensorboard: Path | None = None) -> OffPolicyAlgorithm:
-        env = self.make_env()
+    def make_model(self, device: str, tensorboard: Path | None = None, workers: int = 1) -> OffPolicyAlgorithm:
+        env = self.make_env(workers=workers)
         options: dict[str, Any] = dict(self.arguments)
         if self.noise is not None:
             size = env.action_space.shape or (1,)
             noise = NormalActionNoise(np.zeros(size), np.full(size, self.noise))
             options["action_noise"] = noise if env.num_envs == 1 else VectorizedActionNoise(noise, env.num_envs)
+        if self.goal_gradient:
+            options["goal_gradient"] = rl.GoalGradient(**self.goal_gradient)
+        policy = dict(options.get("policy_kwargs", {}))
+        if policy.get("features_extractor_class") == NormalizedExtractor.__name__:
+            policy["features_extractor_class"] = NormalizedExtractor
         return ALGORITHMS[self.algorithm](
             "MultiInputPolicy",
             env,
@@ -114,18 +134,37 @@ class Run:
             seed=self.seed,
             device=device,
             tensorboard_log=None if tensorboard is None else str(tensorboard),
-            **options | {"policy_kwargs": dict(options.get("policy_kwargs", {}))},
+            **options | {"policy_kwargs": policy},
         )
 
-    def train(self, folder: Path, device: str, tensorboard: Path | None) -> None:
+    def train(self, folder: Path, device: str, tensorboard: Path | None, workers: int = 1) -> None:
         """From the last checkpoint, or from the beginning, to the end of the plan."""
-        model, plan = self.make_model(device, tensorboard), Plan(**self.plan)
-        eval_env = self.make_env(min(plan.eval_episodes, 64))
+        model, plan = self.make_model(device, tensorboard, workers), Plan(**self.plan)
+        eval_env = self.make_env(min(plan.eval_episodes, 64), workers)
 
         def report(text: str) -> None:
             print(f"seed {self.seed}: {text}", flush=True)
 
         run(model, eval_env, plan, folder, resume=True, report=report, log_name=f"{folder.parent.name}-{folder.name}")
+        eval_env.close()
+        assert model.env is not None
+        model.env.close()
+
+
+def spec_of(env: str) -> EnvSpec:
+    """The registration of an id; ``"module:id"`` imports the module first.
+
+    Raises:
+        ImportError: if the module is not installed.
+        ValueError: if nothing is registered under the id.
+    """
+    module, _, env_id = env.rpartition(":")
+    if module:
+        import_module(module)
+    try:
+        return gymnasium.spec(env_id)
+    except gymnasium.error.Error as error:
+        raise ValueError(f"env: got {env!r}, which is not registered ({error})") from error
 
 
 def plan_of(args: Args) -> dict[str, int]:
@@ -142,7 +181,7 @@ def read_run(folder: Path) -> Run:
     return Run(**{name: value for name, value in config.items() if name not in _WITHOUT_EFFECT})
 
 
-def check(args: Args) -> None:
+def check(args: RunArgs) -> None:
     """Raise for arguments that no run could be made of, and that its parts would not refuse."""
     for name in ("jobs", "batch_size"):
         value = getattr(args, name)
@@ -177,23 +216,29 @@ def write_config(run_: Run, folder: Path, command: str) -> None:
     write_atomically(folder / "config.json", (json.dumps(config, indent=1) + "\n").encode())
 
 
-def train_all(run_: Run, args: Args, prog: str) -> None:
+def train_all(run_: Run, args: RunArgs, prog: str, workers: int = 1) -> None:
     """Train ``run_`` with each of ``args.seeds`` in ``args.out/seed-K``, ``args.jobs`` at a time.
 
     Whatever can be refused is refused before anything is written.
+
+    Args:
+        workers: processes of each run that simulate, for environments without a vector form. Results do not depend on
+            them.
     """
     check(args)
     work = {args.out / f"seed-{seed}": replace(run_, seed=seed) for seed in args.seeds}
-    run_.make_model(args.device)
+    model = run_.make_model(args.device)
+    assert model.env is not None
+    model.env.close()
     for folder, each in work.items():
         check_folder(each, folder, resume=args.resume)
     for folder, each in work.items():
         write_config(each, folder, cli.command_line(prog, args))
     if args.jobs == 1:
         for folder, each in work.items():
-            each.train(folder, args.device, args.tensorboard)
+            each.train(folder, args.device, args.tensorboard, workers)
     else:
-        _train_in_parallel(work, args)
+        _train_in_parallel(work, args, workers)
     print(f"wrote {args.out}; see python -m scripts.evaluate {args.out}")
 
 
@@ -202,10 +247,12 @@ def _prepare_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
 
 
-def _train_in_parallel(work: dict[Path, Run], args: Args) -> None:
+def _train_in_parallel(work: dict[Path, Run], args: RunArgs, workers: int) -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.jobs, mp_context=context, initializer=_prepare_worker) as pool:
-        jobs = [pool.submit(each.train, folder, args.device, args.tensorboard) for folder, each in work.items()]
+        jobs = [
+            pool.submit(each.train, folder, args.device, args.tensorboard, workers) for folder, each in work.items()
+        ]
         try:
             for job in as_completed(jobs):
                 job.result()

@@ -8,7 +8,7 @@ The agent is the one of the last checkpoint, and acts deterministically.
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +93,26 @@ def animation(episodes: list[Episode], fps: float) -> bytes:
     return data.getvalue()
 
 
+def check_rendering(env: gymnasium.Env[Any, Any]) -> None:
+    """Raise if ``env`` makes no pictures here: simulations need a way to draw without a screen."""
+    env.reset(seed=0)
+    try:
+        env.render()
+    except Exception as error:  # what it is depends on the version and on the system's graphics
+        if not hasattr(env.unwrapped, "mujoco_renderer"):
+            raise
+        raise ValueError(
+            f"pictures: MuJoCo cannot draw here ({error}); set the environment variable MUJOCO_GL to egl (graphics "
+            "card or Mesa) or osmesa (software) before the command"
+        ) from error
+
+
 def main(args: Args) -> None:
     out, run = check(args), read_run(args.run)
-    model = run.make_model("cpu")
-    load_checkpoint(model, args.run / STATE, buffer=False)
     env = gymnasium.make(run.env, render_mode="rgb_array", **run.env_arguments)
+    check_rendering(env)
+    model = replace(run, num_envs=1).make_model("cpu")
+    load_checkpoint(model, args.run / STATE, buffer=False)
     episodes = [play(model, env, args.seed if i == 0 else None) for i in range(args.episodes)]
     for i, episode in enumerate(episodes):
         success = "" if episode.success is None else f", {'success' if episode.success else 'no success'}"

@@ -1,0 +1,113 @@
+"""Speed of HandReach: simulation in worker processes, and updates of the learner, over plain ones.
+
+    python -m benchmarks.hand [--quick]
+
+Simulation: steps per second of 16 environments in as many processes as there are cores, over those of one bare
+environment times the number of processes. Learning: updates per second with the recipe of ``scripts.train_hand``
+(batches of 256, three hidden layers of 256, normalization inside the policy) over those of Stable-Baselines3's DDPG
+with its hindsight buffer and the same layers. Measured in turn; the median of the pairwise ratios is what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from dataclasses import replace
+from typing import Any
+
+import gymnasium
+import numpy as np
+import stable_baselines3 as sb3
+import torch
+from stable_baselines3.common.logger import configure
+
+from envs.parallel import ParallelVectorEnv
+from scripts import cli
+from scripts.train_hand import Args, configuration
+
+HAND = "gymnasium_robotics:HandReach-v3"
+ENVS = 16
+
+
+def simulation(seconds: float, rounds: int) -> None:
+    workers = min(os.cpu_count() or 1, ENVS)
+    single, many = gymnasium.make(HAND), ParallelVectorEnv(HAND, ENVS, workers)
+    rng = np.random.default_rng(0)
+    single.reset(seed=0)
+    many.reset(seed=0)
+    size = single.action_space.shape or (1,)
+
+    def bare() -> int:
+        _, _, terminated, truncated, _ = single.step(rng.uniform(-1, 1, size))
+        if terminated or truncated:
+            single.reset()
+        return 1
+
+    def parallel() -> int:
+        many.step(rng.uniform(-1, 1, (ENVS, *size)))
+        return ENVS
+
+    pairs = [(rate(parallel, seconds), rate(bare, seconds)) for _ in range(rounds)]
+    many.close()
+    ratio = statistics.median(ours / (workers * one) for ours, one in pairs)
+    print(
+        f"simulation: {pairs[-1][0]:,.0f} steps/s with {workers} processes, {pairs[-1][1]:,.0f} bare; ratio {ratio:.3f}"
+    )
+
+
+def rate(work: Any, seconds: float) -> float:
+    """How much work is done per second."""
+    started, done = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        done += work()
+    return done / (time.perf_counter() - started)
+
+
+def learning(updates: int, rounds: int) -> None:
+    run = configuration(Args(out=None, preset="laptop", buffer_size=40_000))  # type: ignore[arg-type]
+    agents: dict[str, Any] = {"ours": run.make_model("cpu", workers=min(os.cpu_count() or 1, ENVS))}
+    env = agents["ours"].env
+    agents["Stable-Baselines3"] = sb3.DDPG(
+        "MultiInputPolicy",
+        env,
+        batch_size=256,
+        buffer_size=40_000,
+        learning_starts=0,
+        train_freq=50,
+        policy_kwargs={"net_arch": [256] * 3},
+        replay_buffer_class=sb3.HerReplayBuffer,
+        seed=0,
+        device="cpu",
+    )
+    reengage = replace(run, arguments=run.arguments | {"goal_gradient_coef": 0.1})
+    agents["ours, ReenGAGE"] = reengage.make_model("cpu")
+    for model in agents.values():
+        model.set_logger(configure(None, []))
+        model.gradient_steps = 1
+        model.learn(ENVS * 100)
+    times: dict[str, list[float]] = {name: [] for name in agents}
+    for _ in range(rounds):
+        for name, model in agents.items():
+            started = time.perf_counter()
+            model.train(updates, 256)
+            times[name].append((time.perf_counter() - started) / updates)
+    for name, own in times.items():
+        ratio = statistics.median(stock / mine for stock, mine in zip(times["Stable-Baselines3"], own, strict=True))
+        print(f"updates: {name:20} {1000 * statistics.median(own):6.2f} ms; ratio of updates/s {ratio:.3f}")
+    for model in agents.values():
+        model.env.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    rounds = 5 if parser.parse_args().quick else 15
+    print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads; commit {cli.commit()}")
+    simulation(1.0, rounds)
+    learning(40, rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Train a robot hand, or any other goal environment of gymnasium-robotics, with DDPG and hindsight.
+
+    python -m scripts.train_hand runs/hand-ddpg --preset laptop --seeds 0 1
+    python -m scripts.train_hand runs/hand-reengage --preset laptop --seeds 0 1 --goal-gradient-coef 0.1
+    python -m scripts.evaluate runs/hand-ddpg runs/hand-reengage --baseline runs/hand-ddpg
+    MUJOCO_GL=egl python -m scripts.rollout runs/hand-reengage/seed-0 --fps 25
+
+The preset ``published`` is OpenAI's recipe (Plappert et al., "Multi-Goal Reinforcement Learning", 2018), which Section
+8.4 takes as it is: 19 workers of two episodes each make a cycle, after which 40 batches of 19 times 256 are learned
+from; 50 cycles make an epoch. ``laptop`` is the same with 8 times two episodes and batches of 256. Line by line:
+
+    recipe                                      here
+    3 hidden layers of 256, both networks       net_arch
+    Adam 0.001, both networks                   learning_rate
+    discount 1 - 1 / T                          gamma, T the time limit
+    targets clipped to [-1 / (1 - gamma), 0]    target_range
+    target networks keep 0.95 once per cycle    tau 0.05, target_update_interval 40
+    inputs normalized, clipped at 5 (raw: 200)  NormalizedExtractor: observation and desired goal
+    statistics from new episodes, relabelled    GoalConditioned.update_statistics
+    squared actions in the actor's loss, 1.0    action_l2
+    noise 0.2, random actions 0.3               noise, random_action
+    hindsight, 4 future goals                   HerReplayBuffer
+    a million transitions                       buffer_size
+    success in the last step                    is_success of the environment, at the end of an episode
+    190 test episodes per epoch                 eval_episodes, without noise
+
+There, 19 learners average their gradients, each from a buffer and with statistics of its own episodes before these are
+averaged; here one learner sees the 19-fold batch. Goal gradients are those of the raw goal, through the normalization.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from scripts import cli, goal_training
+
+CYCLES, UPDATES = 50, 40  # of an epoch, of a cycle
+SHARE = 2 / 3  # of the free memory that a replay buffer may take
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How many episodes run side by side in a cycle, how large batches are, how often and how long to evaluate."""
+
+    num_envs: int
+    batch_size: int
+    epochs: int
+    eval_episodes: int
+
+
+PRESETS = {"published": Preset(38, 19 * 256, 50, 190), "laptop": Preset(16, 256, 50, 96)}
+
+
+@dataclass
+class Args(goal_training.RunArgs):
+    """Train a robot hand: one run per seed in OUT/seed-K."""
+
+    env: str = cli.arg("id in gymnasium-robotics, or module:id", "HandReach-v3")
+    preset: Literal["published", "laptop"] = cli.arg("how much to simulate and to learn at a time", "published")
+    epochs: int | None = cli.arg("of 50 cycles each; by default 50", None)
+    workers: int = cli.arg("processes that simulate", os.cpu_count() or 1)
+    steps: int | None = cli.arg("environment steps of each run, instead of epochs", None)
+    batch_size: int | None = cli.arg("of an update; by default the preset's", None)
+    lr: float | None = cli.arg("learning rate", 0.001)
+    eval_every: int | None = cli.arg("steps between evaluations; by default an epoch", None)
+    eval_episodes: int | None = cli.arg("episodes per evaluation; by default the preset's", None)
+    checkpoint_every: int | None = cli.arg("steps between checkpoints; by default an epoch", None)
+    buffer_size: int = cli.arg("transitions that are remembered", 1_000_000)
+    normalize: bool = cli.arg("weigh goal gradients by the variance of the goals (Appendix G.4)", False)
+
+
+def configuration(args: Args) -> goal_training.Run:
+    """The run that the arguments mean; ``ValueError`` unless it can be made here."""
+    env = args.env if ":" in args.env else f"gymnasium_robotics:{args.env}"
+    limit = goal_training.spec_of(env).max_episode_steps
+    if limit is None:
+        raise ValueError(f"env: got {env!r}, which has no time limit; expected episodes of one length")
+    for name in ("workers", "epochs", "buffer_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name.replace('_', '-')}: got {value}, expected at least 1")
+    preset = PRESETS[args.preset]
+    gamma = 1 - 1 / limit
+    cycle = preset.num_envs * limit
+    epoch = CYCLES * cycle
+    steps = args.steps if args.steps is not None else epoch * (args.epochs or preset.epochs)
+    arguments = {
+        "learning_rate": args.lr,
+        "batch_size": args.batch_size or preset.batch_size,
+        "buffer_size": -(-args.buffer_size // cycle) * cycle,  # whole episodes, so that none is cut when it is full
+        "learning_starts": 0,
+        "gamma": gamma,
+        "tau": 0.05,
+        "target_update_interval": UPDATES,
+        "target_range": [-1 / (1 - gamma), 0.0],
+        "train_freq": limit,  # in steps of all environments: rollouts are cycles
+        "gradient_steps": UPDATES,
+        "action_l2": 1.0,
+        "random_action": 0.3,
+        "policy_kwargs": {"net_arch": [256, 256, 256], "features_extractor_class": "NormalizedExtractor"},
+        "goal_gradient_coef": args.goal_gradient_coef,
+    }
+    plan = {
+        "steps": steps,
+        "eval_every": args.eval_every or epoch,
+        "eval_episodes": args.eval_episodes or preset.eval_episodes,
+        "checkpoint_every": args.checkpoint_every or epoch,
+    }
+    return goal_training.Run(
+        env=env,
+        env_arguments={},
+        num_envs=preset.num_envs,
+        algorithm="ddpg",
+        arguments=arguments,
+        plan=plan,
+        noise=0.2,
+        goal_gradient={"normalize": True} if args.normalize else {},
+    )
+
+
+def check_memory(run: goal_training.Run, jobs: int) -> None:
+    """Raise if the replay buffers of ``jobs`` runs would not fit into memory, which would show only after hours."""
+    env = run.make_env(1)
+    numbers = 2 * sum(int(np.prod(space.shape)) for space in env.observation_space.values())  # type: ignore[attr-defined]
+    numbers += int(np.prod(env.action_space.shape or (1,))) + 3
+    env.close()
+    transitions = min(run.arguments["buffer_size"], run.plan["steps"])  # memory is taken as it is filled
+    needed = 4 * numbers * transitions * jobs
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > SHARE * free:
+        raise ValueError(
+            f"buffer-size: got {transitions} transitions for {jobs} runs at a time, which take "
+            f"{needed / 2**30:.1f} GiB of {free / 2**30:.1f} GiB of free memory; choose a smaller one or fewer --jobs"
+        )
+
+
+def main(args: Args) -> None:
+    run = configuration(args)
+    check_memory(run, min(args.jobs, len(args.seeds)))
+    goal_training.train_all(run, args, "scripts.train_hand", workers=args.workers)
+
+
+if __name__ == "__main__":
+    cli.run(main, Args, "scripts.train_hand")
