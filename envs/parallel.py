@@ -7,10 +7,12 @@ short message per worker and step.
 from __future__ import annotations
 
 import contextlib
+import io
 import multiprocessing
 import signal
 import traceback
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -214,6 +216,9 @@ def _work(connection: Connection, shared: _Shared, rows: list[int], env: str | M
     """A worker: makes its environments, then obeys until the connection is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
     try:
+        if isinstance(env, str) and ":" in env:
+            with contextlib.redirect_stderr(io.StringIO()):  # notices of the module: the parent has printed them
+                import_module(env.rpartition(":")[0])
         envs = {row: _make(env, kwargs) for row in rows}
         connection.send({})
         while True:
