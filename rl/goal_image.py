@@ -18,19 +18,16 @@ class GoalImage(GoalSetEncoder):
     Each point of integers from -bound to bound has a cell of 8 x 8 pixels. Red is the square in the middle of a goal's
     cell, with the value b^2 (differentiable); green the square around the position, blue the one around the next
     position if the action is zero. Position and goal overlap if the position rounds to the goal, up to a single pixel.
-    Squares that leave the picture come in at the other side. Goals outside of it are not seen.
+    What is outside of the picture is not seen. Positions are those of a torus whose edges are at -bound and bound.
 
     Args:
         bound: of goals.
-        period: after which positions wrap around; by default ``2 bound + 1``, the side of the picture.
         embedding_dim: outputs of the layer after the convolutions.
 
     The state is position (2), rounded position (2), sine and cosine of the direction, in which a step has length 1.
     """
 
-    def __init__(
-        self, observation_space: spaces.Dict, bound: int = 10, period: float | None = None, embedding_dim: int = 20
-    ) -> None:
+    def __init__(self, observation_space: spaces.Dict, bound: int = 10, embedding_dim: int = 20) -> None:
         super().__init__(observation_space, embedding_dim)
         self.check_positive(bound=[bound])
         if self.item_dim != 2 or self.state_dim != 6:
@@ -39,7 +36,6 @@ class GoalImage(GoalSetEncoder):
                 "of DriveSeek; use another encoder"
             )
         self.bound, self.cells = bound, 2 * bound + 1
-        self.period = float(self.cells if period is None else period)
         side = self.cells * PIXELS
         for kernel, stride in ((8, 4), (4, 2), (3, 1)):
             side = (side - kernel) // stride + 1
@@ -63,7 +59,7 @@ class GoalImage(GoalSetEncoder):
         """The picture ``[B, 3, side, side]``, in which the first coordinate goes down; differentiable in the gates."""
         position = goals.state[:, :2].detach()
         direction = goals.state[:, [5, 4]].detach()  # cosine and sine
-        ahead = (position + direction + self.period / 2) % self.period - self.period / 2
+        ahead = (position + direction + self.bound) % (2 * self.bound) - self.bound
         return torch.stack([self._goals(goals), self._square(position), self._square(ahead)], dim=1)
 
     def _goals(self, goals: GoalSet) -> Tensor:
@@ -80,8 +76,7 @@ class GoalImage(GoalSetEncoder):
         return pixels.view(-1, self.cells * PIXELS, self.cells * PIXELS)
 
     def _square(self, centre: Tensor) -> Tensor:
-        side = self.cells * PIXELS
         first = ((centre + self.bound + 0.5) * PIXELS).floor() - SQUARE // 2
-        pixels = torch.arange(side).to(first)
-        inside = ((pixels - first[:, :, None]) % side < SQUARE).to(first)  # [B, 2, side]
+        along = torch.arange(self.cells * PIXELS).to(first) - first[:, :, None]
+        inside = ((along >= 0) & (along < SQUARE)).to(first)  # [B, 2, side]
         return inside[:, 0, :, None] * inside[:, 1, None, :]

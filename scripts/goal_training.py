@@ -73,7 +73,8 @@ class Run:
         plan: keyword arguments of :class:`rl.Plan`.
         noise: standard deviation of the normal noise on actions, if any.
         hindsight: keyword arguments of the replay buffer; by default the papers' four relabelled transitions per real
-            one.
+            one. None for sets of goals, which are not relabelled.
+        policy: name of the policy class.
     """
 
     env: str
@@ -83,9 +84,10 @@ class Run:
     arguments: dict[str, Any]
     plan: dict[str, int]
     noise: float | None = None
-    hindsight: dict[str, Any] = field(
+    hindsight: dict[str, Any] | None = field(
         default_factory=lambda: {"n_sampled_goal": 4, "goal_selection_strategy": "future"}
     )
+    policy: str = "MultiInputPolicy"
     seed: int = 0
 
     def make_env(self, num_envs: int | None = None, render_mode: str | None = None) -> VectorEnvAdapter:
@@ -106,11 +108,15 @@ class Run:
             size = env.action_space.shape or (1,)
             noise = NormalActionNoise(np.zeros(size), np.full(size, self.noise))
             options["action_noise"] = noise if env.num_envs == 1 else VectorizedActionNoise(noise, env.num_envs)
+        relabels = self.hindsight is not None
+        if not relabels:  # sets of goals are large: no more memory than the run fills, which changes nothing
+            steps = self.plan["steps"] + 2 * env.num_envs
+            options["buffer_size"] = min(options["buffer_size"], steps)
         return ALGORITHMS[self.algorithm](
-            "MultiInputPolicy",
+            self.policy,
             env,
-            replay_buffer_class=rl.HerReplayBuffer,
-            replay_buffer_kwargs=dict(self.hindsight),
+            replay_buffer_class=rl.HerReplayBuffer if relabels else rl.GoalSetReplayBuffer,
+            replay_buffer_kwargs=dict(self.hindsight or {}),
             seed=self.seed,
             device=device,
             tensorboard_log=None if tensorboard is None else str(tensorboard),
@@ -194,7 +200,8 @@ def train_all(run_: Run, args: Args, prog: str) -> None:
             each.train(folder, args.device, args.tensorboard)
     else:
         _train_in_parallel(work, args)
-    print(f"wrote {args.out}; see python -m scripts.evaluate {args.out}")
+    metric = " --metric return" if run_.hindsight is None else ""  # there is no success with sets of goals
+    print(f"wrote {args.out}; see python -m scripts.evaluate {args.out}{metric}")
 
 
 def _prepare_worker() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import rl
 
-BOUND = 3
+BOUND = 2
 
 
 class Collect(gymnasium.Env[dict[str, Any], Any]):
@@ -101,7 +101,7 @@ def collector(
     return model
 
 
-def double_batch(model: Any, size: int = 12) -> Any:
+def double_batch(model: Any, size: int = 24) -> Any:
     """A minibatch in float64, in which some transitions end their episode; the model's networks become float64, too."""
     model.policy.double()
     batch = model.replay_buffer.sample(size)

@@ -21,7 +21,7 @@ from rl.goal_image import GoalImage
 from rl.multi_goal import ENCODERS
 from rl.reengage import Logs
 from rl.set_transformer import gated_attention
-from tests.goal_sets import BOUND, Collect, collector, double_batch, repadded, shuffled
+from tests.goal_sets import Collect, collector, double_batch, repadded, shuffled
 
 encoders = pytest.mark.parametrize("encoder", ENCODERS)
 sharing = pytest.mark.parametrize("share", [True, False])
@@ -306,6 +306,9 @@ def test_gated_attention_by_hand() -> None:
 # --- the picture
 
 
+BOUND = 3
+
+
 def picture(goals: list[tuple[float, float, float]], position: tuple[float, float], angle: float = 0.0) -> Tensor:
     encoder = GoalImage(Collect(n_max=len(goals)).observation_space, bound=BOUND)  # type: ignore[arg-type]
     state = torch.tensor([[*position, *np.round(position), np.sin(angle), np.cos(angle)]], dtype=torch.float32)
@@ -333,9 +336,9 @@ def test_squares_of_the_picture() -> None:
     assert red == square(26, 34) | square(2, 50)
     assert green == square(26, 26)
     assert blue == square(26, 34)  # one unit along the second coordinate
-    edge = picture([(0.0, 0.0, 0.0)], (3.45, 0.0), 0.0)
-    assert set(edge[1].nonzero()[:, 0].tolist()) == {53, 54, 55, 0}
-    assert set(edge[2].nonzero()[:, 0].tolist()) == {5, 6, 7, 8}  # 4.45 is -2.55, as the square is 7 units wide
+    edge = picture([(0.0, 0.0, 0.0)], (2.5, 0.0), 0.0)
+    assert set(edge[1].nonzero()[:, 0].tolist()) == {46, 47, 48, 49}
+    assert set(edge[2].nonzero()[:, 0].tolist()) == {6, 7, 8, 9}  # 3.5 is -2.5
     assert edge[0].sum() == 0
 
 
@@ -391,9 +394,9 @@ def test_goals_are_stored_once() -> None:
     buffer = model.replay_buffer
     assert buffer.next_observations["desired_goal"] is buffer.observations["desired_goal"]
     other = collector(goal_gradient_coef=0.3, replay_buffer_class=None).learn(40)
-    np.random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
     first = buffer.sample(30)
-    np.random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
     second = other.replay_buffer.sample(30)
     for key in first.observations:
         assert torch.equal(first.observations[key], second.observations[key])
