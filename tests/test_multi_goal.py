@@ -97,7 +97,7 @@ def test_gradients_of_the_loss_against_finite_differences(encoder: str) -> None:
             flat[i] = kept - h
             below = model._critic_loss(batch, Logs()).item()
             flat[i] = kept
-            assert (above - below) / (2 * h) == pytest.approx(gradient.view(-1)[i].item(), rel=1e-4, abs=1e-7)
+            assert (above - below) / (2 * h) == pytest.approx(gradient.reshape(-1)[i].item(), rel=1e-4, abs=1e-7)
 
 
 @encoders
