@@ -54,10 +54,14 @@ class GoalSetEncoder(BaseFeaturesExtractor):
                 raise ValueError(f"{name}: got {values}, expected sizes of at least 1")
 
     def read(self, observation: Observation) -> GoalSet:
-        """The parts of an observation, in the precision of this encoder."""
+        """The parts of an observation, in the precision of this encoder; of the goals, gates alone have gradients.
+
+        Items are cut off, since they are columns of the tensor that holds the gates: gradients with respect to gates
+        would go through all of the encoder to find that those columns do not depend on them.
+        """
         like = next(self.parameters())
         goal = observation[GOAL].to(like)
-        return GoalSet(observation[STATE].to(like).flatten(1), goal[..., :-1], goal[..., -1])
+        return GoalSet(observation[STATE].to(like).flatten(1), goal[..., :-1].detach(), goal[..., -1])
 
     def forward(self, observation: Observation) -> Tensor:
         goals = self.read(observation)
