@@ -1,14 +1,18 @@
 """Goal-conditioned reinforcement learning on Stable-Baselines3, with critics that also learn from goal gradients.
 
 ``rl.DDPG``, ``rl.TD3``, ``rl.SAC`` and ``rl.DQN`` are those of Stable-Baselines3 with ``goal_gradient_coef``, the
-coefficient of ReenGAGE; at 0 they train bit-identical networks.
+coefficient of ReenGAGE; at 0 they train bit-identical networks. ``rl.DDPG("MultiGoalPolicy", env, ...)`` is
+Multi-ReenGAGE, for environments with many goals at a time (:mod:`rl.gates`).
 """
 
 from rl.actor_critic import DDPG, SAC, TD3
+from rl.buffers import GoalSetReplayBuffer
 from rl.checkpoint import load_checkpoint, save_checkpoint
 from rl.dqn import DQN
+from rl.gates import GateGradient
 from rl.goals import GoalGradient
 from rl.her import HerReplayBuffer
+from rl.multi_goal import MultiGoalPolicy
 from rl.normalization import NormalizedExtractor
 from rl.training import Plan, run, run_episodes
 from rl.vec_env import VectorEnvAdapter
@@ -18,8 +22,11 @@ __all__ = [
     "DQN",
     "SAC",
     "TD3",
+    "GateGradient",
     "GoalGradient",
+    "GoalSetReplayBuffer",
     "HerReplayBuffer",
+    "MultiGoalPolicy",
     "NormalizedExtractor",
     "Plan",
     "VectorEnvAdapter",

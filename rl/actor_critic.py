@@ -9,10 +9,12 @@ import stable_baselines3 as sb3
 import torch
 import torch.nn.functional as F
 from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
 from rl.goals import Observation
-from rl.reengage import Batch, GoalConditioned, Logs, NextValue, add_up
+from rl.multi_goal import MultiGoalPolicy
+from rl.reengage import Batch, GoalConditioned, Logs, Networks, NextValue, add_up
 from rl.slopes import PlainCritic, plain_critic
 from rl.updates import descend
 
@@ -100,6 +102,9 @@ class _DeterministicActor(_ActorCritic):
     def _targets(self) -> list[tuple[nn.Module, nn.Module]]:
         return [*super()._targets(), (self.actor, self.actor_target)]
 
+    def _encode(self, observation: Observation, networks: Networks) -> Observation:
+        return self.policy.encode(observation, networks) if isinstance(self.policy, MultiGoalPolicy) else observation
+
     def _next_value(self, batch: Batch, observation: Observation) -> NextValue:
         with torch.no_grad():
             noise = torch.empty_like(batch.actions).normal_(0, self.target_policy_noise)
@@ -111,8 +116,9 @@ class _DeterministicActor(_ActorCritic):
     def _finish(self, batch: Batch, step: int, logs: Logs) -> None:
         if self._n_updates % self.policy_delay != 0:
             return
-        actions = self.actor(batch.observations)
-        loss = -self.critic.q1_forward(batch.observations, actions).mean()
+        observation = self._encode(batch.observations, "actor")
+        actions = self.actor(observation)
+        loss = -self.critic.q1_forward(observation, actions).mean()
         if self.action_l2 > 0:
             loss = loss + self.action_l2 * actions.square().mean()
         logs.add("actor_loss", loss)
@@ -123,11 +129,27 @@ class _DeterministicActor(_ActorCritic):
 
 
 class TD3(_DeterministicActor, sb3.TD3):
-    """Twin delayed DDPG with the goal-gradient term in the loss of both critics; see :class:`GoalConditioned`."""
+    """Twin delayed DDPG with the goal-gradient term in the loss of both critics; see :class:`GoalConditioned`.
+
+    ``"MultiGoalPolicy"`` is for environments with many goals at a time, :class:`rl.multi_goal.MultiGoalPolicy`.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        **sb3.TD3.policy_aliases,
+        "MultiGoalPolicy": MultiGoalPolicy,
+    }
 
 
 class DDPG(_DeterministicActor, sb3.DDPG):
-    """Deep deterministic policy gradient with the goal-gradient term (Section 8.2); see :class:`GoalConditioned`."""
+    """Deep deterministic policy gradient with the goal-gradient term (Section 8.2); see :class:`GoalConditioned`.
+
+    With ``"MultiGoalPolicy"``, for environments with many goals at a time, it is Multi-ReenGAGE (Section 8.5).
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        **sb3.DDPG.policy_aliases,
+        "MultiGoalPolicy": MultiGoalPolicy,
+    }
 
 
 class SAC(_ActorCritic, sb3.SAC):

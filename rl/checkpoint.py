@@ -199,7 +199,9 @@ def _arrays(buffer: ReplayBuffer) -> dict[str, np.ndarray]:
     for name in _DICTIONARIES:
         own = getattr(buffer, name, None)
         if isinstance(buffer, DictReplayBuffer) and own is not None:
-            arrays |= {f"{name}.{key}": array for key, array in own.items()}
+            # an array that stands for both, as in GoalSetReplayBuffer, is there already
+            known = {id(array) for array in arrays.values()}
+            arrays |= {f"{name}.{key}": array for key, array in own.items() if id(array) not in known}
         elif own is not None:
             arrays[name] = own
     return arrays

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -46,6 +46,39 @@ class GoalStatistics:
         return self.squares / max(self.count, 1)
 
 
+class GradientRule(Protocol):
+    """What the training loop asks of a rule; ``GoalGradient`` and :class:`rl.gates.GateGradient` are the two."""
+
+    plain: ClassVar[bool]  # whether the goal as it is observed is what is differentiated
+
+    @property
+    def normalize(self) -> bool:
+        """Whether coordinates are weighed by the running variance of the goals."""
+        ...
+
+    def check(self, space: spaces.Space[Any], normalization: VecNormalize | None = None) -> None:
+        """Raise unless ``space`` has what is differentiated, and minibatches hold what this rule reads.
+
+        Args:
+            normalization: what the observations and rewards of minibatches go through, if anything.
+        """
+        ...
+
+    def attach(self, observation: Observation) -> tuple[Observation, Tensor]:
+        """The observation as a function of the variable ``[B, ...]`` that is differentiated, and that variable."""
+        ...
+
+    def reward_gradient(self, next_observation: Observation) -> Tensor | None:
+        """Gradient of the reward, ``[B, variables]``; None where it vanishes on all transitions that count."""
+        ...
+
+    def weight(
+        self, reward: Tensor, discount: Tensor | float, gamma: float, statistics: GoalStatistics | None
+    ) -> Tensor:
+        """How much each transition and coordinate counts, ``[B, 1]`` or ``[B, variables]``."""
+        ...
+
+
 @dataclass(frozen=True)
 class GoalGradient:
     """ReenGAGE: the goal itself is differentiated.
@@ -64,14 +97,10 @@ class GoalGradient:
     reward: Reward | None = None
     normalize: bool = False
 
-    plain: ClassVar[bool] = True  # the goal as it is observed is what is differentiated
+    plain: ClassVar[bool] = True
 
     def check(self, space: spaces.Space[Any], normalization: VecNormalize | None = None) -> None:
-        """Raise unless ``space`` has a goal that can be differentiated, and rewards and goals are what this rule reads.
-
-        Args:
-            normalization: what the observations and rewards of minibatches go through, if anything.
-        """
+        """Raise unless ``space`` has a goal to differentiate, and rewards and goals are what this rule reads."""
         if not isinstance(space, spaces.Dict) or GOAL not in space.spaces:
             raise ValueError(
                 f"goal_gradient_coef: got a positive one with the observation space {space}, expected a "
@@ -93,13 +122,13 @@ class GoalGradient:
             )
 
     def attach(self, observation: Observation) -> tuple[Observation, Tensor]:
-        """The observation as a function of the variable that is differentiated, and that variable."""
+        """The observation as a function of the goal."""
         goal = observation[GOAL].detach()
         goal = (goal if goal.is_floating_point() else goal.float()).requires_grad_()
         return {**observation, GOAL: goal}, goal
 
     def reward_gradient(self, next_observation: Observation) -> Tensor | None:
-        """Gradient of the reward, ``[B, goal]``; None where it vanishes on all transitions that count."""
+        """That of a dense reward (Eq. 8.8); a sparse one has none where it is low."""
         if self.reward is None:
             return None
         goal = next_observation[GOAL].detach().float().requires_grad_()

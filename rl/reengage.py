@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples
 from torch import Tensor, nn
 
-from rl.goals import GOAL, GoalGradient, GoalStatistics, Observation
+from rl.goals import GOAL, GoalGradient, GoalStatistics, GradientRule, Observation
 from rl.her import HerReplayBuffer
 from rl.losses import goal_gradient_loss, td_target, td_target_gradient
 from rl.normalization import share_statistics
@@ -27,6 +27,7 @@ from rl.updates import Follower, make_faster
 
 Batch = DictReplayBufferSamples
 Discount = Tensor | float
+Networks = Literal["target", "critic", "actor"]
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ class GoalConditioned(OffPolicyAlgorithm):
     Args:
         goal_gradient_coef: the paper's alpha, which multiplies the squared error of the goal gradients *summed* over
             the goal's coordinates and averaged over the batch. 0 trains as Stable-Baselines3 does.
-        goal_gradient: what is differentiated and which transitions count; by default ReenGAGE for sparse rewards with
-            -1 for not reaching the goal (Eq. 8.9).
+        goal_gradient: what is differentiated and which transitions count; by default the policy's own rule if it has
+            one, else ReenGAGE for sparse rewards with -1 for not reaching the goal (Eq. 8.9).
         target_range: smallest and largest possible return; TD targets are clipped to it. The target of the goal
             gradient is not: where a value is clipped, its gradient still says where the goal lies.
 
@@ -74,7 +75,7 @@ class GoalConditioned(OffPolicyAlgorithm):
     """
 
     goal_gradient_coef: float = 0.0
-    goal_gradient: GoalGradient = GoalGradient()
+    goal_gradient: GradientRule
     target_range: tuple[float, float] | None = None
     goal_statistics: GoalStatistics
     loss_name: ClassVar[str] = "critic_loss"
@@ -84,7 +85,7 @@ class GoalConditioned(OffPolicyAlgorithm):
         self,
         *args: Any,
         goal_gradient_coef: float = 0.0,
-        goal_gradient: GoalGradient | None = None,
+        goal_gradient: GradientRule | None = None,
         target_range: tuple[float, float] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -92,12 +93,15 @@ class GoalConditioned(OffPolicyAlgorithm):
             raise ValueError(f"target_range: got {target_range}, expected the smaller return first")
         self.target_range = target_range
         self.goal_gradient_coef = goal_gradient_coef
-        self.goal_gradient = goal_gradient or GoalGradient()
+        if goal_gradient is not None:
+            self.goal_gradient = goal_gradient
         self.goal_statistics = GoalStatistics()  # stays empty without GoalGradient.normalize
         super().__init__(*args, **kwargs)
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        if not hasattr(self, "goal_gradient"):
+            self.goal_gradient = getattr(self.policy, "goal_gradient", GoalGradient())
         self._check_goal_gradient()
         self._normalization = share_statistics(self.policy)
         if self._normalization is not None:
@@ -140,6 +144,15 @@ class GoalConditioned(OffPolicyAlgorithm):
     def _next_value(self, batch: Batch, observation: Observation) -> NextValue:
         """The value of the next states; ``observation`` stands for ``batch.next_observations``."""
         raise NotImplementedError
+
+    def _encode(self, observation: Observation, networks: Networks) -> Observation:
+        """What the networks are given in place of an observation: an encoder that they share is evaluated here, once.
+
+        Args:
+            networks: the targets, whose value is differentiated with respect to the goal alone; the critics, in their
+                loss; or actor and critic in the actor's loss.
+        """
+        return observation
 
     def _values(self, observation: Observation, batch: Batch) -> tuple[Tensor, ...]:
         """What each critic says of the actions taken, ``[B, 1]``; ``observation`` stands for ``batch.observations``."""
@@ -197,14 +210,14 @@ class GoalConditioned(OffPolicyAlgorithm):
         discount: Discount = self.gamma if batch.discounts is None else batch.discounts
         if self.goal_gradient_coef == 0:
             with torch.no_grad():
-                value = self._next_value(batch, batch.next_observations)
-                target = self._clip(td_target(batch.rewards, batch.dones, discount, value.target))
-            loss = self._td_loss(self._values(batch.observations, batch), target)
+                value = self._next_value(batch, self._encode(batch.next_observations, "target")).target
+                target = self._clip(td_target(batch.rewards, batch.dones, discount, value))
+            loss = self._td_loss(self._values(self._encode(batch.observations, "critic"), batch), target)
             logs.add(self.loss_name, loss)
             return loss
 
         observation, variable = self.goal_gradient.attach(batch.next_observations)
-        value = self._next_value(batch, observation)
+        value = self._next_value(batch, self._encode(observation, "target"))
         next_gradient = slope(value.smooth, variable, differentiable=False)
         target = self._clip(td_target(batch.rewards, batch.dones, discount, value.target.detach()))
         target_gradient = td_target_gradient(
@@ -232,7 +245,7 @@ class GoalConditioned(OffPolicyAlgorithm):
         if plain is not None:
             return plain.values_and_slopes()
         observation, variable = self.goal_gradient.attach(batch.observations)
-        values = self._values(observation, batch)
+        values = self._values(self._encode(observation, "critic"), batch)
         return values, tuple(slope(value, variable, differentiable=True) for value in values)
 
 

@@ -85,7 +85,8 @@ class Run:
         noise: standard deviation of the normal noise on actions, if any.
         goal_gradient: keyword arguments of :class:`rl.GoalGradient`.
         hindsight: keyword arguments of the replay buffer; by default the papers' four relabelled transitions per real
-            one.
+            one. None for sets of goals, which are not relabelled.
+        policy: name of the policy class.
     """
 
     env: str
@@ -96,9 +97,10 @@ class Run:
     plan: dict[str, int]
     noise: float | None = None
     goal_gradient: dict[str, Any] = field(default_factory=dict)
-    hindsight: dict[str, Any] = field(
+    hindsight: dict[str, Any] | None = field(
         default_factory=lambda: {"n_sampled_goal": 4, "goal_selection_strategy": "future"}
     )
+    policy: str = "MultiInputPolicy"
     seed: int = 0
 
     def make_env(self, num_envs: int | None = None, workers: int = 1) -> VectorEnvAdapter:
@@ -126,11 +128,15 @@ class Run:
         policy = dict(options.get("policy_kwargs", {}))
         if policy.get("features_extractor_class") == NormalizedExtractor.__name__:
             policy["features_extractor_class"] = NormalizedExtractor
+        relabels = self.hindsight is not None
+        if not relabels:  # sets of goals are large: no more memory than the run fills, which changes nothing
+            steps = self.plan["steps"] + 2 * env.num_envs
+            options["buffer_size"] = min(options["buffer_size"], steps)
         return ALGORITHMS[self.algorithm](
-            "MultiInputPolicy",
+            self.policy,
             env,
-            replay_buffer_class=rl.HerReplayBuffer,
-            replay_buffer_kwargs=dict(self.hindsight),
+            replay_buffer_class=rl.HerReplayBuffer if relabels else rl.GoalSetReplayBuffer,
+            replay_buffer_kwargs=dict(self.hindsight or {}),
             seed=self.seed,
             device=device,
             tensorboard_log=None if tensorboard is None else str(tensorboard),
@@ -239,7 +245,8 @@ def train_all(run_: Run, args: RunArgs, prog: str, workers: int = 1) -> None:
             each.train(folder, args.device, args.tensorboard, workers)
     else:
         _train_in_parallel(work, args, workers)
-    print(f"wrote {args.out}; see python -m scripts.evaluate {args.out}")
+    metric = " --metric return" if run_.hindsight is None else ""  # there is no success with sets of goals
+    print(f"wrote {args.out}; see python -m scripts.evaluate {args.out}{metric}")
 
 
 def _prepare_worker() -> None:

@@ -1,0 +1,82 @@
+"""DriveSeek's goals as a picture for a convolutional network (Appendix G.6.6, Figure G.12)."""
+
+from __future__ import annotations
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from rl.deep_sets import GoalSet, GoalSetEncoder
+
+PIXELS = 8  # per unit: a pixel is 0.125 units wide
+SQUARE = 4  # side of every square, so that squares overlap where positions are less than half a unit apart
+
+
+class GoalImage(GoalSetEncoder):
+    """The "Nature CNN" of a picture of DriveSeek, and the state.
+
+    Each point of integers from -bound to bound has a cell of 8 x 8 pixels. Red is the square in the middle of a goal's
+    cell, with the value b^2 (differentiable); green the square around the position, blue the one around the next
+    position if the action is zero. Position and goal overlap if the position rounds to the goal, up to a single pixel.
+    What is outside of the picture is not seen. Positions are those of a torus whose edges are at -bound and bound.
+
+    Args:
+        bound: of goals.
+        embedding_dim: outputs of the layer after the convolutions.
+
+    The state is position (2), rounded position (2), sine and cosine of the direction, in which a step has length 1.
+    """
+
+    def __init__(self, observation_space: spaces.Dict, bound: int = 10, embedding_dim: int = 20) -> None:
+        super().__init__(observation_space, embedding_dim)
+        self.check_positive(bound=[bound])
+        if self.item_dim != 2 or self.state_dim != 6:
+            raise ValueError(
+                f"policy: got goals of {self.item_dim} and states of {self.state_dim} numbers, expected 2 and 6, those "
+                "of DriveSeek; use another encoder"
+            )
+        self.bound, self.cells = bound, 2 * bound + 1
+        side = self.cells * PIXELS
+        for kernel, stride in ((8, 4), (4, 2), (3, 1)):
+            side = (side - kernel) // stride + 1
+        if side < 1:
+            raise ValueError(f"bound: got {bound}, expected at least 2: the picture is too small for the convolutions")
+        self.cnn = nn.Sequential(
+            nn.Conv2d(3, 32, 8, stride=4),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 4, stride=2),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, 3),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(64 * side * side, embedding_dim),
+        )
+
+    def embed(self, goals: GoalSet) -> Tensor:
+        return self.cnn(self.paint(goals))
+
+    def paint(self, goals: GoalSet) -> Tensor:
+        """The picture ``[B, 3, side, side]``, in which the first coordinate goes down; differentiable in the gates."""
+        position = goals.state[:, :2].detach()
+        direction = goals.state[:, [5, 4]].detach()  # cosine and sine
+        ahead = (position + direction + self.bound) % (2 * self.bound) - self.bound
+        return torch.stack([self._goals(goals), self._square(position), self._square(ahead)], dim=1)
+
+    def _goals(self, goals: GoalSet) -> Tensor:
+        cell = goals.items.detach().round() + self.bound
+        seen = (goals.gates.detach() != 0) & ((cell >= 0) & (cell < self.cells)).all(dim=2)
+        rows, columns = seen.nonzero(as_tuple=True)
+        x, y = cell[rows, columns].long().unbind(dim=1)
+        plane = goals.gates.new_zeros(len(cell) * self.cells**2)
+        plane = plane.index_add(0, (rows * self.cells + x) * self.cells + y, goals.gates[rows, columns].square())
+        margin = (PIXELS - SQUARE) // 2
+        middle = torch.zeros(PIXELS, PIXELS).to(plane)
+        middle[margin:-margin, margin:-margin] = 1
+        pixels = plane.view(-1, self.cells, 1, self.cells, 1) * middle[:, None, :]
+        return pixels.view(-1, self.cells * PIXELS, self.cells * PIXELS)
+
+    def _square(self, centre: Tensor) -> Tensor:
+        first = ((centre + self.bound + 0.5) * PIXELS).floor() - SQUARE // 2
+        along = torch.arange(self.cells * PIXELS).to(first) - first[:, :, None]
+        inside = ((along >= 0) & (along < SQUARE)).to(first)  # [B, 2, side]
+        return inside[:, 0, :, None] * inside[:, 1, None, :]

@@ -1,0 +1,93 @@
+"""Train on DriveSeek or NoisySeek, environments with many goals at a time, with or without Multi-ReenGAGE.
+
+The defaults are the published ones (Table G.4); smaller networks and fewer goals fit a CPU:
+
+    python -m scripts.train_multi_goal runs/drive-ddpg --env DriveSeek-v0 --seeds 0 1
+    python -m scripts.train_multi_goal runs/drive-reengage --env DriveSeek-v0 --seeds 0 1 --goal-gradient-coef 0.1
+    python -m scripts.evaluate runs/drive-ddpg runs/drive-reengage --baseline runs/drive-ddpg --metric return
+    python -m scripts.rollout runs/drive-reengage/seed-0
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from scripts import cli, goal_training
+
+NOISE = {"DriveSeek-v0": 0.05, "NoisySeek-v0": 0.1}
+
+
+@dataclass
+class Args(goal_training.Args):
+    """Train on DriveSeek or NoisySeek: one run per seed in OUT/seed-K."""
+
+    env: Literal["DriveSeek-v0", "NoisySeek-v0"] = cli.arg("the environment", "DriveSeek-v0")
+    max_goals: int = cli.arg("most goals of an episode", 200)
+    steps: int = cli.arg("environment steps of each run", 160_000)
+    goal_gradient_coef: float = cli.arg("alpha of Multi-ReenGAGE; 0 is the baseline", 0.0)
+    batch_size: int | None = cli.arg("of an update", 256)
+    lr: float | None = cli.arg("learning rate", 0.001)
+    eval_every: int = cli.arg("steps between evaluations", 4_000)
+    eval_episodes: int = cli.arg("episodes per evaluation", 100)
+    algorithm: Literal["ddpg", "td3"] = cli.arg("the algorithm", "ddpg")
+    num_envs: int = cli.arg("environments stepped together, with an update each", 1)
+    encoder: Literal["deep-sets", "cnn", "attention"] = cli.arg(
+        "of the goals: a sum over encoded goals, a picture (DriveSeek only), or attention", "deep-sets"
+    )
+    unshared: bool = cli.arg("encoders of their own for actor and critic", False)
+    layers: list[int] = cli.arg("widths of the hidden layers of the encoder (deep-sets)", [400, 400])
+    width: int = cli.arg("of the tokens (attention)", 64)
+    blocks: int = cli.arg("of attention (attention)", 2)
+    embedding: int = cli.arg("size of the embedding of the goals", 20)
+    head: list[int] = cli.arg("widths of the hidden layers of actor and critic after the encoder", [400])
+
+
+def encoder_arguments(args: Args) -> dict[str, Any]:
+    own: dict[str, dict[str, Any]] = {
+        "deep-sets": {"layers": args.layers},
+        "cnn": {},
+        "attention": {"width": args.width, "blocks": args.blocks},
+    }
+    return {"embedding_dim": args.embedding, **own[args.encoder]}
+
+
+def configuration(args: Args) -> goal_training.Run:
+    if any(width < 1 for width in args.head):
+        raise ValueError(f"head: got {args.head}, expected widths of at least 1")
+    arguments = {
+        "learning_rate": args.lr,
+        "batch_size": args.batch_size,
+        "buffer_size": 1_000_000,
+        "learning_starts": 1_000,
+        "gamma": 0.95,
+        "tau": 0.005,
+        "train_freq": 1,
+        "gradient_steps": args.num_envs,
+        "policy_kwargs": {
+            "net_arch": args.head,
+            "encoder": args.encoder,
+            "encoder_kwargs": encoder_arguments(args),
+            "share_encoder": not args.unshared,
+        },
+        "goal_gradient_coef": args.goal_gradient_coef,
+    }
+    return goal_training.Run(
+        env=args.env,
+        env_arguments={"max_goals": args.max_goals},
+        num_envs=args.num_envs,
+        algorithm=args.algorithm,
+        arguments=arguments,
+        plan=goal_training.plan_of(args),
+        noise=NOISE[args.env],
+        hindsight=None,
+        policy="MultiGoalPolicy",
+    )
+
+
+def main(args: Args) -> None:
+    goal_training.train_all(configuration(args), args, "scripts.train_multi_goal")
+
+
+if __name__ == "__main__":
+    cli.run(main, Args, "scripts.train_multi_goal")
