@@ -198,7 +198,10 @@ class _Map:
         self._pen = ImageDraw.Draw(self._image)
         spacing = 5 if view.half <= 20 else 10
         self._ticks = [
-            [t * spacing for t in range(math.ceil((c - view.half) / spacing), math.floor((c + view.half) / spacing) + 1)]
+            [
+                t * spacing
+                for t in range(math.ceil((c - view.half) / spacing), math.floor((c + view.half) / spacing) + 1)
+            ]
             for c in view.center
         ]
         for x in self._ticks[0]:

@@ -1,8 +1,8 @@
 """Many goals at a time: padded sets, presence, and a reward with one part per goal (dissertation, Section 8.5).
 
-A desired goal is a set of goal items, as a table ``[max_goals, item + 1]``: a row is an item, and in the last column its
-presence, 1; the rows after the last item are padding, 0 throughout. The order of the rows means nothing. Achieved goals
-are one item, ``[item]``. A state is worth what it is worth for each of the goals (Equation G.16),
+A desired goal is a set of goal items, as a table ``[max_goals, item + 1]``: a row is an item, and in the last column
+its presence, 1; the rows after the last item are padding, 0 throughout. The order of the rows means nothing. Achieved
+goals are one item, ``[item]``. A state is worth the sum of what it is worth for each goal (Equation G.16),
 
     R(s', g) = sum_i b_i^2 R_item(s', g_i)
 

@@ -27,9 +27,9 @@ class NoisySeek(MultiGoalTask):
 
     Goals come in clusters. The number of clusters is geometric, 1, 2, ..., with parameter ``cluster_probability``;
     their centers are normal around 0 with standard deviation ``center_std`` in both coordinates; their shares are
-    uniform over all divisions (Dirichlet with parameters 1). A number n' uniform in 1, ..., max_goals of goals is
-    drawn: each is in a cluster by its share, normal around the center with standard deviation ``goal_std``, and rounded.
-    Goals drawn twice count once, so there may be fewer than n'.
+    uniform over all divisions (Dirichlet with parameters 1). Then n' goals are drawn, n' uniform in 1, ...,
+    max_goals: each is in a cluster by its share, normal around the center with standard deviation ``goal_std``, and
+    rounded. Goals drawn twice count once, so there may be fewer than n'.
 
     Attributes:
         max_goals: most goals of an episode.
