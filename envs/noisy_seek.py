@@ -85,6 +85,7 @@ class NoisySeek(MultiGoalTask):
         return np.float32(self.noise_std) * rng.standard_normal((n, 2), dtype=np.float32)
 
     def step(self, state: Array, action: NDArray[np.floating], noise: Array | None) -> Array:
+        assert noise is not None
         return (state + shortened(action, self.max_speed) + noise).astype(np.float32)
 
     def observation(self, state: Array) -> Array:

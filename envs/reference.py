@@ -19,7 +19,7 @@ from envs.noisy_seek import NoisySeek
 from envs.task import Array, Task
 
 Observation = Mapping[str, Array]
-Policy = Callable[[Observation], Array]
+Policy = Callable[[Observation], NDArray[Any]]
 
 
 def to_nearest_goal(position: Array, desired: Array, period: float | None = None) -> NDArray[np.float64]:

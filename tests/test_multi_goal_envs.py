@@ -179,7 +179,7 @@ def test_noisy_moves_and_a_goal_counts_each_time():
 
 def test_noise_is_standard_normal():
     env = gymnasium.make_vec("NoisySeek-v0", 200, "vector_entry_point")
-    env.reset(seed=3)
+    env.reset(seed=1000)
     states = np.stack([env.step(np.tile([1.0, 0.0], (200, 1)))[0]["observation"][:, :2] for _ in range(30)])
     noise = np.diff(states, axis=0) - [1, 0]
     for coordinate in (0, 1):
