@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import envs  # noqa: F401  (registers them)
 from rl.vec_env import VectorEnvAdapter
 
-IDS = ("ContinuousSeek-v0", "BitFlipping-v0", "LinearDense-v0", "LinearSparse-v0")
+IDS = ("ContinuousSeek-v0", "BitFlipping-v0", "LinearDense-v0", "LinearSparse-v0", "DriveSeek-v0", "NoisySeek-v0")
 
 
 def single_rate(env: gymnasium.Env, steps: int) -> float:

@@ -7,13 +7,29 @@ together in NumPy. Both take the fields of the task as keyword arguments, ``d=40
 from envs.bit_flipping import BitFlipping
 from envs.continuous_seek import ContinuousSeek
 from envs.core import GoalEnv, GoalVectorEnv
+from envs.drive_seek import DriveSeek
 from envs.linear import LinearDense, LinearSparse
+from envs.multi_goal import MultiGoalTask
+from envs.noisy_seek import NoisySeek
 from envs.registration import register
 from envs.task import Task
 
-__all__ = ["BitFlipping", "ContinuousSeek", "GoalEnv", "GoalVectorEnv", "LinearDense", "LinearSparse", "Task"]
+__all__ = [
+    "BitFlipping",
+    "ContinuousSeek",
+    "DriveSeek",
+    "GoalEnv",
+    "GoalVectorEnv",
+    "LinearDense",
+    "LinearSparse",
+    "MultiGoalTask",
+    "NoisySeek",
+    "Task",
+]
 
 register("ContinuousSeek-v0", ContinuousSeek)
 register("BitFlipping-v0", BitFlipping)
 register("LinearDense-v0", LinearDense)
 register("LinearSparse-v0", LinearSparse)
+register("DriveSeek-v0", DriveSeek)
+register("NoisySeek-v0", NoisySeek)

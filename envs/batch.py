@@ -15,7 +15,8 @@ from envs.task import Array, Task, check_rows
 Rows = slice | NDArray[np.intp]
 ALL = slice(None)
 
-_BLOCK = 32  # draws of one environment at a time: one generator call per 32 episodes instead of one per episode
+# draws of one environment at a time: one generator call per 32 episodes instead of one per episode, and so for steps
+_EPISODES, _STEPS = 32, 256
 
 
 @dataclass
@@ -43,27 +44,28 @@ class Pool:
         draw: Callable[[np.random.Generator, int], tuple[NDArray[Any], ...]],
         generators: Mapping[int, np.random.Generator],
         n: int,
+        block: int,
     ) -> None:
-        self._draw, self._generators = draw, generators
+        self._draw, self._generators, self._block = draw, generators, block
         self._rows = np.arange(n)
-        self._used = np.full(n, _BLOCK)
+        self._used = np.full(n, block)
         self._fields: tuple[NDArray[Any], ...] = ()
 
     def forget(self, row: int) -> None:
         """Drops what was drawn ahead, because the environment has another generator."""
-        self._used[row] = _BLOCK
+        self._used[row] = self._block
 
     def take(self, rows: Rows) -> tuple[NDArray[Any], ...]:
         """The next draw of each of the rows: copies, [len(rows), ...]."""
         rows = self._rows[rows]
-        for row in rows[self._used[rows] == _BLOCK].tolist():
+        for row in rows[self._used[rows] == self._block].tolist():
             self._refill(row)
         used = self._used[rows]
         self._used[rows] += 1
         return tuple(values[rows, used] for values in self._fields)
 
     def _refill(self, row: int) -> None:
-        drawn = self._draw(self._generators[row], _BLOCK)
+        drawn = self._draw(self._generators[row], self._block)
         if not self._fields:
             self._fields = tuple(np.empty((len(self._rows), *values.shape), values.dtype) for values in drawn)
         for values, block in zip(self._fields, drawn, strict=True):
@@ -89,8 +91,8 @@ class Batch:
         self.episodes: dict[int, Episode] = {}
         self._spaces = {"state": task.state_space, "goal": task.goal_space}
         self._state, self._goal = (np.zeros((n, *(s.shape or ())), np.float32) for s in self._spaces.values())
-        self._starts = Pool(task.start, self.generators, n)
-        self._noise = Pool(self._draw_noise, self.generators, n) if task.stochastic else None
+        self._starts = Pool(task.start, self.generators, n, _EPISODES)
+        self._noise = Pool(self._draw_noise, self.generators, n, _STEPS) if task.stochastic else None
 
     def seed(self, row: int, generator: np.random.Generator) -> None:
         """Draws for this environment come from the generator from now on; its next episode is the first of these."""

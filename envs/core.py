@@ -37,6 +37,11 @@ class _GoalContract:
         """Reward of a step that arrives at ``achieved_goal`` [..., goal]: float64 [...]. ``info`` is not used."""
         return self.task.reward(np.asarray(achieved_goal, np.float32), np.asarray(desired_goal, np.float32))
 
+    def compute_item_rewards(self, achieved_goal: ArrayLike, desired_goal: ArrayLike) -> NDArray[np.float64]:
+        """What each goal of a set contributes to that reward: float64 [..., goals]; 0 for padding."""
+        achieved, desired = np.asarray(achieved_goal, np.float32), np.asarray(desired_goal, np.float32)
+        return self.task.item_rewards(achieved, desired).astype(np.float64)
+
     def compute_terminated(self, achieved_goal: ArrayLike, desired_goal: ArrayLike, info: Any) -> Any:
         """Whether that step ends the episode: bool [...]."""
         terminated = self.task.terminated(np.asarray(achieved_goal, np.float32), np.asarray(desired_goal, np.float32))

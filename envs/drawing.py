@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from envs.batch import Episode
+from envs.geometry import wrapped
 
 WIDTH, HEADER, MARGIN = 640, 44, 24
 PAPER, INK, FAINT, GRID = (255, 255, 255), (35, 35, 40), (150, 150, 155), (228, 228, 232)
 BLUE, GREEN, ORANGE, RED = (40, 100, 190), (30, 150, 80), (240, 180, 80), (205, 50, 45)
+CYAN, MAGENTA = (120, 215, 230), (215, 60, 175)
 _MAX_LANES = 40
+_FINE = 2  # maps are drawn larger and scaled down, for smooth lines
 
 
 @lru_cache(maxsize=8)
@@ -123,3 +129,146 @@ def projections(episode: Episode, d: int, steps: int) -> Image.Image:
         for x, y in points:
             pen.ellipse([x - 4, y - 4, x + 4, y + 4], color)
     return image
+
+
+@dataclass(frozen=True)
+class View:
+    """The square of the plane that a map shows: the same for a whole episode.
+
+    Attributes:
+        period: of positions in both directions, if they wrap.
+    """
+
+    center: tuple[float, float]
+    half: float
+    period: float | None = None
+
+    @classmethod
+    def around(cls, points: NDArray[np.floating]) -> View:
+        """A square that shows all points [n, 2], and some of what is around them."""
+        low, high = points.min(0), points.max(0)
+        x, y = ((low + high) / 2).tolist()
+        return cls((x, y), max(12.0, float((high - low).max()) / 2 + 4))
+
+
+def goal_map(
+    episode: Episode,
+    path: NDArray[np.floating],
+    places: NDArray[np.floating],
+    view: View,
+    steps: int,
+    heading: NDArray[np.floating] | None = None,
+) -> Image.Image:
+    """A map of a set of goals, as in Figure 8.4: goals cyan, those reached blue, other places reached magenta.
+
+    Args:
+        path: positions so far [t + 1, 2].
+        places: the integer points they count as [t + 1, 2]; the first does not count, only arriving does.
+        heading: the direction of the agent [2], if it has one.
+    """
+    goals = {(x, y) for x, y in episode.goal[episode.goal[:, -1] != 0, :2].tolist()}
+    visited = {(x, y) for x, y in places[1:].tolist()}
+    found = len(goals & visited)
+    image, pen = _canvas(WIDTH, episode, steps, f"{found} of {len(goals)} goals reached", BLUE if found else FAINT)
+    colors = {CYAN: goals - visited, BLUE: goals & visited, MAGENTA: visited - goals}
+    ground = _Map(view, WIDTH - 2 * MARGIN)
+    for color, cells in colors.items():
+        for cell in sorted(cells):
+            ground.cell(cell, color)
+    ground.walk(path)
+    ground.agent(path[-1], heading)
+    image.paste(ground.image(), (MARGIN, HEADER))
+    ground.label(pen, MARGIN, HEADER)
+    left = MARGIN + 190
+    for color, name in ((CYAN, "goal"), (BLUE, "goal reached"), (MAGENTA, "other place reached")):
+        middle = HEADER + WIDTH - MARGIN
+        pen.rectangle([left, middle - 5, left + 10, middle + 5], color)
+        pen.text((left + 17, middle), name, INK, _font(13), "lm")
+        left += 45 + pen.textlength(name, _font(13))
+    return image
+
+
+class _Map:
+    """A square picture of the plane, y upwards."""
+
+    def __init__(self, view: View, size: int) -> None:
+        self.view, self.size = view, size
+        self.scale = size / (2 * view.half)
+        self._image = Image.new("RGB", (size * _FINE, size * _FINE), PAPER)
+        self._pen = ImageDraw.Draw(self._image)
+        spacing = 5 if view.half <= 20 else 10
+        self._ticks = [
+            [
+                t * spacing
+                for t in range(math.ceil((c - view.half) / spacing), math.floor((c + view.half) / spacing) + 1)
+            ]
+            for c in view.center
+        ]
+        for x in self._ticks[0]:
+            self._line((x, view.center[1] - view.half), (x, view.center[1] + view.half), GRID, 1)
+        for y in self._ticks[1]:
+            self._line((view.center[0] - view.half, y), (view.center[0] + view.half, y), GRID, 1)
+        if view.period is not None:  # the edges that positions wrap at
+            corners = [self._fine(sign * view.period / 2, sign * view.period / 2) for sign in (-1, 1)]
+            (west, south), (east, north) = corners
+            self._pen.rectangle([west, north, east, south], outline=FAINT, width=_FINE)
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """Pixels of the finished picture."""
+        (cx, cy), half = self.view.center, self.view.half
+        return (x - cx + half) * self.scale, (cy + half - y) * self.scale
+
+    def _fine(self, x: float, y: float) -> tuple[float, float]:
+        across, down = self.place(x, y)
+        return across * _FINE, down * _FINE
+
+    def _line(self, start, end, color: tuple[int, int, int], width: float) -> None:
+        self._pen.line([self._fine(*start), self._fine(*end)], color, round(width * _FINE))
+
+    def _disc(self, center, radius: float, fill, outline=None, width: int = 0) -> None:
+        x, y = self._fine(*center)
+        r = radius * _FINE
+        self._pen.ellipse([x - r, y - r, x + r, y + r], fill, outline, width * _FINE)
+
+    def cell(self, center: tuple[float, float], color: tuple[int, int, int]) -> None:
+        """The unit square that rounds to its center, less a thin gap."""
+        x, y = self._fine(*center)
+        r = max(self.scale * _FINE / 2 - _FINE / 2, 1)
+        self._pen.rectangle([x - r, y - r, x + r, y + r], color)
+
+    def walk(self, path: NDArray[np.floating]) -> None:
+        """The path from a ring at its start, with a dot for each step; across the edges where positions wrap."""
+        path = path.astype(np.float64)
+        period = self.view.period
+        moves = np.diff(path, axis=0)
+        shifts = np.zeros((1, 2))
+        if period is not None:
+            moves = wrapped(moves, period)
+            shifts = period * np.array([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)])
+        for start, move in zip(path[:-1], moves, strict=True):
+            for shift in shifts:
+                self._line(start + shift, start + shift + move, INK, 1.5)
+        self._disc(path[0], 5, PAPER, INK, 2)
+        for point in path[1:-1]:
+            self._disc(point, 2.5, INK)
+
+    def agent(self, position: NDArray[np.floating], heading: NDArray[np.floating] | None) -> None:
+        """Where the agent is, on the edge of the picture if it has left it, and half a step of where it is heading."""
+        center, half = np.array(self.view.center), self.view.half
+        position = np.clip(position, center - half, center + half)
+        if heading is not None:
+            self._line(position, position + 0.7 * heading, INK, 4)
+        self._disc(position, 6.5, ORANGE, INK, 2)
+
+    def image(self) -> Image.Image:
+        """The finished picture, framed."""
+        image = self._image.resize((self.size, self.size), Image.Resampling.BOX)
+        ImageDraw.Draw(image).rectangle([0, 0, self.size - 1, self.size - 1], outline=FAINT)
+        return image
+
+    def label(self, pen: ImageDraw.ImageDraw, left: int, top: int) -> None:
+        """Coordinates beside the picture, whose corner is at (left, top)."""
+        for x in self._ticks[0]:
+            pen.text((left + self.place(x, 0)[0], top + self.size + 9), str(x), FAINT, _font(11), "mm")
+        for y in self._ticks[1]:
+            pen.text((left - 4, top + self.place(0, y)[1]), str(y), FAINT, _font(11), "rm")

@@ -17,6 +17,7 @@ from PIL import Image
 
 from envs import drawing
 from envs.batch import Episode
+from envs.geometry import shortened
 from envs.task import Array, Task, box, check_count
 
 
@@ -73,10 +74,8 @@ class _Linear(Task):
 
     def move(self, action: NDArray[np.floating]) -> NDArray[np.float64]:
         """U a, for actions [n, d] scaled into the unit ball."""
-        action = action.astype(np.float64)
-        action /= np.maximum(1.0, np.sqrt((action * action).sum(-1, keepdims=True)))
         # one matrix-vector product per row: a product of matrices may round a row differently for each batch size
-        return (self.matrix @ action[..., None])[..., 0]
+        return (self.matrix @ shortened(action)[..., None])[..., 0]
 
     def reward(self, achieved: Array, desired: Array) -> NDArray[np.float64]:
         # order="C": a row is summed in the same order whatever the layout of the input

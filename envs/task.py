@@ -87,6 +87,10 @@ class Task(ABC):
     def reward(self, achieved: Array, desired: Array) -> NDArray[np.float64]:
         """Reward of arriving at states that achieve ``achieved`` [..., goal] with the goals ``desired``: [...]."""
 
+    def item_rewards(self, achieved: Any, desired: Any) -> Any:
+        """What each goal of a set is worth there: [..., goals]. For tasks with sets of goals (envs/multi_goal.py)."""
+        raise NotImplementedError(f"{type(self).__name__} has one goal at a time: its reward has no parts")
+
     def success(self, achieved: Array, desired: Array) -> NDArray[np.bool_]:
         """Whether the desired goals are reached: [...]. For tasks that know success."""
         raise NotImplementedError(f"{type(self).__name__} has rewards only: it knows no success")

@@ -1,6 +1,7 @@
 """Goal-conditioned environments: one family of tests over every registered id."""
 
 import contextlib
+import dataclasses
 import inspect
 import io
 import itertools
@@ -22,7 +23,8 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 import envs
 from envs.core import GoalEnv, GoalVectorEnv
-from envs.task import Array, Task, box
+from envs.multi_goal import MultiGoalTask, goal_sets, pack_sets
+from envs.task import box
 
 IDS = sorted(spec.id for spec in gymnasium.registry.values() if str(spec.entry_point).startswith("envs."))
 MODES = [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP]
@@ -32,6 +34,8 @@ VARIANTS = [(i, {}) for i in IDS] + [
     ("BitFlipping-v0", {"d": 3, "terminate": True}),
     ("LinearDense-v0", {"d": 1, "steps": 2, "rotation": [[-1.0]]}),
     ("LinearSparse-v0", {"d": 33, "rotation_seed": 5}),
+    ("DriveSeek-v0", {"max_goals": 3, "half_width": 1, "max_turn": 2.0, "steps": 7}),
+    ("NoisySeek-v0", {"max_goals": 1, "cluster_probability": 1.0, "noise_std": 0.1, "max_speed": 3.0, "steps": 5}),
 ]
 NAMES = [f"{i}, {kwargs}" if kwargs else i for i, kwargs in VARIANTS]
 all_ids = pytest.mark.parametrize("env_id", IDS)
@@ -51,7 +55,8 @@ def trajectory(env, seed: int, steps: int = 30) -> list:
 
 
 def test_the_ids_are_registered():
-    assert IDS == ["BitFlipping-v0", "ContinuousSeek-v0", "LinearDense-v0", "LinearSparse-v0"]
+    names = ["BitFlipping", "ContinuousSeek", "DriveSeek", "LinearDense", "LinearSparse", "NoisySeek"]
+    assert [f"{name}-v0" for name in names] == IDS
 
 
 def test_import_is_light():
@@ -64,8 +69,11 @@ def test_import_is_light():
 @all_variants
 def test_checkers_of_gymnasium_and_stable_baselines3(env_id, kwargs, capsys):
     with warnings.catch_warnings():
-        # linear environments have no bounds: their states are sums of normal vectors and moves
+        # linear environments have no bounds: their states are sums of normal vectors and moves; so has NoisySeek
         warnings.filterwarnings("ignore", message=".*A Box observation space m.* value is -?infinity.*")
+        # sets of goals are tables, and turns are measured in radians
+        warnings.filterwarnings("ignore", message=".*desired_goal.* has an unconventional shape.*")
+        warnings.filterwarnings("ignore", message="(?i).*recommend.*symmetric and normalized.*")
         env = gymnasium.make(env_id, render_mode="rgb_array", **kwargs)
         check_env(env.unwrapped)
         check_env_sb3(env.unwrapped)
@@ -242,11 +250,14 @@ def test_time_limits(env_id):
 def test_episodes_start_where_they_are_told(env_id):
     env = gymnasium.make(env_id).unwrapped
     env.reset(seed=5)
-    told, _ = env.reset()
+    env.reset()
     next_one, _ = env.reset()
     env.reset(seed=5)
-    start = {"state": told["observation"], "goal": told["desired_goal"]}
-    assert same(env.reset(options=start)[0], told, exact=True)
+    state, goal = (rows[0] for rows in env.task.start(np.random.default_rng(6), 1))
+    start = {"state": state, "goal": goal}
+    told, _ = env.reset(options=start)
+    assert (told["observation"] == env.task.observation(state[None])[0]).all()
+    assert (told["desired_goal"] == goal).all()
     assert same(env.reset()[0], next_one, exact=True)  # options leave the random stream alone
     vector = gymnasium.make_vec(env_id, 2, "vector_entry_point")
     many, _ = vector.reset(options={name: np.stack([value, value]) for name, value in start.items()})
@@ -265,13 +276,13 @@ def test_bad_input(env_id):
         gymnasium.make(env_id, render_mode="rgb_array").unwrapped.render()
     observed, _ = env.reset()
     vector.reset()
-    goal = observed["desired_goal"]
+    goal, states = observed["desired_goal"], env.task.state_space.shape
     with pytest.raises(ValueError, match="options: got target"):
         env.reset(options={"target": goal})
     with pytest.raises(ValueError, match=r"options\['goal'\]: got shape"):
         env.reset(options={"goal": goal[:-1]})
     with pytest.raises(ValueError, match=r"options\['state'\]: got nan"):
-        env.reset(options={"state": np.full_like(observed["observation"], np.nan)})
+        env.reset(options={"state": np.full(states, np.nan)})
     with pytest.raises(ValueError, match="action: got shape"):
         vector.step(action[:1])
     with pytest.raises(ValueError, match="seed: got 3 seeds"):
@@ -282,46 +293,46 @@ def test_bad_input(env_id):
         gymnasium.make_vec(env_id, 2, "vector_entry_point", max_episode_steps=0)
     with pytest.raises(ValueError, match="autoreset_mode: got DISABLED"):
         gymnasium.make_vec(env_id, 2, "vector_entry_point", autoreset_mode=AutoresetMode.DISABLED)
+    first = dataclasses.fields(env.task)[0].name  # a number of dimensions, or of goals
     for bad in (0, -1, 2.5, True, "3"):
-        with pytest.raises(ValueError, match="d: got"):
-            gymnasium.make(env_id, d=bad)
+        with pytest.raises(ValueError, match=f"{first}: got"):
+            gymnasium.make(env_id, **{first: bad})
     with pytest.raises(TypeError, match="unexpected keyword argument 'size'"):
         gymnasium.make(env_id, size=3)
 
 
-@pytest.mark.parametrize("env_id", ["ContinuousSeek-v0", "LinearDense-v0", "LinearSparse-v0"])
+@pytest.mark.parametrize("env_id", [i for i in IDS if i != "BitFlipping-v0"])
 def test_actions_have_to_be_finite(env_id):
-    env = gymnasium.make(env_id, d=2).unwrapped
+    env = gymnasium.make(env_id).unwrapped
     env.reset()
     with pytest.raises(ValueError, match="not finite"):
-        env.step(np.array([0.0, np.nan]))
+        env.step(np.full(env.action_space.shape, np.nan))
 
 
 # --- a task as tests want it: with noise, and with a set of goals
 
 
 @dataclass(frozen=True)
-class Walk(Task):
-    """A random walk among a set of goals (x, y, present), of which any will do."""
+class Walk(MultiGoalTask):
+    """A random walk among a set of up to five points, each worth 1 to whoever is near; any of them is success."""
 
+    max_goals: int = 5
     steps: int = 4
 
     stochastic = True
-    goal_axes = 2
+    has_success = True
 
     @property
     def observation_space(self):
-        goals = spaces.Box(-np.inf, np.inf, (5, 3), np.float32)
-        return spaces.Dict({"observation": box(2), "achieved_goal": box(2), "desired_goal": goals})
+        return spaces.Dict({"observation": box(2), "achieved_goal": box(2), "desired_goal": goal_sets(5, 2)})
 
     @property
     def action_space(self):
         return box(2, 1.0)
 
     def start(self, rng, n):
-        goals = rng.integers(-2, 3, (n, 5, 3)).astype(np.float32)
-        goals[..., 2] = rng.random((n, 5)) < 0.5
-        return np.zeros((n, 2), np.float32), goals
+        sets, _ = np.nonzero(rng.random((n, 5)) < 0.5)  # how many, from none to all
+        return np.zeros((n, 2), np.float32), pack_sets(rng.integers(-2, 3, (len(sets), 2)), sets, n, self.max_goals)
 
     def noise(self, rng, n):
         return rng.standard_normal((n, 2), np.float32)
@@ -329,14 +340,11 @@ class Walk(Task):
     def step(self, state, action, noise):
         return (state + action + noise).astype(np.float32)
 
-    def achieved(self, state):
-        return np.rint(state)
+    def item_rewards(self, achieved, desired):
+        way = achieved[..., None, :] - desired[..., :-1]
+        return ((way * way).sum(-1) < 1) * desired[..., -1]
 
-    def reward(self, achieved: Array, desired: Array):
-        at = (achieved[..., None, :] == desired[..., :2]).all(-1)
-        return (at * desired[..., 2]).sum(-1).astype(np.float64)
-
-    def success(self, achieved: Array, desired: Array):
+    def success(self, achieved, desired):
         return self.reward(achieved, desired) > 0
 
     def draw(self, episode):
@@ -352,7 +360,7 @@ def test_noise_and_goal_sets_too_are_the_same_one_by_one(mode):
     singles.action_space.seed(0)
     assert_same_reset(vector, singles, seed=0)
     rewards = []
-    for _ in range(100):  # more steps than noise is drawn ahead
+    for _ in range(300):  # more steps than noise is drawn ahead
         actions = singles.action_space.sample()
         mine = vector.step(actions)
         rewards.append(mine[1])
@@ -362,8 +370,10 @@ def test_noise_and_goal_sets_too_are_the_same_one_by_one(mode):
     assert vector.compute_truncated(observed["achieved_goal"], observed["desired_goal"], {}).shape == (3,)
 
 
-def test_deterministic_tasks_have_no_noise_and_linear_ones_no_success():
+def test_what_tasks_do_not_have():
     with pytest.raises(NotImplementedError, match="deterministic"):
         envs.ContinuousSeek().noise(np.random.default_rng(0), 1)
     with pytest.raises(NotImplementedError, match="no success"):
         envs.LinearDense().success(np.zeros(10, np.float32), np.zeros(10, np.float32))
+    with pytest.raises(NotImplementedError, match="one goal at a time"):
+        gymnasium.make("ContinuousSeek-v0").unwrapped.compute_item_rewards(np.zeros(20), np.zeros(20))

@@ -1,0 +1,112 @@
+"""DriveSeek: steer a vehicle that never stops through many goals (dissertation, Sections 8.5.1 and G.6.4.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+from PIL import Image
+
+from envs import drawing
+from envs.batch import Episode
+from envs.geometry import rounded, wrapped
+from envs.multi_goal import MultiGoalTask, goal_sets, pack_sets
+from envs.task import Array, box, check_count, check_positive
+
+
+@dataclass(frozen=True)
+class DriveSeek(MultiGoalTask):
+    """A vehicle turns by at most ``max_turn`` and then moves by 1; a step is worth 1 if it ends on a goal.
+
+    Its place is its position, rounded to integers (halves to the even one). Episodes start at (0, 0), heading along the
+    first axis. The number of goals is uniform in 1, ..., max_goals, the goals are drawn without replacement from the
+    integer points of [-half_width, half_width]^2.
+
+    Positions wrap: what leaves the square enters it at the opposite edge, so both edges are one line of a torus. A
+    position on an edge stays on that side. As goals the two sides differ, since what counts is the rounded position:
+    a goal at 10 is reached from [9.5, 10], one at -10 from [-10, -9.5].
+
+    Attributes:
+        max_goals: most goals of an episode.
+        half_width: of the square, an integer.
+        max_turn: in radians; actions are clipped to [-max_turn, max_turn].
+        steps: time limit.
+
+    States are (x, y, angle of the velocity in [-pi, pi]); the agent observes (x, y, rounded x, rounded y, sine and
+    cosine of the angle).
+    """
+
+    max_goals: int = 200
+    half_width: int = 10
+    max_turn: float = 0.5
+    steps: int = 40
+
+    def __post_init__(self) -> None:
+        check_count("max_goals", self.max_goals)
+        check_count("half_width", self.half_width)
+        check_positive("max_turn", self.max_turn)
+        check_count("steps", self.steps)
+        if self.max_goals > self._side**2:
+            raise ValueError(
+                f"max_goals: got {self.max_goals}, expected at most {self._side**2}, the integer points of the square"
+            )
+
+    @property
+    def _side(self) -> int:
+        return 2 * self.half_width + 1
+
+    @property
+    def observation_space(self) -> spaces.Dict:
+        high = np.array([self.half_width] * 4 + [1, 1], dtype=np.float32)
+        return spaces.Dict(
+            {
+                "observation": spaces.Box(-high, high, dtype=np.float32),
+                "achieved_goal": box(2, self.half_width),
+                "desired_goal": goal_sets(self.max_goals, 2, self.half_width),
+            }
+        )
+
+    @property
+    def state_space(self) -> spaces.Box:
+        high = np.array([self.half_width, self.half_width, np.pi], dtype=np.float32)
+        return spaces.Box(-high, high, dtype=np.float32)
+
+    @property
+    def action_space(self) -> spaces.Box:
+        return box(1, self.max_turn)
+
+    def start(self, rng: np.random.Generator, n: int) -> tuple[Array, Array]:
+        count = rng.integers(1, self.max_goals + 1, n)
+        points = rng.permuted(np.tile(np.arange(self._side**2), (n, 1)), axis=1)[:, : self.max_goals]
+        present = np.arange(self.max_goals) < count[:, None]
+        items = np.stack(np.divmod(points[present], self._side), -1) - self.half_width
+        goal = pack_sets(items, np.nonzero(present)[0], n, self.max_goals)
+        return np.zeros((n, 3), dtype=np.float32), goal
+
+    def step(self, state: Array, action: NDArray[np.floating], noise: Array | None) -> Array:
+        turn = np.clip(action[:, 0], -self.max_turn, self.max_turn).astype(np.float64)
+        angle = wrapped(state[:, 2] + turn, 2 * np.pi).astype(np.float32)
+        position = wrapped(state[:, :2] + self.velocity(angle).astype(np.float64), 2.0 * self.half_width)
+        return np.concatenate([position.astype(np.float32), angle[:, None]], -1)
+
+    def velocity(self, angle: Array) -> Array:
+        """Unit vectors [n, 2] of angles [n]: cosine and sine."""
+        # In float64, from contiguous numbers, and rounded afterwards: which routine computes a sine can depend on the
+        # stride and the place in the array, and so could its last bit on the number of environments.
+        radians = np.ascontiguousarray(angle, dtype=np.float64)
+        return np.stack([np.cos(radians), np.sin(radians)], -1).astype(np.float32)
+
+    def observation(self, state: Array) -> Array:
+        velocity = self.velocity(state[:, 2])
+        return np.concatenate([state[:, :2], self.achieved(state), velocity[:, ::-1]], -1)
+
+    def achieved(self, state: Array) -> Array:
+        return rounded(state[:, :2])
+
+    def draw(self, episode: Episode) -> Image.Image:
+        states = np.stack(episode.states)
+        view = drawing.View((0.0, 0.0), self.half_width + 0.5, period=2.0 * self.half_width)
+        heading = self.velocity(states[-1:, 2])[0]
+        return drawing.goal_map(episode, states[:, :2], self.achieved(states), view, self.steps, heading)

@@ -1,0 +1,123 @@
+"""Many goals at a time: padded sets, presence, and a reward with one part per goal (dissertation, Section 8.5).
+
+A desired goal is a set of goal items, as a table ``[max_goals, item + 1]``: a row is an item, and in the last column
+its presence, 1; the rows after the last item are padding, 0 throughout. The order of the rows means nothing. Achieved
+goals are one item, ``[item]``. A state is worth the sum of what it is worth for each goal (Equation G.16),
+
+    R(s', g) = sum_i b_i^2 R_item(s', g_i)
+
+with the presences as gates b_i. A goal is not used up: it counts again at every step that achieves it.
+
+    >>> desired = pack_goals([[3, 4], [0, -1]], max_goals=3)
+    >>> desired.tolist()
+    [[3.0, 4.0, 1.0], [0.0, -1.0, 1.0], [0.0, 0.0, 0.0]]
+    >>> unpack_goals(desired).tolist()
+    [[3.0, 4.0], [0.0, -1.0]]
+    >>> item_rewards(np.float32([0, -1]), desired).tolist()
+    [0.0, 1.0, 0.0]
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import ArrayLike, NDArray
+
+from envs.task import Array, Task, check_count
+
+
+def item_rewards(achieved: Any, desired: Any) -> Any:
+    """R_item of goals that want to be met exactly: 1 for each present row that equals the achieved goal, else 0.
+
+    Operators only: for NumPy arrays and for tensors alike.
+
+    Args:
+        achieved: ``[..., item]``, with leading dimensions that broadcast with those of ``desired``.
+        desired: ``[..., goals, item + 1]``, floating point.
+
+    Returns:
+        ``[..., goals]``, of the type of ``desired``.
+    """
+    presence = desired[..., -1]
+    met = presence != 0
+    for i in range(desired.shape[-1] - 1):  # column by column: .all() over a few columns is many times slower
+        met = met & (achieved[..., i, None] == desired[..., i])
+    return met + 0 * presence  # a number of the type of the goals
+
+
+def total_reward(rewards: Any, desired: Any) -> Any:
+    """Equation G.16: the sum of item rewards ``[..., goals]``, weighted by squared presence: ``[...]``.
+
+    Operators only; of tensors, its gradient in the presence is Equation G.17.
+    """
+    return (desired[..., -1] ** 2 * rewards).sum(-1)
+
+
+def pack_goals(items: ArrayLike, max_goals: int) -> Array:
+    """A set of at most ``max_goals`` goal items ``[k, item]`` as a desired goal ``[max_goals, item + 1]``."""
+    check_count("max_goals", max_goals)
+    rows = np.asarray(items, dtype=np.float32)
+    if rows.ndim != 2 or len(rows) > max_goals:
+        raise ValueError(f"items: got shape {rows.shape}, expected [k, item] with k at most {max_goals}")
+    if not np.isfinite(rows).all():
+        raise ValueError("items: got a number that is not finite, expected finite numbers")
+    return pack_sets(rows, np.zeros(len(rows), np.intp), 1, max_goals)[0]
+
+
+def pack_sets(items: NDArray[Any], sets: NDArray[np.intp], n: int, max_goals: int) -> Array:
+    """n sets of goals at once, as desired goals [n, max_goals, item + 1].
+
+    Args:
+        items: of all sets, one after the other: [total, item].
+        sets: which of the n sets each belongs to: [total], ascending.
+    """
+    desired = np.zeros((n, max_goals, items.shape[-1] + 1), dtype=np.float32)
+    place = np.arange(len(sets)) - np.searchsorted(sets, np.arange(n))[sets]
+    desired[sets, place, :-1] = items
+    desired[sets, place, -1] = 1
+    return desired
+
+
+def unpack_goals(desired: ArrayLike) -> Array:
+    """The goal items [k, item] that are present in a desired goal [goals, item + 1]."""
+    rows = np.asarray(desired, dtype=np.float32)
+    if rows.ndim != 2:
+        raise ValueError(f"desired: got shape {rows.shape}, expected one set, [goals, item + 1]")
+    return rows[rows[:, -1] != 0, :-1]
+
+
+def goal_sets(max_goals: int, item: int, bound: float = np.inf) -> spaces.Box:
+    """The space of desired goals: items in [-bound, bound]^item."""
+    high = np.full((max_goals, item + 1), bound, dtype=np.float32)
+    low = -high
+    low[:, -1], high[:, -1] = 0, 1
+    return spaces.Box(low, high, dtype=np.float32)
+
+
+class MultiGoalTask(Task):
+    """A task whose goals are sets, as described at the head of this module.
+
+    An environment of your own states its spaces, starts and steps, as every task does; rewards are here. ``start``
+    returns its goals from :func:`pack_sets` or :func:`pack_goals`, the space of ``desired_goal`` is
+    :func:`goal_sets`, and ``achieved`` says which item a state achieves. Where goals need not be met exactly, it
+    overrides :meth:`item_rewards`. There is no success: what counts is the return of an episode.
+
+    Attributes:
+        max_goals: rows of a desired goal.
+    """
+
+    max_goals: int
+    goal_axes = 2
+    has_success = False
+
+    def item_rewards(self, achieved: Any, desired: Any) -> Any:
+        """R_item of each row [..., goals], of the type of ``desired``; 0 where it is absent.
+
+        With operators only it serves tensors too, for a gate-gradient loss with rewards known a priori.
+        """
+        return item_rewards(achieved, desired)
+
+    def reward(self, achieved: Array, desired: Array) -> NDArray[np.float64]:
+        return total_reward(self.item_rewards(achieved, desired), desired).astype(np.float64)

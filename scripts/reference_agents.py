@@ -1,0 +1,89 @@
+"""What agents achieve that need no training: the lines to compare trained agents with.
+
+    python -m scripts.reference_agents NoisySeek-v0 --agent greedy
+    python -m scripts.reference_agents DriveSeek-v0 --agent random --gif random.gif
+
+Greedy agents go to the nearest goal; random ones act uniformly in the action space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from certify.files import write_atomically
+from envs import reference
+from rl.evaluation import student_interval
+from rl.training import run_episodes
+from rl.vec_env import VectorEnvAdapter
+from scripts import cli
+from scripts.rollout import animation, play
+
+TOGETHER = 50  # environments; how the random agent's actions fall to them depends on it
+
+
+@dataclass
+class Args:
+    """Mean return of an agent that needs no training, with its 95 % interval; if asked for, pictures of it."""
+
+    env: Literal["DriveSeek-v0", "NoisySeek-v0"] = cli.arg("id of the environment", positional=True)
+    agent: Literal["greedy", "random"] = cli.arg("what acts", "greedy")
+    episodes: int = cli.arg("to average over", 1_000)
+    seed: int = cli.arg("of the environments and the random agent", 0)
+    gif: Path | None = cli.arg("file for pictures of a few more episodes", None)
+    gif_episodes: int = cli.arg("how many", 3)
+    fps: float = cli.arg("steps shown per second", 4.0)
+
+
+@dataclass(frozen=True)
+class Agent:
+    """A policy as something that predicts, like a trained agent."""
+
+    policy: reference.Policy
+
+    def predict(self, observation: Mapping[str, Any], deterministic: bool = True) -> tuple[Any, None]:
+        return self.policy(observation), None
+
+
+def check(args: Args) -> None:
+    """Raise for arguments that give no result."""
+    if args.episodes < 2:
+        raise ValueError(f"episodes: got {args.episodes}, expected at least 2, for an interval")
+    if args.seed < 0:
+        raise ValueError(f"seed: got {args.seed}, expected at least 0")
+    if args.gif is not None and args.gif.suffix.lower() != ".gif":
+        raise ValueError(f"gif: got {args.gif}, expected a name that ends in .gif")
+    if args.gif_episodes < 1:
+        raise ValueError(f"gif-episodes: got {args.gif_episodes}, expected at least 1")
+    if not 0 < args.fps <= 50:
+        raise ValueError(f"fps: got {args.fps}, expected above 0, at most 50")
+
+
+def main(args: Args) -> None:
+    check(args)
+    together = min(TOGETHER, args.episodes)
+    env = gymnasium.make_vec(args.env, together, "vector_entry_point", autoreset_mode=AutoresetMode.SAME_STEP)
+    task = env.task  # pyright: ignore[reportAttributeAccessIssue]
+    rng = np.random.default_rng(args.seed)
+    agent = Agent(reference.greedy(task) if args.agent == "greedy" else reference.random(task, rng))
+    returns = run_episodes(agent, VectorEnvAdapter(env), args.episodes, seed=args.seed).returns
+    mean = student_interval(returns)
+    print(
+        f"{args.env}, {args.agent}: mean return {mean.value:.2f}, 95 % interval [{mean.low:.2f}, {mean.high:.2f}], "
+        f"standard deviation {np.std(returns, ddof=1):.2f}, {args.episodes} episodes"
+    )
+    if args.gif is not None:
+        one = gymnasium.make(args.env, render_mode="rgb_array")
+        episodes = [play(agent, one, args.seed if i == 0 else None) for i in range(args.gif_episodes)]
+        write_atomically(args.gif, animation(episodes, args.fps))
+        print(f"wrote {args.gif}; returns {', '.join(f'{sum(episode.rewards):g}' for episode in episodes)}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Args, "scripts.reference_agents")
