@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -18,7 +17,6 @@ from rl.logs import read_method
 from scripts import cli, evaluate, goal_training, rollout
 from scripts import train_multi_goal as script
 
-pytestmark = pytest.mark.skipif("DriveSeek-v0" not in gymnasium.registry, reason="no environment with many goals")
 SMALL = (
     "--max-goals 5 --layers 8 --head 8 --embedding 4 --steps 1100 --eval-every 500 --eval-episodes 3"
     " --checkpoint-every 1000 --batch-size 8 --goal-gradient-coef 0.1"
