@@ -84,6 +84,10 @@ class _SmoothReduce(GaussianScheme):
     def refinement(self) -> int:
         return self._resizes if self.noise == "patch" else 1
 
+    def check(self, x: Tensor, layouts: tuple[str, ...] = (IMAGES, VIDEOS)) -> None:
+        super().check(x, layouts)
+        self.axes(tuple(x.shape[1:]))  # raises where patches do not fit
+
     def patches(self, shape: Shape) -> int:
         """k, the number of patches of an image of ``shape``."""
         axes = self.axes(shape)
@@ -207,7 +211,6 @@ class SmoothReduce(_SmoothReduce):
 
     def check(self, x: Tensor, layouts: tuple[str, ...] = (IMAGES,)) -> None:
         super().check(x, layouts)
-        self.axes(tuple(x.shape[1:]))
 
     def input_shape(self, shape: Shape) -> Shape:
         return self.patch_shape(shape)

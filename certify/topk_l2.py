@@ -39,11 +39,12 @@ def certify_counts(
         n: number of copies behind ``counts``, by default the number of votes.
     """
     lower, upper = label_bounds(counts, k, alpha, n)
-    return TopKCertified(certified_radius(lower, upper, k, scheme.slip(shape)) * scheme.deviation(shape), k)
+    radius = certified_radius(lower, upper, k, scheme.slip(shape))
+    return TopKCertified(torch.where(radius >= 0, radius * scheme.deviation(shape), -1.0), k)
 
 
 def certified_radius(lower: Tensor, upper: Tensor, k: int, slip: float = 0.0) -> Tensor:
-    """Theorem 1 for every label, in standard deviations and rounded down: float64 ``[B, C]``, negative where it has
+    """Theorem 1 for every label, in standard deviations and rounded down: float64 ``[B, C]``, -1 where there is
     none.
 
     Args:

@@ -123,7 +123,8 @@ def build(args: Args, **sampling: Any) -> tuple[Smoothed, Checkpoint, Dataset]:
     expected = checkpoint.model.height_and_width
     if tuple(size) != expected:
         raise ValueError(
-            f"{args.checkpoint}: takes {expected[0]}x{expected[1]} pixels, {data.name} has {size[0]}x{size[1]}"
+            f"{args.checkpoint}: takes {expected[0]}x{expected[1]} pixels, {type(scheme).__name__} on {data.name} "
+            f"makes {size[0]}x{size[1]}"
         )
     follows = getattr(checkpoint.model, "scheme", None)
     if follows is not None and spec.parse_scheme(follows) != scheme:

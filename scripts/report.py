@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -308,10 +309,9 @@ def plot(groups: dict[str, list[Run]], path: Path) -> None:
             # Certified accuracy falls just after each radius that some image reaches; a number of pixels can only be
             # exceeded by a whole one.
             ends = grid + 1 if threat.startswith(("l0", "patch")) else grid
-            axis.step([0, *ends, ends[-1]], [values[0], *values, 0], where="pre", label=run.name)
-        guaranteed = all(run.guaranteed for run in runs)
+            axis.step([0, *ends, ends[-1]], [values[0], *values, 0], where="pre", label=textwrap.fill(run.name, 64))
         axis.set(xlabel=f"radius, {threat}", ylabel="certified accuracy", ylim=(0, 1.02))
-        if not guaranteed:
+        if not runs[0].guaranteed:
             axis.set(title=NOT_CERTIFIED, ylabel="claimed accuracy")
         axis.set_xlim(left=0)
         axis.grid(alpha=0.3)
