@@ -10,7 +10,7 @@ length, L the operator norm of the stacked P_i. Two rules are sound, from any ba
 * ``noise="patch"``: independent noise for each patch, and the radius divided by L. Patches drawn at random mix many
   such classifiers. With noise of deviation 1, a perturbation of length c takes a probability p of one of them to
   ``Phi(Phi^-1(p) - c)`` at worst. That is convex in p and falls with c, so that the mean over the draws falls no deeper
-  than for the mean of p and the largest L.
+  than for the mean of p and the largest L; what it may rise to is concave, likewise.
 
 Theorem 2 of the paper, on failure probabilities, assumes that patches fail independently; nothing here uses it.
 """

@@ -44,8 +44,8 @@ def test_the_deviation_is_sigma(sound):
     assert abs((noise.abs() < 0.25).double().mean() - 0.6827) < 0.01
 
 
-def exact_radius(sigma: float, p: float, q: float) -> mpmath.mpf:
-    def quantile(p: float) -> mpmath.mpf:
+def exact_radius(sigma: float, p: float, q: float):
+    def quantile(p: float):
         return mpmath.sqrt(2) * mpmath.erfinv(2 * mpmath.mpf(p) - 1)
 
     return mpmath.mpf(sigma) / 2 * (quantile(p) - quantile(q))
@@ -150,7 +150,7 @@ def test_probabilities_of_neighbours_obey_the_theorem_for_arbitrary_classifiers(
     joint = np.outer(weights, weights)
     levels = list(itertools.product(range(q + 1), repeat=2))
     for table in tables:
-        p = {(i, j): (joint * table[i : i + 2 * reach + 1, j : j + 2 * reach + 1]).sum() for i, j in levels}
+        p = {x: (joint * table[x[0] : x[0] + 2 * reach + 1, x[1] : x[1] + 2 * reach + 1]).sum() for x in levels}
         for x, y in itertools.product(levels, levels):
             distance = math.dist(x, y) / q / scheme.sigma
             with np.errstate(divide="ignore"):

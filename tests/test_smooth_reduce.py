@@ -47,7 +47,7 @@ def test_where_positions_are_quarters_it_is_the_usual_resizing(size, resized):
     assert torch.equal(patch_operators.resize(x[:, None], axes)[:, 0] / 16, usual)
 
 
-def matrix_of(axes: tuple[Axis, Axis], starts: list[tuple[int, ...]], resizes: bool) -> np.ndarray:
+def matrix_of(axes: tuple[Axis, ...], starts: list[tuple[int, ...]], resizes: bool) -> np.ndarray:
     """The stacked patch operators, from what they do to every pixel."""
     pixels = axes[0].size * axes[1].size
     basis = torch.eye(pixels).view(pixels, 1, 1, axes[0].size, axes[1].size)

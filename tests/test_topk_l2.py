@@ -15,10 +15,10 @@ from certify.confidence import lower_bound, upper_bound
 from certify.topk_l2 import certified_radius, certify_counts
 
 
-def slack(own: float, others: list[float], k: int, radius: float) -> mpmath.mpf:
+def slack(own: float, others: list[float], k: int, radius: float):
     """How much is left of Theorem 1's inequality at a radius in standard deviations."""
 
-    def quantile(p: mpmath.mpf) -> mpmath.mpf:
+    def quantile(p):
         return mpmath.sqrt(2) * mpmath.erfinv(2 * p - 1)
 
     p, rivals = mpmath.mpf(own), sorted(map(mpmath.mpf, others))[-k:]
