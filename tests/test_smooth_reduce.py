@@ -309,6 +309,33 @@ def test_probabilities_with_noise_on_patches_obey_the_theorem_with_the_norm():
     assert attacked > 10
 
 
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_the_worst_base_classifier_by_exact_probabilities(k):
+    """A threshold on the sum of k patches of one pixel: within the radius nothing changes, and just outside it does,
+    where the printed rule still promises that nothing will."""
+    q, threshold = 60, 20
+    sound = SmoothReduce(0.3, 1, count=k, noise="patch", q=q)
+    printed = SmoothReduce(0.3, 1, count=k, noise="patch", q=q, as_printed=True)
+    weights = np.array([w / 2**64 for w in sound.rounded.weights()])
+    together = np.ones(1)
+    for _ in range(k):
+        together = np.convolve(together, weights)
+    steps = np.arange(len(together)) - k * sound.rounded.reach
+    bright = np.array([together[k * level + steps >= k * threshold].sum() for level in range(q + 1)])
+    broken = 0
+    for level in range(threshold, q + 1):
+        p = torch.tensor([bright[level] - 1e-12]).double()
+        if p >= 1 - 1e-9:
+            break
+        radius = {scheme: float(scheme.radius(p, 1 - p, shape=(1, 1, 1))[0]) for scheme in (sound, printed)}
+        inside = level - math.floor(radius[sound] * q)
+        assert (bright[max(inside, 0) : level] > 0.5).all()
+        assert inside - threshold <= 1
+        claimed = max(0, level - math.floor(radius[printed] * q))
+        broken += bool((bright[claimed:level] < 0.5).any())
+    assert (broken > 3) == (k > 1)
+
+
 # videos
 
 
