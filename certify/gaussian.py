@@ -32,7 +32,7 @@ from torch import Tensor
 
 from certify.draws import Draws
 from certify.images import IMAGES, VIDEOS, Shape, check_images, to_float, to_levels
-from certify.rounded_gaussian import RoundedGaussian
+from certify.rounded_gaussian import RoundedGaussian, noise_of_words
 from certify.scheme import SampledScheme, check_integer
 from certify.threats import L2, Unproven
 
@@ -106,11 +106,9 @@ class GaussianScheme(SampledScheme):
         """float32 ``[B, n, *shape]``: whole steps of ``1 / (refinement q)`` in sound mode, else values."""
         count = math.prod(shape)
         if self.sound:
-            noise = self.rounded.draw(draws, count).float()
+            noise = self.rounded.draw(draws, count)
         else:
-            words = draws.words_by_lane(count).movedim(0, -2).reshape(*draws.shape, -1)[..., :count]
-            uniforms = words.to(torch.float64).add_(0.5).mul_(2.0**-32)
-            noise = torch.special.ndtri(uniforms).mul_(self.sigma).float()
+            noise = noise_of_words(draws, count, _quantiles).mul_(math.sqrt(2) * self.sigma)
         return noise.reshape(*draws.shape, *shape)
 
     def values(self, numbers: Tensor, scale: int = 1) -> Tensor:
@@ -159,6 +157,12 @@ class GaussianNoise(GaussianScheme):
 
     def sample(self, x: Tensor, draws: Draws) -> Tensor:
         return self.values(self.numbers(x)[:, None] + self.draw_noise(draws, tuple(x.shape[1:])))
+
+
+def _quantiles(words: Tensor, _rows: Draws) -> Tensor:
+    """Gaussian numbers of deviation ``1 / sqrt(2)`` in floating point, one for each word: with its usual flaws."""
+    shares = (words - (1 << 31)).float().add_(0.5).mul_(2.0**-31)
+    return shares.clamp_(-1 + 2.0**-24, 1 - 2.0**-24).erfinv_()
 
 
 def quantile_above(p: Tensor) -> Tensor:

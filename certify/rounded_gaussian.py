@@ -9,7 +9,8 @@ bits are needed.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from decimal import Decimal, localcontext
 from fractions import Fraction
 from functools import lru_cache
@@ -22,7 +23,7 @@ from certify.draws import Draws
 _REACH = Fraction(92, 10)  # standard deviations; less than 2^-64 of the Gaussian lies beyond
 _MOST_VALUES = 1 << 18
 _TOTAL = 1 << 64
-_CHUNK = 1 << 15  # numbers at a time: a few int64 buffers of this length stay in a core's L2 cache
+_CHUNK = 1 << 16  # numbers at a time: what comes between words and noise stays in a core's L2 cache
 
 
 @dataclass(frozen=True)
@@ -61,26 +62,39 @@ class RoundedGaussian:
         return _weights(self)
 
     def draw(self, draws: Draws, count: int) -> Tensor:
-        """int32 ``[B, n, count]``."""
-        device = draws.item.device
-        bits, cuts, low_cuts, values = _alias_table(self, device)
-        words = draws.words_by_lane(count)
-        copies, blocks = draws.shape.numel(), words.shape[-1]
-        noise = torch.empty(words.shape, dtype=torch.int32, device=device)
-        chunk = _CHUNK if device.type == "cpu" else max(1, words.numel())
-        for start, word, out in zip(
-            range(0, words.numel(), chunk), words.flatten().split(chunk), noise.flatten().split(chunk), strict=True
-        ):
-            entry = word >> (32 - bits)
-            rest = word.bitwise_and_((1 << (32 - bits)) - 1).sub_(cuts.index_select(0, entry))
+        """Whole numbers as float32 ``[B, n, count]``, exact."""
+        bits, cuts, low_cuts, values = _alias_table(self, draws.item.device)
+
+        def look_up(words: Tensor, rows: Draws) -> Tensor:
+            shape, copies, blocks = words.shape, words.shape[1], words.shape[-1]
+            words = words.flatten()
+            entry = words >> (32 - bits)
+            rest = words.bitwise_and_((1 << (32 - bits)) - 1).sub_(cuts.index_select(0, entry))
             entry.mul_(2).add_(rest >= 0)
             ties = (rest == 0).nonzero()[:, 0]
             if len(ties):
-                place = ties + start
-                second = draws.words_at(place // blocks % copies, blocks + place % blocks, place // (blocks * copies))
+                block, lane = ties % blocks, ties // (blocks * copies)
+                second = rows.words_at(ties // blocks % copies, blocks + block, lane)
                 entry[ties] -= (second < low_cuts[entry[ties] >> 1]).to(entry.dtype)
-            torch.index_select(values, 0, entry, out=out)
-        return noise.movedim(0, -2).reshape(*draws.shape, -1)[..., :count]
+            return values.index_select(0, entry).view(shape)
+
+        return noise_of_words(draws, count, look_up)
+
+
+def noise_of_words(draws: Draws, count: int, make: Callable[[Tensor, Draws], Tensor]) -> Tensor:
+    """float32 ``[B, n, count]``, one number from each word, for a few copies at a time where that fits a cache.
+
+    Args:
+        make: from words ``[4, R, 1, blocks]`` and the draws ``[R, 1]`` that they come from to numbers of that shape.
+    """
+    items, copies = (part.expand(draws.shape).reshape(-1, 1) for part in (draws.item, draws.copy))
+    rows, blocks = len(items), -(-count // 4)
+    noise = torch.empty((rows, 4, blocks), dtype=torch.float32, device=items.device)
+    step = max(1, _CHUNK // (4 * blocks)) if items.device.type == "cpu" else rows
+    for start in range(0, rows, step):
+        part = replace(draws, item=items[start : start + step], copy=copies[start : start + step])
+        noise[start : start + step] = make(part.words_by_lane(count), part)[:, :, 0].movedim(0, 1)
+    return noise.view(*draws.shape, 4 * blocks)[..., :count]
 
 
 @lru_cache(maxsize=16)
@@ -151,4 +165,4 @@ def _alias_table(noise: RoundedGaussian, device: torch.device) -> tuple[int, Ten
     values = torch.tensor([value - reach for pair in zip(range(columns), other, strict=True) for value in pair])
     high = torch.tensor([c >> 32 for c in cut], device=device)
     low = torch.tensor([c & 0xFFFFFFFF for c in cut], device=device)
-    return bits, high, low, values.to(torch.int32).to(device)
+    return bits, high, low, values.float().to(device)

@@ -62,10 +62,10 @@ def test_numbers_are_what_64_bits_say(deviation, count, monkeypatch):
     column = words >> (32 - bits)
     border = (column << (32 - bits)) + high[column].clamp(max=(1 << (32 - bits)) - 1)
     words = torch.where(torch.arange(words.shape[-1]) % 2 == 0, border, words)
-    monkeypatch.setattr(Draws, "words_by_lane", lambda self, count: words.clone())
+    monkeypatch.setattr(Draws, "words_by_lane", lambda self, count: words.reshape(4, 14, 1, -1).clone())  # all at once
     drawn = noise.draw(given, count)
     assert drawn.shape == (2, 7, count)
-    assert drawn.dtype == torch.int32
+    assert drawn.dtype == torch.float32
     blocks = words.shape[-1]
     more = given.words(8 * blocks).view(2, 7, 2 * blocks, 4)
     for b, n, i in [(b, n, i) for b in range(2) for n in range(7) for i in range(0, count, 1 + count // 40)]:
@@ -82,6 +82,15 @@ def test_numbers_depend_on_the_copy_not_on_the_batch():
     for item, copy in ((0, 0), (2, 8), (1, 4)):
         alone = noise.draw(Draws.of(0, ESTIMATION, torch.tensor([item]), range(copy, copy + 1)), 31)
         assert torch.equal(alone[0, 0], together[item, copy])
+
+
+def test_many_numbers_are_made_in_parts(monkeypatch):
+    noise = RoundedGaussian(Fraction(255, 4))
+    whole = noise.draw(draws(3, range(9)), 31)
+    monkeypatch.setattr(rounded_gaussian, "_CHUNK", 100)
+    assert torch.equal(noise.draw(draws(3, range(9)), 31), whole)
+    shared = Draws(0, ESTIMATION, torch.arange(3)[:, None], torch.tensor([[4], [2], [0]]))
+    assert torch.equal(noise.draw(shared, 31)[:, 0], whole[torch.arange(3), torch.tensor([4, 2, 0])])
 
 
 def test_moments_and_independence():
