@@ -1,11 +1,12 @@
 """Votes per second of the engine over the best bare forward rate of the same model.
 
-    python -m benchmarks.votes [--quick]
+    python -m benchmarks.votes [--quick] [--only TEXT]
 
 The reference is the model alone on ready-made float inputs, at its best batch size from 32 to 1,024. After the best
 size is found, engine and reference are measured in turn; the median of the pairwise ratios is what counts, absolute
 rates depend on the machine. Sampled schemes are run as they are used, a fifth of their votes for the selection; schemes
-with few copies on several images. Every scheme of the project has a row.
+with few copies on several images. Every scheme of the project has a row. Where a copy is several inputs of the model,
+inputs are counted, not votes.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from certify import (
     DeterministicSplittingNoise,
     DiscreteNoise,
     DoubleMasking,
+    GaussianNoise,
     MultiBandAblation,
     MultiBlockAblation,
     RandomizedAblation,
@@ -34,6 +36,7 @@ from certify import (
     RandomizedVariableLambda,
     Scheme,
     Smoothed,
+    SmoothReduce,
     SplittingNoise,
     UniformNoise,
     VariableLambda,
@@ -58,10 +61,17 @@ SCHEMES: tuple[tuple[str, Scheme], ...] = (
     ("discrete noise, kappa = 0.3", DiscreteNoise(kappa=0.3)),
     ("SSN (independent), sigma = 1", SplittingNoise.from_sigma(1.0, q=255)),
     ("uniform noise, sigma = 1", UniformNoise.from_sigma(1.0)),
+    ("Gaussian noise, sigma = 1/4", GaussianNoise(0.25)),
+    ("Gaussian noise, sigma = 1", GaussianNoise(1.0)),
+    ("Gaussian noise, floating point", GaussianNoise(0.25, sound=False)),
+    ("Smooth-Reduce, image", SmoothReduce(0.25, 28, resize=32, stride=4)),
+    ("Smooth-Reduce, patches", SmoothReduce(0.25, 24, stride=4, noise="patch")),
+    ("Smooth-Reduce, resized patches", SmoothReduce(0.25, 28, resize=32, stride=4, noise="patch")),
+    ("Smooth-Reduce, at random", SmoothReduce(0.25, 28, resize=32, count=4, noise="patch", reduce="max")),
     ("Wasserstein, Laplace flows", WassersteinNoise(sigma=0.01)),
     ("Wasserstein, uniform flows", WassersteinNoise(sigma=0.01, noise="uniform")),
 )
-LARGE = ("DSSN, sigma = 1", "randomized ablation")  # the rows of the large model
+LARGE = ("DSSN, sigma = 1", "randomized ablation", "Gaussian noise, sigma = 1/4")  # the rows of the large model
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024)
 
 
@@ -73,7 +83,7 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def bare_rate(model: nn.Module, shape: tuple[int, int, int], batch_size: int, copies: int, device: str) -> float:
+def bare_rate(model: nn.Module, shape: tuple[int, ...], batch_size: int, copies: int, device: str) -> float:
     x = torch.rand(batch_size, *shape, device=device)
     passes = max(1, copies // batch_size)
     with torch.inference_mode():
@@ -83,21 +93,22 @@ def bare_rate(model: nn.Module, shape: tuple[int, int, int], batch_size: int, co
 def compare(name: str, model: nn.Module, scheme: Scheme, image: tuple[int, int, int], copies: int, args) -> None:
     """Print the ratio for one model and scheme."""
     model = model.eval().to(args.device)
-    shape = (scheme.channels(image[0]), *image[1:])
+    shape, inputs = scheme.input_shape(image), scheme.inputs_per_copy(image)
+    copies //= inputs
     smoothed = Smoothed(model, scheme, 10, n0=copies // 5, n=copies - copies // 5)
     images = max(1, copies // smoothed.copies_per_image(image))
     x = torch.randint(0, 256, (images, *image), dtype=torch.uint8)
-    votes = images * smoothed.copies_per_image(image)
+    classified = images * smoothed.copies_per_image(image) * inputs
     smoothed.votes(x)  # warm up, and fill the caches of tables
     rates = {}
     for batch_size in BATCH_SIZES:
         bare_rate(model, shape, batch_size, batch_size, args.device)
-        rates[batch_size] = max(bare_rate(model, shape, batch_size, copies // 4, args.device) for _ in range(2))
+        rates[batch_size] = max(bare_rate(model, shape, batch_size, classified // 4, args.device) for _ in range(2))
     best = max(rates, key=lambda batch_size: rates[batch_size])
     bare, ours = [], []
     for _ in range(args.rounds):
-        ours.append(votes / seconds(lambda: smoothed.votes(x)))
-        bare.append(bare_rate(model, shape, best, votes, args.device))
+        ours.append(classified / seconds(lambda: smoothed.votes(x)))
+        bare.append(bare_rate(model, shape, best, classified, args.device))
     ratio = statistics.median(a / b for a, b in zip(ours, bare, strict=True))
     print(
         f"{name:<42} {ratio:.3f}   engine {statistics.median(ours):>9,.0f}/s (batches of "
@@ -111,16 +122,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="measurements of each (default: 9)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="the MNIST network only")
+    parser.add_argument("--only", default="", help="rows whose name contains this")
     args = parser.parse_args()
     torch.manual_seed(0)
     print(
         f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads; ratio engine / best bare forward"
     )
-    for label, scheme in SCHEMES:
-        model = build("mnist_cnn", scheme.channels(1), 10, 28)
+    schemes = [(label, scheme) for label, scheme in SCHEMES if args.only.lower() in label.lower()]
+    for label, scheme in schemes:
+        channels, size, _ = scheme.input_shape((1, 28, 28))
+        model = build("mnist_cnn", channels, 10, size)
         compare(f"MNIST CNN, {label}", model, scheme, (1, 28, 28), 5000, args)
     if not args.quick:
-        for label, scheme in SCHEMES:
+        for label, scheme in schemes:
             if label not in LARGE:
                 continue
             model = build("resnet18", scheme.channels(3), 10, 32)

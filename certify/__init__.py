@@ -11,6 +11,8 @@ perturbation of the scheme's threat model can change them. Schemes:
 * :class:`BandAblation`, :class:`BlockAblation`, :class:`MultiBandAblation`, :class:`MultiBlockAblation` - adversarial
   patches, exact; :class:`DoubleMasking` - patches, exact, for classifiers trained as usual;
   :class:`RandomizedBandAblation`, :class:`RandomizedBlockAblation` - patches, randomized
+* :class:`GaussianNoise` - l2, randomized; :class:`SmoothReduce`, :class:`SmoothReduceVideo` - l2, randomized, from
+  patches of an image or parts of a video
 * :class:`WassersteinNoise` - Wasserstein distance of images as distributions of mass, randomized
 * :class:`Undefended` - the base classifier itself, to compare with
 """
@@ -19,14 +21,16 @@ from certify.ablation import DeterministicAblation, RandomizedAblation
 from certify.bernoulli_ablation import BernoulliAblation
 from certify.discrete import DiscreteNoise
 from certify.double_masking import DoubleMasking
+from certify.gaussian import GaussianNoise
 from certify.multi_windows import MultiBandAblation, MultiBlockAblation
 from certify.patch import PatchCertified
 from certify.randomized_variable_lambda import RandomizedVariableLambda
 from certify.randomized_windows import RandomizedBandAblation, RandomizedBlockAblation
 from certify.scheme import Certified, EnumeratedScheme, SampledScheme, Scheme
 from certify.smooth import Smoothed
+from certify.smooth_reduce import SmoothReduce, SmoothReduceVideo
 from certify.splitting import DeterministicSplittingNoise, SplittingNoise
-from certify.threats import L0, L1, ElementwiseConcave, LInf, Lp, Patch, Wasserstein
+from certify.threats import L0, L1, L2, ElementwiseConcave, LInf, Lp, Patch, Unproven, Wasserstein
 from certify.undefended import Undefended
 from certify.uniform import UniformNoise
 from certify.variable_lambda import ConcaveSmoothing, VariableLambda
@@ -37,6 +41,7 @@ from certify.windows import BandAblation, BlockAblation
 __all__ = [
     "L0",
     "L1",
+    "L2",
     "BandAblation",
     "BernoulliAblation",
     "BlockAblation",
@@ -48,6 +53,7 @@ __all__ = [
     "DoubleMasking",
     "ElementwiseConcave",
     "EnumeratedScheme",
+    "GaussianNoise",
     "LInf",
     "Lp",
     "MultiBandAblation",
@@ -60,11 +66,14 @@ __all__ = [
     "RandomizedVariableLambda",
     "SampledScheme",
     "Scheme",
+    "SmoothReduce",
+    "SmoothReduceVideo",
     "Smoothed",
     "SplittingNoise",
     "ThresholdVote",
     "Undefended",
     "UniformNoise",
+    "Unproven",
     "VariableLambda",
     "Votes",
     "Wasserstein",

@@ -9,15 +9,20 @@ from torch import Tensor
 
 Shape = tuple[int, ...]  # of one image: (C, H, W)
 
+IMAGES, VIDEOS = "[B, C, H, W]", "[B, C, T, H, W]"
 
-def check_images(x: Tensor) -> None:
-    """Raise unless ``x`` is a batch of images with legal values (finite, in range)."""
+
+def check_images(x: Tensor, layouts: tuple[str, ...] = (IMAGES,)) -> None:
+    """Raise unless ``x`` is a batch of images with legal values (finite, in range).
+
+    Args:
+        layouts: what ``x`` may be: images, for some schemes videos, for some both.
+    """
+    expected = " or ".join(layouts)
     if not isinstance(x, Tensor):
-        raise TypeError(f"images: got {type(x).__name__}, expected a torch.Tensor [B, C, H, W]")
-    if x.ndim != 4:
-        raise ValueError(
-            f"images: got shape {tuple(x.shape)}, expected [B, C, H, W]; add a batch dimension with x[None]"
-        )
+        raise TypeError(f"images: got {type(x).__name__}, expected a torch.Tensor {expected}")
+    if x.ndim not in [layout.count(",") + 1 for layout in layouts]:
+        raise ValueError(f"images: got shape {tuple(x.shape)}, expected {expected}; add a batch dimension with x[None]")
     if x.numel() == 0:
         raise ValueError(f"images: got an empty batch of shape {tuple(x.shape)}")
     if x.dtype == torch.uint8:

@@ -67,7 +67,7 @@ def device_of(base_classifier: BaseClassifier, default: torch.device) -> torch.d
     return default
 
 
-def good_batch_size(base_classifier: BaseClassifier, copy: Tensor) -> int:
+def good_batch_size(base_classifier: BaseClassifier, copy: Tensor, inputs: int = 1) -> int:
     """A batch size near the throughput optimum, from what one copy costs in activations; no timing, so reproducible.
 
     A processor is fastest when the activations of a batch stay in its caches; a GPU wants large batches that fit its
@@ -75,6 +75,7 @@ def good_batch_size(base_classifier: BaseClassifier, copy: Tensor) -> int:
 
     Args:
         copy: one copy, ``[1, C', H, W]``.
+        inputs: how many inputs of a model it is; fewer copies make a batch then.
     """
     largest = [copy.numel()]
 
@@ -94,7 +95,7 @@ def good_batch_size(base_classifier: BaseClassifier, copy: Tensor) -> int:
     budget = (1 << 29) if cuda else 13 * (1 << 20)
     low, high = (64, 4096) if cuda else (8, 256)
     fitting = budget // (4 * max(largest))
-    return max(low, min(high, 1 << max(0, fitting.bit_length() - 1)))
+    return max(1, low // inputs, min(high // inputs, 1 << max(0, fitting.bit_length() - 1)))
 
 
 def check_independence(base_classifier: BaseClassifier, copies: Tensor) -> None:

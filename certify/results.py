@@ -80,8 +80,14 @@ class Row:
 
 
 ROW_COLUMNS = tuple(field.name for field in fields(Row))
+UNPROVEN_RADIUS = "radius_not_certified"  # the column's name where radii are no certificates
 _VOTE_COLUMNS = ("idx", "label", "n0", "n", "selection", "counts")
 _BY_COPY = "by_copy"  # one more column, for schemes that need the votes copy by copy
+
+
+def row_columns(*, guaranteed: bool = True) -> tuple[str, ...]:
+    """The columns of rows; the radius has another name where it is no certificate."""
+    return tuple(UNPROVEN_RADIUS if name == "radius" and not guaranteed else name for name in ROW_COLUMNS)
 
 
 class TableFile:

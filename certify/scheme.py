@@ -17,7 +17,8 @@ from torch import Tensor
 from certify import confidence
 from certify.draws import Draws
 from certify.images import Shape, check_images
-from certify.threats import Threat
+from certify.inference import BaseClassifier
+from certify.threats import Threat, Unproven
 
 Bounds = Literal["one-sided", "simultaneous"]
 BAD_BOUNDS = "bounds: got {!r}, expected 'one-sided' or 'simultaneous'"
@@ -31,7 +32,7 @@ class Certified:
         prediction: int64 ``[B]``, the class returned, or -1 for "abstained".
         radius: float64 ``[B]``: the smoothed classifier returns the same class for every input within ``radius`` of
             this one (inclusive), in the unit of ``threat``; -1 where it abstained.
-        threat: the threat model the radius is stated in.
+        threat: the threat model the radius is stated in; if it is ``Unproven``, radii are for comparison only.
         p_lower: float64 ``[B]``, lower confidence bound of the predicted class's probability (sampled schemes only).
     """
 
@@ -40,8 +41,15 @@ class Certified:
     threat: Threat
     p_lower: Tensor | None = None
 
+    @property
+    def guaranteed(self) -> bool:
+        """Whether the radii are certificates; those of an :class:`~certify.threats.Unproven` threat are not."""
+        return not isinstance(self.threat, Unproven)
+
     def certified_at(self, radius: float) -> Tensor:
         """bool ``[B]``: the prediction is guaranteed for every perturbation of size ``radius``."""
+        if not self.guaranteed:
+            raise ValueError(f"radius: got one in {self.threat}; compare result.radius itself, nothing is certified")
         return self.radius >= radius
 
     def correct(self, labels: Tensor) -> Tensor:
@@ -69,6 +77,18 @@ class Scheme(ABC):
         """Channels of a copy of an image with ``channels`` channels: what the base classifier takes."""
         return channels
 
+    def input_shape(self, shape: Shape) -> Shape:
+        """Shape of what the base classifier takes, for images of ``shape`` (C, H, W)."""
+        return (self.channels(shape[0]), *shape[1:])
+
+    def inputs_per_copy(self, shape: Shape) -> int:
+        """How many inputs of the base classifier a copy of an image of ``shape`` is: one, for most schemes."""
+        return 1
+
+    def classifier(self, base_classifier: BaseClassifier) -> BaseClassifier:
+        """What maps copies to scores: the base classifier itself, unless a copy is several of its inputs."""
+        return base_classifier
+
     @abstractmethod
     def sample(self, x: Tensor, draws: Draws) -> Tensor:
         """Random copies of a batch of images.
@@ -81,6 +101,10 @@ class Scheme(ABC):
         Returns:
             float32 ``[B, n, C', H, W]``.
         """
+
+    def sample_inputs(self, x: Tensor, draws: Draws) -> Tensor:
+        """Random inputs of the base classifier, to train it on: copies, or one of the inputs that each of them is."""
+        return self.sample(x, draws)
 
 
 def check_integer(name: str, value: int, low: int, high: int | None = None) -> None:

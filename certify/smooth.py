@@ -26,7 +26,8 @@ class Smoothed:
 
     Args:
         base_classifier: any callable from copies ``[N, scheme.channels(C), H, W]`` (float32) to scores
-            ``[N, num_classes]``; modules are run in evaluation mode, on the device of their parameters.
+            ``[N, num_classes]``; modules are run in evaluation mode, on the device of their parameters. Of schemes
+            whose copies are stacks of patches, it takes the patches.
         scheme: a :class:`~certify.scheme.Scheme`.
         num_classes: number of classes.
         n0: selection samples (sampled schemes only).

@@ -66,6 +66,18 @@ class L1:
 
 
 @dataclass(frozen=True)
+class L2:
+    """The Euclidean length of the change, over all features, is at most ``radius`` (features in [0, 1])."""
+
+    def __str__(self) -> str:
+        return "l2"
+
+    def distance(self, x: Tensor, y: Tensor) -> Tensor:
+        """l2 distance between two batches ``[B, C, H, W]``: float64 ``[B]``."""
+        return _difference(x, y).flatten(1).square().sum(1).sqrt()
+
+
+@dataclass(frozen=True)
 class LInf:
     """Every feature changes by at most ``radius`` (features in [0, 1])."""
 
@@ -198,4 +210,28 @@ def normalized(x: Tensor) -> Tensor:
     return x.to(torch.float64) / mass_of(x)
 
 
-Threat = L0 | L1 | LInf | Lp | ElementwiseConcave | Patch | Wasserstein
+NOT_CERTIFIED = "NOT certified"
+
+
+@dataclass(frozen=True)
+class Unproven:
+    """No guarantee: radii in the unit of ``threat`` that no theorem supports, for comparison with certified ones.
+
+    Its text, which is what configurations, tables and plots show, says so.
+
+    Attributes:
+        threat: what distances are measured in.
+        reason: where the radii come from, in a few words.
+    """
+
+    threat: L2
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.threat}, {NOT_CERTIFIED} ({self.reason})"
+
+    def distance(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.threat.distance(x, y)
+
+
+Threat = L0 | L1 | L2 | LInf | Lp | ElementwiseConcave | Patch | Wasserstein | Unproven

@@ -25,10 +25,10 @@ from certify.scheme import check_counts, check_integer
 
 @dataclass(frozen=True)
 class TopKCertified:
-    """For every label, how many pixels may change before it can drop out of the top-k labels.
+    """For every label, how far an input may change before the label can drop out of the top-k labels.
 
     Attributes:
-        radius: int64 ``[B, C]``, -1 where a label is not certified at all.
+        radius: ``[B, C]``, -1 where a label is not certified at all: int64, a number of pixels, or float64 (l2).
         top_k: number of labels that are predicted.
     """
 
@@ -36,7 +36,7 @@ class TopKCertified:
     top_k: int
 
     def radius_of(self, labels: Tensor) -> Tensor:
-        """Radii of the true labels, int64 ``[B]``."""
+        """Radii of the true labels, ``[B]``."""
         return self.radius.gather(1, labels[:, None])[:, 0]
 
 
@@ -92,6 +92,25 @@ def certified_radius(p_lower: Fraction, others: Sequence[Fraction], top_k: int, 
     return _radius(own, [_floor_times(p, total) for p in sorted(others)[-top_k:]], total, touched)
 
 
+def label_bounds(counts: Tensor, k: int, alpha: float, n: int | None = None) -> tuple[Tensor, Tensor]:
+    """Bounds that hold for all labels at once (SimuEM), after checking the arguments: float64 ``[B, C]`` each.
+
+    Args: as those of :func:`certify_counts`.
+    """
+    check_counts(counts)
+    check_alpha(alpha)
+    check_integer("k (predicted labels)", k, 1, counts.shape[1] - 1)
+    totals = counts.sum(1)
+    samples = int(totals.max()) if n is None else n
+    if (totals > samples).any() or (n is None and (totals != samples).any()):
+        raise ValueError(
+            f"counts: got {int(totals.min())} to {int(totals.max())} votes per image, expected n in each; pass n= if "
+            "some copies vote for no class"
+        )
+    share = alpha / counts.shape[1]
+    return lower_bound(counts, samples, share), upper_bound(counts, samples, share)
+
+
 def certify_counts(counts: Tensor, k: int, d: int, e: int, alpha: float, *, n: int | None = None) -> TopKCertified:
     """Certified radii of all labels from the votes of randomized ablation.
 
@@ -107,19 +126,8 @@ def certify_counts(counts: Tensor, k: int, d: int, e: int, alpha: float, *, n: i
         alpha: failure probability, in (0, 1).
         n: number of ablations behind ``counts``, by default the number of votes.
     """
-    check_counts(counts)
-    check_alpha(alpha)
-    check_integer("k (predicted labels)", k, 1, counts.shape[1] - 1)
     check_integer("e (retained pixels)", e, 1, d)
-    totals = counts.sum(1)
-    samples = int(totals.max()) if n is None else n
-    if (totals > samples).any() or (n is None and (totals != samples).any()):
-        raise ValueError(
-            f"counts: got {int(totals.min())} to {int(totals.max())} votes per image, expected n in each; pass n= if "
-            "some ablations vote for no class"
-        )
-    share = alpha / counts.shape[1]
-    lower, upper = lower_bound(counts, samples, share), upper_bound(counts, samples, share)
+    lower, upper = label_bounds(counts, k, alpha, n)
     largest, leaders = upper.topk(k + 1, dim=1)  # the k largest of the other labels: these without the label itself
     total, touched = _touched_ablations(d, e, k)
     radius = torch.full(counts.shape, -1, dtype=torch.int64)

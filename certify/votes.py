@@ -9,6 +9,7 @@ row of the classifier's output does not depend on the other rows, nor on where i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -112,6 +113,11 @@ class Plan:
         return cls(1, rows, passes, max(1, budget // (rows * copy_bytes)))
 
 
+def copy_bytes(scheme: Scheme, shape: Shape) -> int:
+    """Size of one copy of an image of ``shape``, float32."""
+    return 4 * scheme.inputs_per_copy(shape) * math.prod(scheme.input_shape(shape))
+
+
 _EXCLUSIVE = (
     "a sampled scheme needs at most one vote per copy, since its certificate and its abstention rule conclude from "
     "p > 1/2 that no other class has more: use argmax_vote, or ThresholdVote with theta >= 0.5"
@@ -122,7 +128,8 @@ class VoteEngine:
     """Runs a base classifier over copies of images. See :class:`~certify.smooth.Smoothed` for the usual way in.
 
     Args:
-        base_classifier: maps copies ``[N, C', H, W]`` (float32) to scores ``[N, num_classes]``.
+        base_classifier: maps copies ``[N, C', H, W]`` (float32) to scores ``[N, num_classes]``; of schemes whose
+            copies are several inputs each, it takes the inputs.
         scheme: makes the copies.
         num_classes: number of classes.
         vote: turns scores into votes.
@@ -144,7 +151,7 @@ class VoteEngine:
             raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
         if isinstance(scheme, SampledScheme) and not getattr(vote, "exclusive", True):
             raise ValueError(f"vote: got {vote}, by which a copy may vote for several classes; {_EXCLUSIVE}")
-        self.base_classifier = base_classifier
+        self.base_classifier = scheme.classifier(base_classifier)
         self.scheme = scheme
         self.num_classes = num_classes
         self.vote = vote
@@ -160,7 +167,8 @@ class VoteEngine:
                 copies = self.scheme.sample(image, draws)[0]
                 self._check_logits(self.base_classifier(copies), len(copies))
                 check_independence(self.base_classifier, copies)
-                self.batch_size = good_batch_size(self.base_classifier, copies[:1])
+                inputs = self.scheme.inputs_per_copy(tuple(x.shape[1:]))
+                self.batch_size = good_batch_size(self.base_classifier, copies[:1], inputs)
 
     def enumerated(self, x: Tensor) -> Tensor:
         """Votes of all copies of an enumerated scheme: int64 ``[B, C]``."""
@@ -226,8 +234,7 @@ class VoteEngine:
         nan, several = torch.zeros((2,), dtype=torch.bool, device=device).unbind()
         with exact_inference(self.base_classifier):
             assert self.batch_size is not None  # settled by prepare
-            copy_bytes = 4 * self.scheme.channels(x.shape[1]) * x[0, 0].numel()
-            plan = Plan.of(num_copies, self.batch_size, copy_bytes, device)
+            plan = Plan.of(num_copies, self.batch_size, copy_bytes(self.scheme, tuple(x.shape[1:])), device)
             for begin in range(0, len(x), plan.images):
                 # the last group is filled up with its last image, so that every pass has the same shape
                 group = torch.arange(begin, begin + plan.images, device=device).clamp(max=len(x) - 1)

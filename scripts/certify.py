@@ -17,9 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from certify import Certified, SampledScheme, Smoothed, Votes
+from certify import Certified, SampledScheme, Smoothed, Unproven, Votes
 from certify.data import Dataset
-from certify.results import ResultFolder, Row, votes_line
+from certify.results import ResultFolder, Row, row_columns, votes_line
 from certify.scheme import check_integer
 from certify.sequential import CertifiedAt, Question, RadiusWithin
 from certify.training import Checkpoint
@@ -123,7 +123,8 @@ def main(args: Args) -> None:
     indices = evaluation.select(len(data), args)
     config = evaluation.configuration(args, "scripts.certify", smoothed, checkpoint, data, sampling(args))
     by_copy = getattr(smoothed.scheme, "positional", False)
-    with ResultFolder(args.out, evaluation.parse_shard(args.shard), by_copy=by_copy) as folder:
+    columns = row_columns(guaranteed=not isinstance(smoothed.scheme.threat, Unproven))
+    with ResultFolder(args.out, evaluation.parse_shard(args.shard), columns=columns, by_copy=by_copy) as folder:
         done = folder.start(config, resume=args.resume)
         left = [idx for idx in indices if idx not in done]
         asked = question(args)

@@ -113,7 +113,7 @@ def build(args: Args, **sampling: Any) -> tuple[Smoothed, Checkpoint, Dataset]:
     scheme = spec.parse_scheme(args.scheme) if args.scheme else checkpoint.scheme
     if scheme is None:
         raise ValueError(f"scheme: got none; {args.checkpoint} was trained on clean images, give the --scheme to use")
-    channels, size = scheme.channels(data.shape[0]), data.shape[1:]
+    channels, *size = scheme.input_shape(data.shape)
     if channels != checkpoint.model.in_channels or data.num_classes != checkpoint.model.num_classes:
         raise ValueError(
             f"{args.checkpoint}: takes {checkpoint.model.in_channels} channels and knows "
@@ -121,9 +121,10 @@ def build(args: Args, **sampling: Any) -> tuple[Smoothed, Checkpoint, Dataset]:
             f"channels, {data.num_classes} classes. Use the scheme and data set it was trained with"
         )
     expected = checkpoint.model.height_and_width
-    if size != expected:
+    if tuple(size) != expected:
         raise ValueError(
-            f"{args.checkpoint}: takes {expected[0]}x{expected[1]} pixels, {data.name} has {size[0]}x{size[1]}"
+            f"{args.checkpoint}: takes {expected[0]}x{expected[1]} pixels, {type(scheme).__name__} on {data.name} "
+            f"makes {size[0]}x{size[1]}"
         )
     follows = getattr(checkpoint.model, "scheme", None)
     if follows is not None and spec.parse_scheme(follows) != scheme:

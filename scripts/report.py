@@ -10,9 +10,10 @@ Other bounds or confidence levels are computed from the stored votes, without th
 
     python -m scripts.report runs/mnist-k45/test --bounds simultaneous --alpha 0.001
 
-and so are certificates that the true label stays among the k most probable ones (randomized ablation):
+and so are certificates that the true label stays among the k most probable ones (randomized ablation, Gaussian noise),
+in pixels, to compare the two:
 
-    python -m scripts.report runs/mnist-k45/test --top-k 1 3
+    python -m scripts.report runs/mnist-k45/test runs/mnist-gaussian/test --top-k 1 3 --pixels
 
 Certified accuracy against patches of several sizes, with both certificates:
 
@@ -29,6 +30,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -36,11 +38,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from certify import L1, Lp, Patch, RandomizedAblation, SampledScheme, metrics, spec, topk
+from certify import L0, L1, L2, Lp, Patch, RandomizedAblation, SampledScheme, metrics, spec, topk, topk_l2
 from certify.confidence import predict_or_abstain
 from certify.files import write_atomically
-from certify.results import floor_text, read_config, read_rows, read_votes
+from certify.gaussian import GaussianScheme
+from certify.results import UNPROVEN_RADIUS, floor_text, read_config, read_rows, read_votes
 from certify.smooth import vote_uniforms
+from certify.threats import NOT_CERTIFIED
 from certify.variable_lambda import radius_through_norms
 from scripts import cli, patches
 
@@ -60,9 +64,11 @@ class Args:
     bounds: Literal["one-sided", "simultaneous"] | None = cli.arg("certify again with these, likewise", None)
     interval: Literal["clopper-pearson", "randomized"] | None = cli.arg("certify again with these, likewise", None)
     top_k: list[int] | None = cli.arg(
-        "also certified top-k accuracy for these k, from the stored votes of randomized ablation", None
+        "also certified top-k accuracy for these k, from the stored votes of randomized ablation or Gaussian noise",
+        None,
     )
     p: float | None = cli.arg("restate l1 radii in lp for this p, through norm inequalities (Eqs. 4.25, 4.26)", None)
+    pixels: bool = cli.arg("restate l2 radii as numbers of pixels, all channels of which may change", False)
     patch: list[str] | None = cli.arg("also certified accuracy against patches of these sizes, such as 5 3x7", None)
     bound: list[Literal["location", "published"]] | None = cli.arg(
         "certificates against patches, from the stored votes (default: location)", None
@@ -81,6 +87,11 @@ class Run:
     top_k: int | None = None  # None: certificates of the prediction
     until: str | None = None  # the question that sequential sampling settled
 
+    @property
+    def guaranteed(self) -> bool:
+        """Whether radii are certificates."""
+        return NOT_CERTIFIED not in self.threat
+
     def summary(self, radii: list[float], rho: float) -> dict[str, Any]:
         rows = self.rows
         correct, radius = rows["correct"] > 0, rows["radius"]
@@ -89,6 +100,7 @@ class Run:
             "name": self.name,
             "threat": self.threat,
             "alpha": self.alpha,
+            "guaranteed": self.guaranteed,
             "top_k": self.top_k,
             "images": len(correct),
             "clean_accuracy": metrics.clean_accuracy(clean, rows["label"]),
@@ -105,7 +117,7 @@ class Run:
                 summary[key] = None
         elif "label_share" in rows:
             summary["base_accuracy"] = float(rows["label_share"].mean())
-        if self.alpha is not None:
+        if self.alpha is not None and self.guaranteed:
             bound = metrics.certified_accuracy_lower_bound(correct, radius, radii, alpha=self.alpha, rho=rho)
             summary["certified_accuracy_high_probability"] = bound.tolist()
         return summary
@@ -130,7 +142,10 @@ def read_run(path: Path, args: Args) -> Run:
     if args.alpha is None and args.bounds is None and args.interval is None:
         until = (sampling or {}).get("until")
         name = name if until is None else f"{name}, until {until}"
-        return Run(name, config["threat"], sampling and sampling["alpha"], read_rows(path), until=until)
+        rows = read_rows(path)
+        if UNPROVEN_RADIUS in rows:
+            rows["radius"] = rows.pop(UNPROVEN_RADIUS)
+        return Run(name, config["threat"], sampling and sampling["alpha"], rows, until=until)
     scheme = spec.parse_scheme(config["scheme"])
     if not isinstance(scheme, SampledScheme):
         raise ValueError(f"{path}: {config['scheme']} is exact; --alpha, --bounds, --interval are for sampled schemes")
@@ -171,15 +186,20 @@ def top_k_runs(path: Path, args: Args) -> list[Run]:
         raise ValueError(f"{path}: top-k certificates need the stored votes of a run, got a table of rows")
     config = read_config(path)
     scheme, sampling = spec.parse_scheme(config["scheme"]), config["sampling"]
-    if not isinstance(scheme, RandomizedAblation):
-        raise ValueError(f"{path}: got {config['scheme']}, top-k certificates are for RandomizedAblation")
+    if not isinstance(scheme, (RandomizedAblation, GaussianScheme)):
+        raise ValueError(
+            f"{path}: got {config['scheme']}, top-k certificates are for RandomizedAblation and Gaussian noise"
+        )
     _check_fixed_size(path, sampling)
     stored = read_votes(path)
     votes, label = stored.votes, stored.label
     alpha = sampling["alpha"] if args.alpha is None else args.alpha
     runs = []
     for k in args.top_k:
-        result = topk.certify_counts(votes.counts, k, scheme.units(votes.shape), scheme.keep, alpha, n=votes.n)
+        if isinstance(scheme, GaussianScheme):
+            result = topk_l2.certify_counts(votes.counts, k, scheme, alpha, shape=votes.shape, n=votes.n)
+        else:
+            result = topk.certify_counts(votes.counts, k, scheme.units(votes.shape), scheme.keep, alpha, n=votes.n)
         radius = result.radius_of(label)
         # votes settle which labels are predicted; ties go to the lower index
         order = votes.counts.argsort(dim=1, descending=True, stable=True)[:, :k]
@@ -210,6 +230,16 @@ def through_norms(run: Run, p: float) -> Run:
     """A run with l1 radii, restated in lp."""
     radius = radius_through_norms(torch.from_numpy(run.rows["radius"]), p).numpy()
     return replace(run, name=f"{run.name}, through norms", threat=str(Lp(p)), rows=run.rows | {"radius": radius})
+
+
+def in_pixels(run: Run, path: Path) -> Run:
+    """A run with l2 radii, restated in numbers of pixels; any other run as it is."""
+    if not path.is_dir() or not run.threat.startswith(str(L2())):
+        return run
+    channels = read_config(path)["shape"][0]
+    radius = np.array([topk.pixels_of_l2_radius(r, channels) if r >= 0 else -1.0 for r in run.rows["radius"]])
+    threat = run.threat.replace(str(L2()), str(L0()), 1)
+    return replace(run, name=f"{run.name}, from l2", threat=threat, rows=run.rows | {"radius": radius})
 
 
 def spread(runs: list[Run]) -> list[float]:
@@ -255,7 +285,8 @@ def table(summaries: list[dict[str, Any]], rho: float) -> str:
             bound = [percent(value) for value in s["certified_accuracy_high_probability"]]
             lines.append((f"  all images at once with probability {1 - rho:g}", [""] * 5 + bound))
     widths = [max(len(head[i]), *(len(cells[i]) for _, cells in lines)) for i in range(len(head))]
-    text = [f"certified accuracy at radius r, {summaries[0]['threat']} (clean, abstain: of the prediction)"]
+    what = "certified" if summaries[0]["guaranteed"] else "CLAIMED"
+    text = [f"{what} accuracy at radius r, {summaries[0]['threat']} (clean, abstain: of the prediction)"]
     text.append("  " + "  ".join(h.rjust(w) for h, w in zip(head, widths, strict=True)))
     for name, cells in lines:
         text += [name, "  " + "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True))]
@@ -278,8 +309,10 @@ def plot(groups: dict[str, list[Run]], path: Path) -> None:
             # Certified accuracy falls just after each radius that some image reaches; a number of pixels can only be
             # exceeded by a whole one.
             ends = grid + 1 if threat.startswith(("l0", "patch")) else grid
-            axis.step([0, *ends, ends[-1]], [values[0], *values, 0], where="pre", label=run.name)
+            axis.step([0, *ends, ends[-1]], [values[0], *values, 0], where="pre", label=textwrap.fill(run.name, 64))
         axis.set(xlabel=f"radius, {threat}", ylabel="certified accuracy", ylim=(0, 1.02))
+        if not runs[0].guaranteed:
+            axis.set(title=NOT_CERTIFIED, ylabel="claimed accuracy")
         axis.set_xlim(left=0)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
@@ -302,6 +335,7 @@ def main(args: Args) -> None:
         if args.p is not None and run.threat == str(L1()):
             run = through_norms(run, args.p)
         for each in (run, *top_k_runs(path, args)):
+            each = in_pixels(each, path) if args.pixels else each
             groups.setdefault(each.threat, []).append(each)
     if args.bound and str(Patch()) not in groups:
         raise ValueError(

@@ -22,7 +22,7 @@ from certify.data import Dataset, load
 from certify.models import PARTITION_MLP, DenoisedSpec, ModelSpec
 from certify.scheme import Scheme
 from certify.training import EpochResult, Trainer, TrainingConfig, base_accuracy, copy_statistics, load_checkpoint
-from certify.training.copies import copy_channels, parse_scheme
+from certify.training.copies import input_shape, parse_scheme
 from scripts import cli
 
 
@@ -69,7 +69,8 @@ class Args:
 
 def model_of(args: Args, scheme: Scheme | None, data: Dataset) -> ModelSpec | DenoisedSpec:
     """The architecture; behind the denoiser of another run if there is one."""
-    channels, size = copy_channels(scheme, data.shape[0]), data.shape[1:]
+    channels, height, width = input_shape(scheme, data.shape)
+    size = (height, width)
     mean, std = None, None
     if args.normalize == "images":
         mean, std = data.channel_statistics()

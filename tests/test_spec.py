@@ -12,7 +12,10 @@ from certify import (
     L0,
     L1,
     DeterministicSplittingNoise,
+    GaussianNoise,
     RandomizedAblation,
+    SmoothReduce,
+    SmoothReduceVideo,
     SplittingNoise,
     ThresholdVote,
     spec,
@@ -65,6 +68,11 @@ def test_round_trip(value):
         ("DeterministicSplittingNoise(lam=0.5)", DeterministicSplittingNoise(0.5)),
         ("DeterministicSplittingNoise(0.5, 15, seed=7)", DeterministicSplittingNoise(0.5, 15, 7)),
         ("SplittingNoise(lam=0.5, q=None)", SplittingNoise(0.5)),
+        ("GaussianNoise(0.25, q=16)", GaussianNoise(0.25, q=16)),
+        ("GaussianNoise(sigma=1, sound=False)", GaussianNoise(1.0, sound=False)),
+        ("SmoothReduce(0.25, 28, resize=32, stride=4)", SmoothReduce(0.25, 28, resize=32, stride=4)),
+        ("SmoothReduce(0.5, (8, 9), count=3, reduce='max')", SmoothReduce(0.5, (8, 9), count=3, reduce="max")),
+        ("SmoothReduceVideo(0.5, 64, chunk=8, stride=32)", SmoothReduceVideo(0.5, 64, 8, stride=32)),
         ("ThresholdVote(theta=0.5)", ThresholdVote(0.5)),
         ("L0('feature')", L0("feature")),
         ("L1()", L1()),
@@ -72,6 +80,7 @@ def test_round_trip(value):
 )
 def test_parse(text, value):
     assert spec.parse(text) == value
+    assert spec.parse(spec.to_text(value)) == value
 
 
 @pytest.mark.parametrize(

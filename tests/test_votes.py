@@ -12,6 +12,7 @@ from certify import (
     DeterministicAblation,
     DeterministicSplittingNoise,
     DiscreteNoise,
+    GaussianNoise,
     MultiBlockAblation,
     RandomizedAblation,
     RandomizedBandAblation,
@@ -39,6 +40,7 @@ SCHEMES = [
     BandAblation(2),
     MultiBlockAblation(2, 2),  # 120 copies, kept one by one
     RandomizedBandAblation(2),
+    GaussianNoise(0.25),
 ]
 
 

@@ -18,7 +18,7 @@ from certify.draws import ATTACK, Draws
 from certify.inference import exact_gradients
 from certify.scheme import EnumeratedScheme, Scheme
 from certify.smooth import Smoothed
-from certify.votes import Plan
+from certify.votes import Plan, copy_bytes
 from certify.wasserstein import WassersteinNoise
 
 NO_GRADIENT = (
@@ -130,8 +130,7 @@ def _over_copies(
     """
     engine = smoothed.engine
     assert engine.batch_size is not None
-    copy_bytes = 4 * smoothed.scheme.channels(x.shape[1]) * x[0, 0].numel()
-    plan = Plan.of(count, engine.batch_size, copy_bytes, x.device)
+    plan = Plan.of(count, engine.batch_size, copy_bytes(smoothed.scheme, tuple(x.shape[1:])), x.device)
     with exact_gradients(engine.base_classifier):
         votes = torch.zeros((len(x), count, engine.num_classes), dtype=torch.bool, device=x.device)
         total = torch.zeros_like(x)

@@ -1,4 +1,5 @@
-"""What a network is trained on: copies that a scheme makes, or, without a scheme, the images themselves.
+"""What a network is trained on: copies that a scheme makes (or one of the inputs that a copy is), or, without a scheme,
+the images themselves.
 
 "Without a scheme" is ``None`` in code, and ``none`` on command lines and in checkpoints.
 """
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from certify import spec
 from certify.draws import Draws
-from certify.images import to_float
+from certify.images import Shape, to_float
 from certify.scheme import Scheme
 
 CLEAN = "none"
@@ -25,9 +26,9 @@ def parse_scheme(text: str) -> Scheme | None:
     return None if text == CLEAN else spec.parse_scheme(text)
 
 
-def copy_channels(scheme: Scheme | None, channels: int) -> int:
-    """Channels of what a network sees of an image with ``channels`` channels."""
-    return channels if scheme is None else scheme.channels(channels)
+def input_shape(scheme: Scheme | None, shape: Shape) -> Shape:
+    """Shape of what a network sees of images of ``shape`` (C, H, W)."""
+    return shape if scheme is None else scheme.input_shape(shape)
 
 
 def one_copy(scheme: Scheme | None, images: Tensor, draws: Draws) -> Tensor:
@@ -40,4 +41,4 @@ def one_copy(scheme: Scheme | None, images: Tensor, draws: Draws) -> Tensor:
     Returns:
         float32 ``[B, C', H, W]``.
     """
-    return to_float(images) if scheme is None else scheme.sample(images, draws)[:, 0]
+    return to_float(images) if scheme is None else scheme.sample_inputs(images, draws)[:, 0]

@@ -27,7 +27,7 @@ from certify.training import losses
 from certify.training.augment import augmented
 from certify.training.checkpoint import Checkpoint, read_tensors, save_checkpoint, write_tensors
 from certify.training.config import TrainingConfig
-from certify.training.copies import copy_channels, one_copy, scheme_text
+from certify.training.copies import input_shape, one_copy, scheme_text
 from certify.training.initialize import initial_module
 from certify.training.schedules import SCHEDULES
 
@@ -238,7 +238,7 @@ class Trainer:
 
 def _check_model(data: Dataset, scheme: Scheme | None, model: ModelSpec | DenoisedSpec, config: TrainingConfig) -> None:
     """Raise unless the model takes what the scheme makes of the data, and the loss fits both."""
-    expected = copy_channels(scheme, data.shape[0])
+    expected, *sides = input_shape(scheme, data.shape)
     if model.in_channels != expected:
         maker = data.name if scheme is None else type(scheme).__name__
         raise ValueError(f"model: got {model.in_channels} input channels, {maker} makes {expected}")
@@ -246,8 +246,8 @@ def _check_model(data: Dataset, scheme: Scheme | None, model: ModelSpec | Denois
         scheme.check(data.batch([0])[0])
     elif config.loss != "cross_entropy":
         raise ValueError(f"scheme: got none, expected one; {config.loss} compares noised copies")
-    if (model.num_classes, model.height_and_width) != (data.num_classes, data.shape[1:]):
-        got, expected = ("x".join(map(str, size)) for size in (model.height_and_width, data.shape[1:]))
+    if (model.num_classes, model.height_and_width) != (data.num_classes, tuple(sides)):
+        got, expected = ("x".join(map(str, size)) for size in (model.height_and_width, sides))
         raise ValueError(
             f"model: got {model.num_classes} classes and {got} pixels, expected the {data.num_classes} "
             f"and {expected} of {data.name}"

@@ -27,6 +27,7 @@ from certify import (
     DiscreteNoise,
     DoubleMasking,
     EnumeratedScheme,
+    GaussianNoise,
     MultiBandAblation,
     MultiBlockAblation,
     RandomizedAblation,
@@ -35,6 +36,7 @@ from certify import (
     RandomizedVariableLambda,
     SampledScheme,
     Scheme,
+    SmoothReduce,
     SplittingNoise,
     UniformNoise,
     VariableLambda,
@@ -246,6 +248,50 @@ def _random_window(name: str, scheme: RandomizedWindowAblation, shape: tuple[int
     return Toy(f"patches, {name} at random", scheme, shape, 2, 1, window_outcomes(scheme))
 
 
+def gaussian_outcomes(scheme: GaussianNoise) -> Callable[[Tensor], Outcomes]:
+    """Every combination of rounded Gaussian noise, with the probabilities that are drawn."""
+    reach, total = scheme.rounded.reach, 1 << 64
+
+    def outcomes(x: Tensor) -> Outcomes:
+        levels = (x[0].double() * scheme.q).round()
+        for noise in itertools.product(enumerate(scheme.rounded.weights()), repeat=levels.numel()):
+            steps = torch.tensor([step - reach for step, _ in noise], dtype=torch.float64).view(levels.shape)
+            share = math.prod(weight for _, weight in noise)
+            yield Fraction(share, total ** levels.numel()), ((levels + steps) / scheme.q).float()
+
+    return outcomes
+
+
+def patch_noise_outcomes(scheme: SmoothReduce, places: list[list[int]]) -> Callable[[Tensor], Outcomes]:
+    """Stacks of patches of one pixel with independent noise.
+
+    Args:
+        places: the pixels of a stack, for every stack that is drawn, all as likely.
+    """
+    reach, total = scheme.rounded.reach, 1 << 64
+
+    def outcomes(x: Tensor) -> Outcomes:
+        levels = (x[0].double() * scheme.q).round().flatten()
+        for pixels in places:
+            for noise in itertools.product(enumerate(scheme.rounded.weights()), repeat=len(pixels)):
+                steps = torch.tensor([step - reach for step, _ in noise], dtype=torch.float64)
+                share = Fraction(math.prod(weight for _, weight in noise), total ** len(pixels))
+                yield share / len(places), ((levels[pixels] + steps) / scheme.q).float().view(-1, 1, 1, 1)
+
+    return outcomes
+
+
+def _gaussian(name: str, scheme: GaussianNoise, shape: tuple[int, int, int]) -> Toy:
+    # tight for half-spaces, which do not tell all copies apart; tests/test_gaussian.py has them
+    outcomes = gaussian_outcomes(scheme)
+    return Toy(f"Gaussian noise, {name}", scheme, shape, scheme.q + 1, scheme.q, outcomes, tight=False)
+
+
+def _patch_noise(name: str, scheme: SmoothReduce, pixels: int, levels: int, places: list[list[int]]) -> Toy:
+    outcomes = patch_noise_outcomes(scheme, places)
+    return Toy(f"Smooth-Reduce, {name}", scheme, (1, 1, pixels), levels, scheme.q, outcomes, tight=False)
+
+
 TOYS: tuple[Toy, ...] = (
     _ablation("ablation, pixels", RandomizedAblation(2), (1, 2, 3), 2),
     _ablation("ablation, 1 of 6", RandomizedAblation(1), (1, 2, 3), 2),
@@ -289,6 +335,17 @@ TOYS: tuple[Toy, ...] = (
     _uniform("uniform noise, lam = 1/2", UniformNoise(0.5, q=5), (1, 2, 1)),
     _splitting("SSN, lam = 1", SplittingNoise(1.0, q=2), (1, 1, 3)),
     _splitting("SSN, lam = 3/8, several cells", SplittingNoise(3 / 8, q=4), (1, 1, 3)),
+    _gaussian("one pixel", GaussianNoise(0.3, q=6), (1, 1, 1)),
+    _gaussian("two pixels", GaussianNoise(0.45, q=2), (1, 1, 2)),
+    _patch_noise("one pixel twice", SmoothReduce(0.4, 1, count=2, noise="patch", q=4), 1, 5, [[0, 0]]),
+    _patch_noise("two patches", SmoothReduce(0.45, 1, stride=1, noise="patch", q=2), 2, 3, [[0, 1]]),
+    _patch_noise(
+        "at random",
+        SmoothReduce(0.5, 1, count=2, noise="patch", q=3),
+        2,
+        2,
+        [[0, 0], [0, 1], [1, 0], [1, 1]],
+    ),
     _random_window("columns", RandomizedBandAblation(1), (1, 1, 8)),
     _random_window("rows of 2 channels", RandomizedBandAblation(1, axis="row"), (2, 4, 1)),
     _random_window("blocks", RandomizedBlockAblation(1), (1, 2, 4)),

@@ -1,0 +1,174 @@
+"""Gaussian noise: l2 certificates of randomized smoothing.
+
+Source: Cohen, Rosenfeld and Kolter, "Certified Adversarial Robustness via Randomized Smoothing" (ICML 2019), Theorem 1.
+
+The theorem is about real numbers. In floating point, ``x + noise`` keeps traces of x in its last digits, and there are
+base classifiers and images certified at a radius within which the prediction changes (Voracek and Hein, "Sound
+Randomized Smoothing in Floating-Point Arithmetic", ICLR 2023, arXiv 2207.07209). So noise is drawn here on the grid of
+the images. Let x be on the grid, ``round`` the nearest point of it, Z real Gaussian noise. Then
+
+    round(x + Z) = x + round(Z)
+
+and ``f(x + round(Z)) = (f o round)(x + Z)``: to classify x with rounded noise by f is to classify x with real noise by
+another base classifier, ``f o round``, for which the theorem holds as for any. Copies are whole numbers, divided once;
+what comes after sees nothing else.
+
+What is drawn has not quite the distribution of ``round(Z)``: each number is within a total variation distance of about
+2^-54 of it (:class:`~certify.rounded_gaussian.RoundedGaussian`). The certificate is one for exact noise: bounds on the
+probabilities of samples are widened by that distance times the number of features.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import numpy as np
+import torch
+from scipy.special import ndtri
+from torch import Tensor
+
+from certify.draws import Draws
+from certify.images import IMAGES, VIDEOS, Shape, check_images, to_float, to_levels
+from certify.rounded_gaussian import RoundedGaussian, noise_of_words
+from certify.scheme import SampledScheme, check_integer
+from certify.threats import L2, Unproven
+
+_MAX_FEATURES = 1 << 24
+_BELOW = 2.0**-40  # for rounding in doubles, relative and absolute, where arguments and functions have a few of 2^-53
+
+
+@dataclass(frozen=True)
+class GaussianScheme(SampledScheme):
+    """What schemes with Gaussian noise share: the noise, and the radius ``sigma (Phi^-1(p) - Phi^-1(q)) / 2``.
+
+    In sound mode, arithmetic is in whole steps of ``1 / q``, held by floats: exact below 2^24.
+    """
+
+    sigma: float
+    sound: bool = field(default=True, kw_only=True)
+    q: int = field(default=255, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.sigma) and self.sigma > 0):
+            raise ValueError(f"sigma: got {self.sigma}, expected a finite number above 0 (features are in [0, 1])")
+        object.__setattr__(self, "sigma", float(self.sigma))
+        check_integer("q (quantization steps, 255 for 8-bit images)", self.q, 1, 1 << 16)
+        if self.sound:
+            assert self.rounded.reach > 0  # raises where there are too many steps
+
+    @property
+    def threat(self) -> L2 | Unproven:
+        doubts = self.doubts()
+        return Unproven(L2(), ", ".join(doubts)) if doubts else L2()
+
+    def doubts(self) -> list[str]:
+        """Why radii are not certificates; empty if they are."""
+        return [] if self.sound else ["floating-point noise"]
+
+    @property
+    def refinement(self) -> int:
+        """Noise is drawn in steps of ``1 / (refinement q)``."""
+        return 1
+
+    @property
+    def rounded(self) -> RoundedGaussian:
+        """The noise in steps."""
+        return RoundedGaussian(Fraction(self.sigma) * self.q * self.refinement)
+
+    @abstractmethod
+    def noisy_features(self, shape: Shape) -> int:
+        """How many numbers of noise a copy of an image of ``shape`` has."""
+
+    def stretch(self, shape: Shape | None) -> float:
+        """How much longer than the perturbation of an image that of what noise is added to may be, rounded up."""
+        return 1.0
+
+    def check(self, x: Tensor, layouts: tuple[str, ...] = (IMAGES, VIDEOS)) -> None:
+        check_images(x, layouts)
+        if not self.sound:
+            return
+        try:
+            to_levels(x, self.q)
+        except ValueError as error:
+            raise ValueError(f"{error}; sound=False takes any floats, but certifies nothing") from error
+        if self.noisy_features(tuple(x.shape[1:])) > _MAX_FEATURES:
+            got = self.noisy_features(tuple(x.shape[1:]))
+            raise ValueError(f"images: got {got} features with noise, at most {_MAX_FEATURES} are supported")
+
+    def numbers(self, x: Tensor) -> Tensor:
+        """The image as float32: whole steps of ``1 / q`` in sound mode, else values."""
+        return to_levels(x, self.q).float() if self.sound else to_float(x)
+
+    def draw_noise(self, draws: Draws, shape: Shape) -> Tensor:
+        """float32 ``[B, n, *shape]``: whole steps of ``1 / (refinement q)`` in sound mode, else values."""
+        count = math.prod(shape)
+        if self.sound:
+            noise = self.rounded.draw(draws, count)
+        else:
+            noise = noise_of_words(draws, count, _quantiles).mul_(math.sqrt(2) * self.sigma)
+        return noise.reshape(*draws.shape, *shape)
+
+    def values(self, numbers: Tensor, scale: int = 1) -> Tensor:
+        """Values of :meth:`numbers` that have been multiplied by ``scale``; in place."""
+        divisor = scale * self.q if self.sound else scale
+        # by a tensor: dividing by a Python number, CUDA multiplies with the rounded inverse
+        return numbers if divisor == 1 else numbers.div_(torch.full((), float(divisor), device=numbers.device))
+
+    def deviation(self, shape: Shape | None) -> float:
+        """The standard deviation of the noise in units of how far a perturbation may move its mean, rounded down."""
+        return self.sigma / self.stretch(shape) * (1 - 2.0**-50)
+
+    def slip(self, shape: Shape | None) -> float:
+        """A bound on the total variation distance between the noise of a copy and exact noise."""
+        if not self.sound:
+            return 0.0
+        features = _MAX_FEATURES if shape is None else self.noisy_features(shape)
+        return float(features * self.rounded.slip) * (1 + 2.0**-50)
+
+    def radius(self, p_lower: Tensor, p_upper: Tensor, *, shape: Shape | None = None) -> Tensor:
+        slip = self.slip(shape)
+        # 1 - p is exact for p >= 1/2, and its quantile is accurate near 0 where that of p near 1 is not
+        own = -quantile_above(1 - p_lower.to(torch.float64) + slip)
+        rivals = quantile_above(p_upper.to(torch.float64) + slip)
+        gap = (own - rivals) / 2
+        return torch.where(gap > 0, gap * (1 - _BELOW) * self.deviation(shape), -1.0)
+
+
+@dataclass(frozen=True)
+class GaussianNoise(GaussianScheme):
+    """Independent Gaussian noise of standard deviation ``sigma`` on every feature, of images or videos.
+
+    Guarantee: for inputs on the grid ``i / q``, the prediction is the same for every input on the grid within l2
+    distance ``radius = sigma / 2 (Phi^-1(p_lower) - Phi^-1(p_upper))``, which is ``sigma Phi^-1(p_lower)`` where
+    ``p_upper = 1 - p_lower``; rounded down. The smoothed classifier is that of exact Gaussian noise, see the module.
+
+    Attributes:
+        sigma: standard deviation; features are in [0, 1].
+        sound: noise on the grid, and inputs off the grid are refused. With False, noise is added in floating point, to
+            any input, as it usually is: no certificate then, and marked so, but the same radii for most classifiers.
+        q: quantization steps of the input, 255 for 8-bit images.
+    """
+
+    def noisy_features(self, shape: Shape) -> int:
+        return math.prod(shape)
+
+    def sample(self, x: Tensor, draws: Draws) -> Tensor:
+        return self.values(self.numbers(x)[:, None] + self.draw_noise(draws, tuple(x.shape[1:])))
+
+
+def _quantiles(words: Tensor, _rows: Draws) -> Tensor:
+    """Gaussian numbers of deviation ``1 / sqrt(2)`` in floating point, one for each word: with its usual flaws."""
+    shares = (words - (1 << 31)).float().add_(0.5).mul_(2.0**-31)
+    return shares.clamp_(-1 + 2.0**-24, 1 - 2.0**-24).erfinv_()
+
+
+def quantile_above(p: Tensor) -> Tensor:
+    """``Phi^-1(p)``, rounded up, for probabilities that themselves are rounded by up to 2^-50 of their size."""
+    argument = np.clip(p.detach().cpu().numpy() * (1 + 2.0**-49), 0, 1)
+    quantile = ndtri(argument)
+    with np.errstate(invalid="ignore"):
+        above = np.where(np.isinf(quantile), quantile, quantile + np.abs(quantile) * _BELOW + _BELOW)
+    return torch.from_numpy(above).to(p.device)

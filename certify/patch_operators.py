@@ -1,0 +1,138 @@
+"""Patches of an image as linear maps: bilinear resizing, windows, and how much all of them together stretch.
+
+Everything works axis by axis, and in whole numbers: an axis is interpolated at positions rounded to quarters of a
+pixel, so values on the grid ``1 / q`` become values on the grid ``1 / (4 q)``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+QUARTERS = 4
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of an image, of which patches are windows.
+
+    Attributes:
+        dim: in a batch ``[B, n, C, ...]`` of copies.
+        size: before and after resizing: equal for none.
+        window: length of a patch along this axis.
+    """
+
+    dim: int
+    size: int
+    resized: int
+    window: int
+
+    @property
+    def places(self) -> int:
+        """Where a window may start."""
+        return self.resized - self.window + 1
+
+
+def _interpolation(size: int, resized: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """For each resized pixel the pixels below and above its centre, and the quarters between it and the one below."""
+    i = np.arange(resized)
+    # The centre of pixel i lies at (i + 1/2) size / resized - 1/2; in quarters, rounded, kept inside.
+    quarters = ((8 * i + 4) * size - 3 * resized) // (2 * resized)
+    quarters = quarters.clip(0, QUARTERS * (size - 1))
+    below = quarters // QUARTERS
+    return below, np.minimum(below + 1, size - 1), quarters % QUARTERS
+
+
+@lru_cache(maxsize=16)
+def _interpolation_on(size: int, resized: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    below, above, quarters = (torch.from_numpy(part).to(device) for part in _interpolation(size, resized))
+    return below, above, quarters.float()
+
+
+def resize(images: Tensor, axes: Sequence[Axis]) -> Tensor:
+    """Images resized along all axes, times 4 for each of them; exact for whole numbers that remain below 2^24.
+
+    Not by a matrix product, in which a GPU may round its arguments.
+    """
+    for axis in axes:
+        below, above, quarters = _interpolation_on(axis.size, axis.resized, images.device)
+        quarters = quarters.view(-1, *[1] * (images.ndim - 1 - axis.dim))
+        low, high = images.index_select(axis.dim, below), images.index_select(axis.dim, above)
+        images = low.mul_(QUARTERS - quarters).add_(high.mul_(quarters))
+    return images
+
+
+def dense_starts(axes: Sequence[Axis], stride: int) -> list[tuple[int, ...]]:
+    """Where patches start that are ``stride`` apart along each axis."""
+    return list(itertools.product(*(range(0, axis.places, stride) for axis in axes)))
+
+
+def windows(images: Tensor, starts: Sequence[Tensor], axes: Sequence[Axis]) -> Tensor:
+    """Patches of images.
+
+    Args:
+        images: ``[B, n, C, ...]``.
+        starts: one int64 tensor for each axis, ``[B, n, k]``; n and B may be 1 here or there.
+
+    Returns:
+        ``[B, n, k, C, ...]``.
+    """
+    view = images
+    for axis in axes:
+        view = view.unfold(axis.dim, axis.window, 1)
+    row = torch.arange(images.shape[0], device=images.device)[:, None, None]
+    column = torch.arange(images.shape[1], device=images.device)[None, :, None]
+    patches = view[(row, column, slice(None), *starts)]
+    last = range(-len(axes), 0)
+    return patches.movedim(tuple(last), tuple(axis.dim + 1 for axis in axes))
+
+
+def _gram(axis: Axis, starts: Sequence[int]) -> NDArray[np.float64]:
+    """``R^T D R``, R the resizing of one axis and D how many of the windows cover each resized pixel; exact."""
+    covered = np.zeros(axis.resized)
+    for start in starts:
+        covered[start : start + axis.window] += 1
+    below, above, quarters = _interpolation(axis.size, axis.resized)
+    matrix = np.zeros((axis.resized, axis.size))
+    np.add.at(matrix, (np.arange(axis.resized), below), (QUARTERS - quarters) / QUARTERS)
+    np.add.at(matrix, (np.arange(axis.resized), above), quarters / QUARTERS)
+    return matrix.T @ (covered[:, None] * matrix)
+
+
+def eigenvalue_bound(matrix: NDArray[np.float64]) -> float:
+    """An upper bound on the largest eigenvalue of a symmetric matrix without negative entries, about 1e-9 above it.
+
+    For any positive vector v, no eigenvalue exceeds the largest ``(matrix v)_i / v_i`` (Collatz and Wielandt). Floats
+    only choose v, and round this quotient of sums of positive numbers.
+    """
+    if not np.count_nonzero(matrix - np.diag(matrix.diagonal())):
+        return float(matrix.diagonal().max())  # windows without resizing: the exact number
+    near = np.linalg.eigvalsh(matrix)[-1] * (1 + 1e-9)
+    # Positive where near exceeds the largest eigenvalue, and then matrix v = near v - 1.
+    v = np.linalg.solve(near * np.eye(len(matrix)) - matrix, np.ones(len(matrix)))
+    v = np.maximum(v, np.finfo(float).tiny)
+    return float((matrix @ v / v).max()) * (1 + len(matrix) * 2.0**-50)
+
+
+@lru_cache(maxsize=64)
+def stack_norm(axes: tuple[Axis, ...], stride: int | None, count: int | None) -> float:
+    """The operator norm of all patches of an image, stacked; never too small.
+
+    Of dense patches (``stride``) or of ``count`` random ones, for which it is the largest over the draws: all of them
+    may be the same. The squared norm is a product over the axes, since windows and interpolation are.
+    """
+    square = 1.0 if count is None else float(count)
+    for axis in axes:
+        if stride is not None:
+            square *= eigenvalue_bound(_gram(axis, range(0, axis.places, stride)))
+        else:
+            square *= max(eigenvalue_bound(_gram(axis, [start])) for start in range(axis.places))
+    return math.sqrt(square)

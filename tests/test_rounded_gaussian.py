@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from fractions import Fraction
+
+import mpmath
+import pytest
+import torch
+
+from certify import rounded_gaussian
+from certify.draws import ESTIMATION, Draws
+from certify.rounded_gaussian import RoundedGaussian
+
+CPU = torch.device("cpu")
+
+
+def draws(items=1, copies=range(50), seed=0) -> Draws:
+    return Draws.of(seed, ESTIMATION, torch.arange(items), copies)
+
+
+@pytest.mark.parametrize("deviation", [Fraction(1, 7), Fraction(9, 10), Fraction(255, 8)], ids=float)
+def test_probabilities_are_those_of_a_rounded_gaussian(deviation):
+    """Every threshold against 50 digits, and the total variation distance against what the certificate allows for."""
+    noise = RoundedGaussian(deviation)
+    weights, total = noise.weights(), 1 << 64
+    assert len(weights) == 2 * noise.reach + 1
+    assert sum(weights) == total
+    assert weights == weights[::-1]
+    with mpmath.workdps(50):
+        below, moved = 0, mpmath.mpf(0)
+        for j, weight in zip(range(-noise.reach, noise.reach), weights, strict=False):
+            below += weight
+            exact = mpmath.ncdf((j + mpmath.mpf(1) / 2) * deviation.denominator / deviation.numerator)
+            assert abs(below - exact * total) < 0.5 + 1e-6
+            moved += abs(mpmath.mpf(below) / total - exact)
+        beyond = 2 * mpmath.ncdf(-(noise.reach + mpmath.mpf(1) / 2) * deviation.denominator / deviation.numerator)
+        assert moved + beyond <= mpmath.mpf(noise.slip.numerator) / noise.slip.denominator
+    assert noise.slip < deviation * Fraction(1, 1 << 60) + Fraction(1, 1 << 60)
+
+
+@pytest.mark.parametrize("deviation", [Fraction(1, 7), Fraction(9, 10), Fraction(40)], ids=float)
+def test_the_alias_table_has_exactly_these_probabilities(deviation):
+    noise = RoundedGaussian(deviation)
+    bits, high, low, values = rounded_gaussian._alias_table(noise, CPU)
+    shares = dict.fromkeys(range(-noise.reach, noise.reach + 1), 0)
+    for (own, other), first, second in zip(values.view(-1, 2).tolist(), high.tolist(), low.tolist(), strict=True):
+        cut = (first << 32) + second
+        shares[own] = shares.get(own, 0) + cut
+        shares[other] = shares.get(other, 0) + (1 << 64 - bits) - cut
+    assert shares.pop(max(shares)) >= 0  # columns beyond the last value have a share of 0
+    assert {k: n for k, n in shares.items() if n} == {
+        k: n for k, n in zip(range(-noise.reach, noise.reach), noise.weights(), strict=False) if n
+    }
+
+
+@pytest.mark.parametrize("deviation", [Fraction(1, 7), Fraction(9, 10), Fraction(255, 4)], ids=float)
+@pytest.mark.parametrize("count", [1, 6, 784])
+def test_numbers_are_what_64_bits_say(deviation, count, monkeypatch):
+    """Also where the first word ends on the border: here in every second number."""
+    noise, given = RoundedGaussian(deviation), draws(2, range(7))
+    bits, high, low, values = rounded_gaussian._alias_table(noise, CPU)
+    words = given.words_by_lane(count)
+    column = words >> (32 - bits)
+    border = (column << (32 - bits)) + high[column].clamp(max=(1 << (32 - bits)) - 1)
+    words = torch.where(torch.arange(words.shape[-1]) % 2 == 0, border, words)
+    monkeypatch.setattr(Draws, "words_by_lane", lambda self, count: words.reshape(4, 14, 1, -1).clone())  # all at once
+    drawn = noise.draw(given, count)
+    assert drawn.shape == (2, 7, count)
+    assert drawn.dtype == torch.float32
+    blocks = words.shape[-1]
+    more = given.words(8 * blocks).view(2, 7, 2 * blocks, 4)
+    for b, n, i in [(b, n, i) for b in range(2) for n in range(7) for i in range(0, count, 1 + count // 40)]:
+        lane, block = divmod(i, blocks)
+        word = (int(words[lane, b, n, block]) << 32) + int(more[b, n, blocks + block, lane])
+        place, rest = word >> (64 - bits), word & ((1 << (64 - bits)) - 1)
+        above = rest >= (int(high[place]) << 32) + int(low[place])
+        assert drawn[b, n, i] == values[2 * place + above]
+
+
+def test_numbers_depend_on_the_copy_not_on_the_batch():
+    noise = RoundedGaussian(Fraction(255, 4))
+    together = noise.draw(draws(3, range(9)), 31)
+    for item, copy in ((0, 0), (2, 8), (1, 4)):
+        alone = noise.draw(Draws.of(0, ESTIMATION, torch.tensor([item]), range(copy, copy + 1)), 31)
+        assert torch.equal(alone[0, 0], together[item, copy])
+
+
+def test_many_numbers_are_made_in_parts(monkeypatch):
+    noise = RoundedGaussian(Fraction(255, 4))
+    whole = noise.draw(draws(3, range(9)), 31)
+    monkeypatch.setattr(rounded_gaussian, "_CHUNK", 100)
+    assert torch.equal(noise.draw(draws(3, range(9)), 31), whole)
+    shared = Draws(0, ESTIMATION, torch.arange(3)[:, None], torch.tensor([[4], [2], [0]]))
+    assert torch.equal(noise.draw(shared, 31)[:, 0], whole[torch.arange(3), torch.tensor([4, 2, 0])])
+
+
+def test_moments_and_independence():
+    noise = RoundedGaussian(Fraction(51, 4))
+    numbers = noise.draw(draws(1, range(4000)), 50)[0].double() / 12.75
+    n = numbers.numel()
+    assert abs(numbers.mean()) < 5 / n**0.5
+    # rounding adds the variance of a uniform step
+    assert abs(numbers.var() - 1 - 1 / (12 * 12.75**2)) < 5 * (2 / n) ** 0.5
+    correlation = torch.corrcoef(numbers.T) - torch.eye(50)
+    assert correlation.abs().max() < 5.5 / 4000**0.5
+
+
+@pytest.mark.parametrize("deviation", [Fraction(0), Fraction(-1), Fraction(20_000)], ids=float)
+def test_deviations_out_of_range(deviation):
+    with pytest.raises(ValueError, match="sigma"):
+        RoundedGaussian(deviation)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_gives_the_same_numbers():
+    noise = RoundedGaussian(Fraction(255, 4))
+    cuda = Draws.of(0, ESTIMATION, torch.arange(3, device="cuda"), range(50))
+    assert torch.equal(noise.draw(cuda, 784).cpu(), noise.draw(draws(3), 784))
