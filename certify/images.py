@@ -1,4 +1,7 @@
-"""What an image batch may be: ``uint8`` (the value v stands for v / 255) or floats in [0, 1], ``[B, C, H, W]``."""
+"""What an image batch may be: ``uint8`` (the value v stands for v / 255) or floats in [0, 1], ``[B, C, H, W]``.
+
+Schemes that treat every number alike also take clips, ``[B, C, T, H, W]``.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,19 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-Shape = tuple[int, ...]  # of one image: (C, H, W)
+Shape = tuple[int, ...]  # of one image: (C, H, W); of a clip: (C, T, H, W)
 
 
-def check_images(x: Tensor) -> None:
-    """Raise unless ``x`` is a batch of images with legal values (finite, in range)."""
+def check_images(x: Tensor, *, clips: bool = False) -> None:
+    """Raise unless ``x`` is a batch of images with legal values (finite, in range); with ``clips``, or one of clips."""
     if not isinstance(x, Tensor):
         raise TypeError(f"images: got {type(x).__name__}, expected a torch.Tensor [B, C, H, W]")
-    if x.ndim != 4:
+    if x.ndim == 5 and not clips:
+        raise ValueError(
+            f"images: got shape {tuple(x.shape)}, expected [B, C, H, W]; for clips [B, C, T, H, W], take a scheme that "
+            "adds independent noise to every number"
+        )
+    if x.ndim != 4 and not (clips and x.ndim == 5):
         raise ValueError(
             f"images: got shape {tuple(x.shape)}, expected [B, C, H, W]; add a batch dimension with x[None]"
         )

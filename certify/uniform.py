@@ -53,7 +53,7 @@ class UniformNoise(SampledScheme):
         return L1()
 
     def check(self, x: Tensor) -> None:
-        check_images(x)
+        check_images(x, clips=True)
         to_levels(x, self.q)
 
     def sample(self, x: Tensor, draws: Draws) -> Tensor:

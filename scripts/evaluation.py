@@ -120,11 +120,10 @@ def build(args: Args, **sampling: Any) -> tuple[Smoothed, Checkpoint, Dataset]:
             f"{checkpoint.model.num_classes} classes; {type(scheme).__name__} on {data.name} makes {channels} "
             f"channels, {data.num_classes} classes. Use the scheme and data set it was trained with"
         )
-    expected = checkpoint.model.height_and_width
+    expected = checkpoint.model.size
     if size != expected:
-        raise ValueError(
-            f"{args.checkpoint}: takes {expected[0]}x{expected[1]} pixels, {data.name} has {size[0]}x{size[1]}"
-        )
+        took, got = ("x".join(map(str, each)) for each in (expected, size))
+        raise ValueError(f"{args.checkpoint}: takes {took} pixels, {data.name} has {got}")
     follows = getattr(checkpoint.model, "scheme", None)
     if follows is not None and spec.parse_scheme(follows) != scheme:
         raise ValueError(

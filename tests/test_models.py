@@ -147,7 +147,7 @@ def test_images_need_not_be_square(name):
 def test_square_images_are_stored_as_one_number():
     assert ModelSpec("resnet18", 3, 10, (32, 32)) == ModelSpec("resnet18", 3, 10, 32)
     assert ModelSpec("resnet18", 3, 10, (32, 32)).image_size == 32
-    assert ModelSpec("resnet18", 3, 10, (32, 16)).height_and_width == (32, 16)
+    assert ModelSpec("resnet18", 3, 10, (32, 16)).size == (32, 16)
     with pytest.raises(ValueError, match="image_size: got"):
         ModelSpec("resnet18", 3, 10, (0, 4))
 

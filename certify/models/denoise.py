@@ -97,8 +97,8 @@ class DenoisedSpec:
         return self.classifier.num_classes
 
     @property
-    def height_and_width(self) -> tuple[int, int]:
-        return self.classifier.height_and_width
+    def size(self) -> tuple[int, ...]:
+        return self.classifier.size
 
     def build(self) -> Denoised:
         denoiser = DENOISERS[self.denoiser](self.in_channels, self.classifier.in_channels)
