@@ -69,6 +69,10 @@ class Scheme(ABC):
         """Channels of a copy of an image with ``channels`` channels: what the base classifier takes."""
         return channels
 
+    def passes_per_copy(self, shape: Shape) -> int:
+        """Forward passes of the base classifier that the scores of one copy of an image of ``shape`` cost."""
+        return 1
+
     @abstractmethod
     def sample(self, x: Tensor, draws: Draws) -> Tensor:
         """Random copies of a batch of images.

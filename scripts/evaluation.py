@@ -72,7 +72,8 @@ def configuration(
     """
     path = args.checkpoint / "model.safetensors" if args.checkpoint.is_dir() else args.checkpoint
     sampled = not isinstance(smoothed.scheme, EnumeratedScheme)
-    return {
+    passes = smoothed.scheme.passes_per_copy(data.shape)
+    return ({} if passes == 1 else {"passes_per_copy": passes}) | {
         "scheme": spec.to_text(smoothed.scheme),
         "threat": str(smoothed.scheme.threat),
         "design": smoothed.scheme.fingerprint(),

@@ -18,6 +18,10 @@ Certified accuracy against patches of several sizes, with both certificates:
 
     python -m scripts.report runs/mnist-s2/test --patch 5 3x7 --bound location published
 
+A published log of per-image results (the six columns of Cohen et al., with or without their header), next to a run:
+
+    python -m scripts.report runs/cifar/test noise_0.50/test/sigma_0.50
+
 Settings against patches (s, theta) are chosen on validation images, here every second test image, by the same table;
 the other half is then certified with ``--shard 1/2``:
 
@@ -39,6 +43,7 @@ import torch
 from certify import L1, Lp, Patch, RandomizedAblation, SampledScheme, metrics, spec, topk
 from certify.confidence import predict_or_abstain
 from certify.files import write_atomically
+from certify.logs import read_log
 from certify.results import floor_text, read_config, read_rows, read_votes
 from certify.smooth import vote_uniforms
 from certify.variable_lambda import radius_through_norms
@@ -122,7 +127,11 @@ def _check_fixed_size(path: Path, sampling: dict[str, Any]) -> None:
 def read_run(path: Path, args: Args) -> Run:
     """Rows as stored, or certified again from the stored votes."""
     if not path.is_dir():
-        return Run(path.name, "radius", None, read_rows(path))
+        if args.alpha is not None or args.bounds is not None or args.interval is not None:
+            raise ValueError(
+                f"{path}: is a table of rows without votes; --alpha, --bounds, --interval need a run's votes"
+            )
+        return Run(path.name, "radius", None, read_log(path))
     config = read_config(path)
     if "attack" in config:
         raise ValueError(f"{path}: holds an attack, not certificates; 'python -m scripts.attack' prints its summary")
