@@ -71,7 +71,9 @@ def histogram(values: Tensor, edges: Tensor) -> Tensor:
         raise ValueError(
             f"values: got some outside of [{edges[0]:g}, {edges[-1]:g}], expected edges around all of them"
         )
-    return torch.bincount((torch.bucketize(values, edges, right=True) - 1).clamp(max=bins - 1), minlength=bins)
+    return torch.bincount(
+        (torch.bucketize(values.contiguous(), edges, right=True) - 1).clamp(max=bins - 1), minlength=bins
+    )
 
 
 def scores_of_copies(smoothed: Smoothed, x: Tensor, *, n: int, stream: int, index: int) -> Tensor:

@@ -2,6 +2,9 @@
 
     python -m scripts.compare runs/plain/test runs/smooth-mean/test --equal-budget --radii 0 0.5 1 --out runs/compare
 
+Clean accuracy and abstentions are those of the certificates (a certificate abstains where it cannot bound its class
+above one half), which is what published logs and Smooth-Reduce count.
+
 The cost of an image is the number of forward passes of the base classifier: selection and estimation samples, times the
 passes that one copy takes (patches of Smooth-Reduce). Published logs have no cost; they are compared all the same.
 """
@@ -80,7 +83,9 @@ class Entry:
 def read_entry(path: Path, name: str | None) -> Entry:
     """A run as it is stored."""
     run = report.read_run(path, report.Args(runs=[path]))
-    run = run if name is None else replace(run, name=name)
+    # clean accuracy and abstentions of the certificates: a log has no others
+    rows = {column: values for column, values in run.rows.items() if column != "clean"}
+    run = replace(run, rows=rows, name=run.name if name is None else name)
     if not path.is_dir():
         return Entry(run if name is not None else replace(run, name=str(path)), path)
     config = read_config(path)

@@ -98,6 +98,7 @@ class Run:
             "images": len(correct),
             "clean_accuracy": metrics.clean_accuracy(clean, rows["label"]),
             "abstained": metrics.abstention_rate(clean),
+            "certificates_abstained": metrics.abstention_rate(rows["predict"]),
             "median_certified_robustness": metrics.median_certified_robustness(correct, radius),
             "average_certified_radius": metrics.average_certified_radius(correct, radius),
             "radii": radii,
@@ -106,8 +107,9 @@ class Run:
         if summary["median_certified_robustness"] == -math.inf:
             summary["median_certified_robustness"] = None
         if self.until is not None:  # sampling stopped when its question was settled: nothing else was found out
-            for key in ("clean_accuracy", "abstained", "median_certified_robustness", "average_certified_radius"):
+            for key in ("clean_accuracy", "median_certified_robustness", "average_certified_radius"):
                 summary[key] = None
+            summary["abstained"] = summary["certificates_abstained"] = None
         elif "label_share" in rows:
             summary["base_accuracy"] = float(rows["label_share"].mean())
         if self.alpha is not None:

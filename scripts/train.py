@@ -11,13 +11,13 @@ and that of stability training in the l1 experiments on CIFAR-10:
         --scheme "DeterministicSplittingNoise.from_sigma(0.75)" --epochs 120 --batch-size 64 --schedule cosine \\
         --augment --normalize images
 
-Base models for l2 certificates: SmoothAdv with m = 8 copies, and MACER, both on CIFAR-10 at sigma = 0.5:
+Base models for l2 certificates, SmoothAdv with 8 copies of each image and MACER close to its published setting:
 
     python -m scripts.train runs/cifar-smoothadv --data cifar10 --model resnet110 --loss smoothadv \\
         --scheme "GaussianNoise(sigma=0.5)" --noise-samples 8 --epsilon 0.5 --attack-steps 10 --epochs 150 \\
-        --batch-size 256 --schedule third_steps --augment --normalize images
-    python -m scripts.train runs/cifar-macer --data cifar10 --model resnet110 --loss macer --macer-weight 4 \\
-        --scheme "GaussianNoise(sigma=0.5)" --epochs 440 --batch-size 64 --lr 0.01 --augment --normalize images
+        --batch-size 32 --schedule third_steps --augment --normalize images
+    python -m scripts.train runs/cifar-macer --data cifar10 --model resnet110 --loss macer --epochs 440 \\
+        --scheme "GaussianNoise(sigma=0.25)" --batch-size 64 --lr 0.01 --weight-decay 5e-4 --schedule half_steps --augment
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def write_run(folder: Path, rows=ROWS, *, n0: int = 100, n: int = 900, **config)
             votes = torch.zeros(1, 10, dtype=torch.int64)
             votes[0, max(predict, 0)] = n
             line = votes_line(idx, label, Votes(votes, votes * n0 // n, (1, 8, 8), n), 0, n0)
-            results.append(Row(idx, label, predict, radius, int(predict == label), 2.0, predict, 0.9, 0.5), line)
+            results.append(Row(idx, label, predict, radius, int(predict == label), 2.0, label, 0.9, 0.5), line)
     return folder
 
 
@@ -57,7 +57,7 @@ def test_two_runs_and_a_log(tmp_path, capsys):
     costs = [(run["passes_per_image"], run["seconds_per_image"]) for run in result["runs"]]
     assert costs == [(1000, 2), (4000, 2), (None, 3.5)]
     assert [run["average_certified_radius"] for run in result["runs"]] == [0.4375, 0.875, 0.4375]
-    assert [run["abstained"] for run in result["runs"]] == [0.25] * 3
+    assert [(run["abstained"], run["clean_accuracy"]) for run in result["runs"]] == [(0.25, 0.5)] * 3
     assert [run["certified_accuracy"] for run in result["runs"]] == [[0.5, 0.25, 0], [0.5, 0.5, 0.25], [0.5, 0.25, 0]]
     printed = capsys.readouterr().out
     assert "reduced: took 4,000 forward passes per image" in printed

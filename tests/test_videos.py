@@ -17,10 +17,11 @@ from certify import RandomizedAblation, Smoothed, UniformNoise
 from certify.data import Dataset, load
 from certify.data.moving import CLASSES, DIRECTIONS, moving_shapes
 from certify.data.videos import FolderClips, Sampling, video_files
-from certify.models import ModelSpec, Normalize, build, read_spec
+from certify.models import DenoisedSpec, ModelSpec, Normalize, build, read_spec
 from certify.results import read_rows
 from certify.training import Trainer, TrainingConfig, base_accuracy, copy_statistics
 from certify.training.augment import augmented, random_crop_and_flip
+from scripts import attack as attack_script
 from scripts import certify as certify_script
 from scripts import train as train_script
 
@@ -285,6 +286,8 @@ def test_specs_of_clips():
         build("resnet18", 1, 8, (4, 10, 10))
     with pytest.raises(ValueError, match="image_size: got"):
         ModelSpec("cnn3d", 1, 8, (2, 4, 10, 10))
+    with pytest.raises(ValueError, match="got a classifier of clips, cnn3d"):
+        DenoisedSpec("dncnn_small", 1, spec)
 
 
 def test_normalization_of_clips():
@@ -355,6 +358,8 @@ def test_folders_from_training_to_certificates(tmp_path):
         certify_script.Args(out=tmp_path / "test", checkpoint=tmp_path / "run", n0=8, n=20, data_root=root)
     )
     assert read_rows(tmp_path / "test")["idx"].tolist() == [0, 1]
+    with pytest.raises(ValueError, match="there is no attack on clips"):
+        attack_script.main(attack_script.Args(out=tmp_path / "attack", checkpoint=tmp_path / "run", data_root=root))
     with pytest.raises(ValueError, match="takes 2x8x8 pixels"):
         certify_script.main(
             certify_script.Args(

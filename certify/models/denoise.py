@@ -87,6 +87,8 @@ class DenoisedSpec:
     def __post_init__(self) -> None:
         if self.denoiser not in DENOISERS:
             raise ValueError(f"denoiser: got {self.denoiser!r}, expected one of {', '.join(DENOISERS)}")
+        if len(self.classifier.size) == 3:
+            raise ValueError(f"denoiser: got a classifier of clips, {self.classifier.name}, expected one of images")
 
     @property
     def name(self) -> str:
