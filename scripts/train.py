@@ -17,7 +17,8 @@ Base models for l2 certificates, SmoothAdv with 8 copies of each image and MACER
         --scheme "GaussianNoise(sigma=0.5)" --noise-samples 8 --epsilon 0.5 --attack-steps 10 --epochs 150 \\
         --batch-size 32 --schedule third_steps --augment --normalize images
     python -m scripts.train runs/cifar-macer --data cifar10 --model resnet110 --loss macer --epochs 440 \\
-        --scheme "GaussianNoise(sigma=0.25)" --batch-size 64 --lr 0.01 --weight-decay 5e-4 --schedule half_steps --augment
+        --scheme "GaussianNoise(sigma=0.25)" --batch-size 64 --lr 0.01 --weight-decay 5e-4 --schedule half_steps \\
+        --augment
 """
 
 from __future__ import annotations

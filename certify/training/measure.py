@@ -51,6 +51,7 @@ def base_accuracy(
     """Accuracy of a base classifier on one noised copy of every image (on the image itself without a scheme)."""
     module.eval()
     right = 0
+    batch_size = max(1, min(batch_size, (1 << 26) // math.prod(data.shape)))  # of clips, fewer
     for start in range(0, len(data), batch_size):
         index = torch.arange(start, min(start + batch_size, len(data)))
         images, labels = data.batch(index)
