@@ -169,6 +169,9 @@ def test_short_videos(tmp_path):
     index = torch.tensor([0])
     with pytest.raises(ValueError, match=r"v: got 4 frames, expected at least 5 \(3 with stride 2\); ask for fewer"):
         FolderClips([tmp_path / "v"], Sampling(3, 2, size=8))[index]
+    ucf(tmp_path / "root")
+    with pytest.raises(ValueError, match="got 5 frames, expected at least 6"):  # before anything is read
+        load("ucf101(frames=6, size=8)", "train", tmp_path / "root")
     looped = FolderClips([tmp_path / "v"], Sampling(6, 1, size=8, short="loop"))[index]
     assert brightness(looped[0]) == [10, 20, 30, 40, 10, 20]
 

@@ -149,6 +149,7 @@ def _shapes(root: Path, split: Split) -> Dataset:
 def _ucf101(root: Path, split: Split, *, fold: int = 1, **sampling: Any) -> Dataset:
     videos, labels, classes = video_files(root, split, fold=fold)
     clips = FolderClips(videos, Sampling(**sampling))
+    clips.check()
     return Dataset("ucf101", split, clips, torch.tensor(labels), classes, "clip")
 
 
