@@ -52,7 +52,7 @@ CONFIG = TrainingConfig(epochs=3, batch_size=32, lr=0.05, attack_warmup=2, attac
 
 def small(count: int = 96) -> Dataset:
     data = load("digits", "train")
-    return replace(data, images=data.images[:count], labels=data.labels[:count])
+    return replace(data, images=data.images[torch.arange(count)], labels=data.labels[:count])
 
 
 def logits_of(*probabilities: tuple[float, ...]) -> Tensor:
@@ -74,7 +74,7 @@ def test_macer_loss_by_hand():
     scores = torch.cat((logits_of((0.5, 0.3, 0.2), (0.7, 0.2, 0.1)), logits_of((0.2, 0.5, 0.3), (0.1, 0.2, 0.7))), 1)
     labels = torch.tensor([0, 1])  # the second image is wrong: 0.35 for class 1, 0.5 for class 2
     classification = (-log(0.6) - log(0.35)) / 2
-    radius = norm.ppf(0.6) - norm.ppf(0.25)
+    radius = float(norm.ppf(0.6) - norm.ppf(0.25))
     loss = macer_loss(scores, labels, sigma=0.5, weight=12, beta=1, gamma=8)
     assert loss.item() == pytest.approx(classification + 12 * 0.5 / 2 * (8 - radius) / 2, rel=1e-12)
     assert macer_loss(scores, labels, sigma=0.5, weight=12, beta=1, gamma=radius).item() == pytest.approx(
