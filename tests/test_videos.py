@@ -17,9 +17,10 @@ from certify import RandomizedAblation, Smoothed, UniformNoise
 from certify.data import Dataset, load
 from certify.data.moving import CLASSES, DIRECTIONS, moving_shapes
 from certify.data.videos import FolderClips, Sampling, video_files
+from certify.draws import EVALUATION, Draws
 from certify.models import DenoisedSpec, ModelSpec, Normalize, build, read_spec
 from certify.results import read_rows
-from certify.training import Trainer, TrainingConfig, base_accuracy, copy_statistics
+from certify.training import Trainer, TrainingConfig, copy_statistics
 from certify.training.augment import augmented, random_crop_and_flip
 from scripts import attack as attack_script
 from scripts import certify as certify_script
@@ -58,18 +59,18 @@ def test_shapes_move_by_a_pixel_a_frame():
             assert torch.equal(before.roll(steps[label % 4], (0, 1)), after)
 
 
-def test_shapes_are_squares_and_discs():
+def test_shapes_are_squares_and_diamonds():
     clips, labels = moving_shapes("train", frames=2, size=17)
     assert len(clips) == 800
     inside = (clips[:, 0, 0] >= 128).flatten(1).sum(1)
     sides = torch.tensor([5, 6, 7, 8])
     squares = labels < 4
     assert set(inside[squares].tolist()) == set((sides**2).tolist())
-    # lattice points within a disc of that diameter, by counting
-    discs = {
-        sum((2 * a - s + 1) ** 2 + (2 * b - s + 1) ** 2 < s * s for a in range(s) for b in range(s)) for s in sides
+    # lattice points within a diamond of that diameter, by counting
+    diamonds = {
+        sum(abs(2 * a - s + 1) + abs(2 * b - s + 1) < s for a in range(s) for b in range(s)) for s in (5, 6, 7, 8)
     }
-    assert {int(d) for d in discs} == set(inside[~squares].tolist())
+    assert diamonds == set(inside[~squares].tolist())
     assert (clips[:, 0, 0].flatten(1).amin(1) < 64).all()
 
 
@@ -373,7 +374,12 @@ def test_folders_from_training_to_certificates(tmp_path):
 
 @pytest.mark.slow
 def test_motion_is_learned_under_noise(tmp_path):
-    data, scheme = load("moving-shapes", "train"), UniformNoise.from_sigma(0.25)
-    config = TrainingConfig(epochs=6, batch_size=32, lr=0.05)
-    module = Trainer(data, scheme, ModelSpec("cnn3d", 1, 8, (8, 16, 16)), config, tmp_path).run()
-    assert base_accuracy(module, scheme, load("moving-shapes", "test")) > 0.9
+    """Directions almost always; of shapes of a few pixels, most."""
+    name, scheme = "moving-shapes(frames=6, size=12)", UniformNoise.from_sigma(0.25)
+    spec, config = ModelSpec("cnn3d", 1, 8, (6, 12, 12)), TrainingConfig(epochs=5, batch_size=32, lr=0.05)
+    module = Trainer(load(name, "train"), scheme, spec, config, tmp_path).run()
+    images, labels = load(name, "test").batch(range(200))
+    with torch.inference_mode():
+        predicted = module(scheme.sample(images, Draws.of(0, EVALUATION, torch.arange(200), range(1)))[:, 0]).argmax(1)
+    assert (predicted % 4 == labels % 4).float().mean() > 0.9
+    assert (predicted == labels).float().mean() > 0.6
