@@ -1,4 +1,7 @@
-"""What an image batch may be: ``uint8`` (the value v stands for v / 255) or floats in [0, 1], ``[B, C, H, W]``."""
+"""What an image batch may be: ``uint8`` (the value v stands for v / 255) or floats in [0, 1], ``[B, C, H, W]``.
+
+Schemes that add independent noise to every number also take videos, ``[B, C, T, H, W]``.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-Shape = tuple[int, ...]  # of one image: (C, H, W)
+Shape = tuple[int, ...]  # of one image: (C, H, W); of a video: (C, T, H, W)
 
 IMAGES, VIDEOS = "[B, C, H, W]", "[B, C, T, H, W]"
 

@@ -134,12 +134,18 @@ class TableFile:
         self._handle.close()
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The finished lines of a TSV file as dictionaries."""
+def read_table(path: Path, *, columns: Sequence[str] | None = None) -> list[dict[str, str]]:
+    """The finished lines of a TSV file as dictionaries.
+
+    Args:
+        columns: of a file that has no header; it is known by a number in its first cell.
+    """
     text = path.read_text(encoding="utf-8")
     lines = text[: text.rfind("\n") + 1].splitlines()
     if not lines:
         raise ValueError(f"{path}: got an empty file, expected a header and rows")
+    if columns is not None and lines[0].split("\t")[0].isdecimal():
+        lines.insert(0, "\t".join(columns))
     columns = lines[0].split("\t")
     rows = []
     for number, line in enumerate(lines[1:], start=2):
@@ -293,7 +299,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 def read_rows(source: str | Path) -> dict[str, np.ndarray]:
     """Rows of a run (all shards merged) or of one TSV file, ordered by index: a float64 array per column.
 
-    Files that only have the six columns of Cohen et al. are read as well.
+    Files that only have the six columns of Cohen et al. are read as well, with a header or without one; see
+    :func:`certify.logs.read_log`.
     """
     source = Path(source)
     paths = _table_paths(source, "rows") if source.is_dir() else [source]
@@ -301,8 +308,11 @@ def read_rows(source: str | Path) -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"{source}: no rows*.tsv; certify first with 'python -m scripts.certify'")
     by_index: dict[int, dict[str, str]] = {}
     for path in paths:
-        for row in read_table(path):
-            by_index[int(row["idx"])] = row
+        for row in read_table(path, columns=ROW_COLUMNS[:6]):
+            try:
+                by_index[int(row["idx"])] = row
+            except (KeyError, ValueError) as error:
+                raise ValueError(f"{path}: got a row {row}, expected an image's index as idx") from error
     if not by_index:
         raise ValueError(f"{source}: got no finished row; resume the run first")
     rows = [by_index[idx] for idx in sorted(by_index)]
@@ -312,8 +322,12 @@ def read_rows(source: str | Path) -> dict[str, np.ndarray]:
 def _number(text: str) -> float:
     try:
         return float(text)
-    except ValueError:  # e.g. the H:MM:SS times of published logs
-        return math.nan
+    except ValueError:
+        time = re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)", text)  # those of published logs
+        if time is None:
+            return math.nan
+        days, hours, minutes, seconds = (float(part or 0) for part in time.groups())
+        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def read_votes(folder: str | Path) -> StoredVotes:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from certify import coverage
 from certify.draws import Draws
-from certify.images import Shape, check_images, to_levels
+from certify.images import IMAGES, VIDEOS, Shape, check_images, to_levels
 from certify.scheme import SampledScheme
 from certify.splitting import lam_of_sigma, splitting_period
 from certify.threats import L1
@@ -53,7 +53,7 @@ class UniformNoise(SampledScheme):
         return L1()
 
     def check(self, x: Tensor) -> None:
-        check_images(x)
+        check_images(x, (IMAGES, VIDEOS))
         to_levels(x, self.q)
 
     def sample(self, x: Tensor, draws: Draws) -> Tensor:

@@ -321,6 +321,8 @@ def main(args: Args) -> None:
     attack = ATTACKS[args.attack]
     attack.check(options, args.seed)
     smoothed, checkpoint, data = evaluation.build(args)
+    if data.kind == "clip":
+        raise ValueError(f"data: got the clips of {data.name}, expected images; there is no attack on clips yet")
     attack.check_classifier(smoothed, data.batch([0])[0].to(args.device))
     indices = evaluation.select(len(data), args)
     fallback = one_of_each_class(data)

@@ -72,7 +72,8 @@ def configuration(
     """
     path = args.checkpoint / "model.safetensors" if args.checkpoint.is_dir() else args.checkpoint
     sampled = not isinstance(smoothed.scheme, EnumeratedScheme)
-    return {
+    passes = smoothed.scheme.inputs_per_copy(data.shape)
+    return ({} if passes == 1 else {"inputs_per_copy": passes}) | {
         "scheme": spec.to_text(smoothed.scheme),
         "threat": str(smoothed.scheme.threat),
         "design": smoothed.scheme.fingerprint(),
@@ -120,12 +121,10 @@ def build(args: Args, **sampling: Any) -> tuple[Smoothed, Checkpoint, Dataset]:
             f"{checkpoint.model.num_classes} classes; {type(scheme).__name__} on {data.name} makes {channels} "
             f"channels, {data.num_classes} classes. Use the scheme and data set it was trained with"
         )
-    expected = checkpoint.model.height_and_width
+    expected = checkpoint.model.size
     if tuple(size) != expected:
-        raise ValueError(
-            f"{args.checkpoint}: takes {expected[0]}x{expected[1]} pixels, {type(scheme).__name__} on {data.name} "
-            f"makes {size[0]}x{size[1]}"
-        )
+        took, got = ("x".join(map(str, each)) for each in (expected, size))
+        raise ValueError(f"{args.checkpoint}: takes {took} pixels, {type(scheme).__name__} on {data.name} makes {got}")
     follows = getattr(checkpoint.model, "scheme", None)
     if follows is not None and spec.parse_scheme(follows) != scheme:
         raise ValueError(

@@ -19,6 +19,10 @@ Certified accuracy against patches of several sizes, with both certificates:
 
     python -m scripts.report runs/mnist-s2/test --patch 5 3x7 --bound location published
 
+A published log of per-image results (the six columns of Cohen et al., with or without their header), next to a run:
+
+    python -m scripts.report runs/cifar/test noise_0.50/test/sigma_0.50
+
 Settings against patches (s, theta) are chosen on validation images, here every second test image, by the same table;
 the other half is then certified with ``--shard 1/2``:
 
@@ -42,6 +46,7 @@ from certify import L0, L1, L2, Lp, Patch, RandomizedAblation, SampledScheme, me
 from certify.confidence import predict_or_abstain
 from certify.files import write_atomically
 from certify.gaussian import GaussianScheme
+from certify.logs import read_log
 from certify.results import UNPROVEN_RADIUS, floor_text, read_config, read_rows, read_votes
 from certify.smooth import vote_uniforms
 from certify.threats import NOT_CERTIFIED
@@ -105,6 +110,7 @@ class Run:
             "images": len(correct),
             "clean_accuracy": metrics.clean_accuracy(clean, rows["label"]),
             "abstained": metrics.abstention_rate(clean),
+            "certificates_abstained": metrics.abstention_rate(rows["predict"]),
             "median_certified_robustness": metrics.median_certified_robustness(correct, radius),
             "average_certified_radius": metrics.average_certified_radius(correct, radius),
             "radii": radii,
@@ -113,8 +119,9 @@ class Run:
         if summary["median_certified_robustness"] == -math.inf:
             summary["median_certified_robustness"] = None
         if self.until is not None:  # sampling stopped when its question was settled: nothing else was found out
-            for key in ("clean_accuracy", "abstained", "median_certified_robustness", "average_certified_radius"):
+            for key in ("clean_accuracy", "median_certified_robustness", "average_certified_radius"):
                 summary[key] = None
+            summary["abstained"] = summary["certificates_abstained"] = None
         elif "label_share" in rows:
             summary["base_accuracy"] = float(rows["label_share"].mean())
         if self.alpha is not None and self.guaranteed:
@@ -134,7 +141,11 @@ def _check_fixed_size(path: Path, sampling: dict[str, Any]) -> None:
 def read_run(path: Path, args: Args) -> Run:
     """Rows as stored, or certified again from the stored votes."""
     if not path.is_dir():
-        return Run(path.name, "radius", None, read_rows(path))
+        if args.alpha is not None or args.bounds is not None or args.interval is not None:
+            raise ValueError(
+                f"{path}: is a table of rows without votes; --alpha, --bounds, --interval need a run's votes"
+            )
+        return Run(path.name, "radius", None, read_log(path))
     config = read_config(path)
     if "attack" in config:
         raise ValueError(f"{path}: holds an attack, not certificates; 'python -m scripts.attack' prints its summary")

@@ -10,6 +10,15 @@ and that of stability training in the l1 experiments on CIFAR-10:
     python -m scripts.train runs/cifar-stability --data cifar10 --model wide_resnet40_2 --loss stability \\
         --scheme "DeterministicSplittingNoise.from_sigma(0.75)" --epochs 120 --batch-size 64 --schedule cosine \\
         --augment --normalize images
+
+Base models for l2 certificates, SmoothAdv with 8 copies of each image and MACER close to its published setting:
+
+    python -m scripts.train runs/cifar-smoothadv --data cifar10 --model resnet110 --loss smoothadv \\
+        --scheme "GaussianNoise(sigma=0.5)" --noise-samples 8 --epsilon 0.5 --attack-steps 10 --epochs 150 \\
+        --batch-size 32 --schedule third_steps --augment --normalize images
+    python -m scripts.train runs/cifar-macer --data cifar10 --model resnet110 --loss macer --epochs 440 \\
+        --scheme "GaussianNoise(sigma=0.25)" --batch-size 64 --lr 0.01 --weight-decay 5e-4 --schedule half_steps \\
+        --augment
 """
 
 from __future__ import annotations
@@ -34,10 +43,15 @@ class Args:
     scheme: str = cli.arg(
         "e.g. 'RandomizedAblation(keep=45)' or 'DeterministicSplittingNoise.from_sigma(0.75)'; none: clean images"
     )
-    data: str = cli.arg("digits, mnist, fashion-mnist, cifar10, imagenet, gtsrb, shapes or modelnet40", "digits")
+    data: str = cli.arg(
+        "digits, mnist, fashion-mnist, cifar10, imagenet, gtsrb; point clouds shapes or modelnet40; clips "
+        "'moving-shapes' or 'ucf101(frames=16, stride=2, size=112)'",
+        "digits",
+    )
     model: str = cli.arg(
         "mnist_cnn, resnet18, resnet50, resnet110, wide_resnet40_2, network_in_network; of point clouds pointnet, "
-        "pointnet_basic or pointnet_small; partition_mlp, one network for each copy of a DeterministicAblation",
+        "pointnet_basic or pointnet_small; of clips cnn3d; partition_mlp, one network for each copy of a "
+        "DeterministicAblation",
         "mnist_cnn",
     )
     epochs: int = cli.arg("passes over the training set", 30)
@@ -53,10 +67,21 @@ class Args:
         "normalize inside the model, by the channel statistics of the training images or of the scheme's copies", "none"
     )
     amp: bool = cli.arg("bfloat16 autocast (CUDA only)", False)
-    loss: Literal["cross_entropy", "stability"] = cli.arg(
-        "stability: two copies of each image should also get the same scores", "cross_entropy"
+    loss: Literal["cross_entropy", "stability", "smoothadv", "macer"] = cli.arg(
+        "stability: two copies of each image should also get the same scores; smoothadv: the copies are of adversarial "
+        "images; macer: certified radii should be large, too",
+        "cross_entropy",
     )
     stability_weight: float = cli.arg("of the divergence between the copies in stability training", 6.0)
+    noise_samples: int | None = cli.arg("copies of each image: by default 2 (smoothadv) or 16 (macer)", None)
+    epsilon: float = cli.arg("smoothadv: l2 norm of the attack, for values in [0, 1]", 0.5)
+    attack_steps: int = cli.arg("smoothadv: steps of the attack", 4)
+    attack_warmup: int = cli.arg("smoothadv: epochs over which epsilon rises to its value", 10)
+    macer_weight: float = cli.arg("macer: of the robustness loss (lambda)", 12.0)
+    macer_beta: float = cli.arg("macer: inverse temperature of its soft-max", 16.0)
+    macer_gamma: float = cli.arg("macer: radii above sigma * gamma / 2 are large enough", 8.0)
+    noise_ramp: int = cli.arg("epochs over which the noise rises from 0 to that of the scheme", 0)
+    noise_stage: int = cli.arg("it rises every so many epochs", 1)
     init: str | None = cli.arg("checkpoint to start from: a second stage of training", None)
     denoiser: str | None = cli.arg(
         "checkpoint of scripts.train_denoiser: a new classifier is trained behind its denoiser, together with it", None
@@ -140,6 +165,15 @@ def main(args: Args) -> None:
         seed=args.seed,
         loss=args.loss,
         stability_weight=args.stability_weight,
+        noise_samples=args.noise_samples,
+        epsilon=args.epsilon,
+        attack_steps=args.attack_steps,
+        attack_warmup=args.attack_warmup,
+        macer_weight=args.macer_weight,
+        macer_beta=args.macer_beta,
+        macer_gamma=args.macer_gamma,
+        noise_ramp=args.noise_ramp,
+        noise_stage=args.noise_stage,
         init=args.init,
         denoiser=args.denoiser,
     )

@@ -95,7 +95,7 @@ def test_a_denoised_classifier_is_one_checkpoint(tmp_path):
     loaded, description = load_checkpoint(tmp_path)
     assert isinstance(loaded, Denoised)
     assert description.model == spec
-    assert (spec.name, spec.num_classes, spec.height_and_width) == ("dncnn_small+tiny", 10, (8, 8))
+    assert (spec.name, spec.num_classes, spec.size) == ("dncnn_small+tiny", 10, (8, 8))
     assert same(state(loaded), state(module))
     votes = [Smoothed(m, scheme, 10, n0=20, n=50).votes(small(3).images).counts for m in (module, loaded)]
     assert torch.equal(votes[0], votes[1])

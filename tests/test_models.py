@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from certify.models import MODELS, POINT_CLOUDS, ModelSpec, Normalize, build
+from certify.models import CLIPS, MODELS, POINT_CLOUDS, ModelSpec, Normalize, build
 from certify.models.resnet import ResidualBlock
 from certify.models.wide_resnet import PreActivationBlock
 
@@ -19,7 +19,9 @@ SIZES = {
 }
 
 
-IMAGE_MODELS = [name for name in MODELS if name not in POINT_CLOUDS]  # the others are in test_pointnet
+IMAGE_MODELS = [
+    name for name in MODELS if name not in (*POINT_CLOUDS, *CLIPS)
+]  # the others: test_pointnet, test_videos
 
 
 def on_meta(name: str, in_channels: int, num_classes: int, image_size: int, **options) -> nn.Module:
@@ -147,7 +149,7 @@ def test_images_need_not_be_square(name):
 def test_square_images_are_stored_as_one_number():
     assert ModelSpec("resnet18", 3, 10, (32, 32)) == ModelSpec("resnet18", 3, 10, 32)
     assert ModelSpec("resnet18", 3, 10, (32, 32)).image_size == 32
-    assert ModelSpec("resnet18", 3, 10, (32, 16)).height_and_width == (32, 16)
+    assert ModelSpec("resnet18", 3, 10, (32, 16)).size == (32, 16)
     with pytest.raises(ValueError, match="image_size: got"):
         ModelSpec("resnet18", 3, 10, (0, 4))
 

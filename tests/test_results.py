@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from certify.logs import read_log
 from certify.results import (
     ROW_COLUMNS,
     ResultFolder,
@@ -461,13 +463,13 @@ def test_other_files_are_not_shards(tmp_path):
     assert read_votes(tmp_path).idx.tolist() == [0]
 
 
-def test_rows_of_cohen(tmp_path):
+@pytest.mark.parametrize("header", ["idx\tlabel\tpredict\tradius\tcorrect\ttime\n", ""], ids=["header", "none"])
+def test_rows_of_cohen(tmp_path, header):
     path = tmp_path / "sigma_0.25"
     path.write_text(
-        "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
-        "0\t3\t3\t0.655\t1\t0:00:12.345678\n"
+        f"{header}0\t3\t3\t0.655\t1\t0:00:12.345678\n"
         "20\t7\t-1\t0.0\t0\t0:00:11.9\n"
-        "40\t8\t1\t0.21\t0\t0:00:12\n"
+        "40\t8\t1\t0.21\t0\t1 day, 0:01:12\n"
         "60\t5\t5\t0.9"
     )
     rows = read_rows(path)
@@ -477,7 +479,32 @@ def test_rows_of_cohen(tmp_path):
     assert rows["predict"].tolist() == [3, -1, 1]
     assert rows["radius"].tolist() == [0.655, 0, 0.21]
     assert rows["correct"].tolist() == [1, 0, 0]
-    assert np.isnan(rows["time"]).all()
+    assert rows["time"].tolist() == [12.345678, 11.9, 86472]
+    logged = read_log(path)
+    assert logged["radius"].tolist() == [0.655, -1, 0.21]  # an abstention certifies nothing, not even itself
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("0\t3\t3\t0.5\t0\t1", "correct is 0 for image 0, but class 3 is predicted for label 3"),
+        ("0\t3\t4\t0.5\t1\t1", "correct is 1 for image 0"),
+        ("7\t3\t3\t-0.5\t1\t1", "radius of image 7 is -0.5, expected at least 0"),
+        ("7\t3\t3\tnan\t1\t1", "radius of image 7 is nan"),
+        ("7\t3\t3.5\t1\t1\t1", "predict of image 7 is 3.5, expected a class or -1"),
+        ("7\tcat\t3\t1\t1\t1", "label of image 7 is nan, expected a class"),
+        ("seven\t3\t3\t1\t1\t1", "expected an image's index as idx"),
+        ("7\t3\t3\t1", "got 4 cells, expected 6"),
+    ],
+)
+def test_damaged_logs(tmp_path, line, message):
+    path = tmp_path / "log"
+    path.write_text(f"idx\tlabel\tpredict\tradius\tcorrect\ttime\n{line}\n")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_log(path)
+    path.write_text(f"idx\tlabel\tmagnitude\n{line}\n".replace(line, "1\t2\t3"))
+    with pytest.raises(ValueError, match="got columns idx, label, magnitude, expected idx, label, predict, radius"):
+        read_log(path)
 
 
 def test_no_rows(tmp_path):

@@ -1,7 +1,8 @@
-"""Data sets as 8-bit images or point clouds: ``load("mnist", "test")``.
+"""Data sets as 8-bit images, clips or point clouds: ``load("mnist", "test")``.
 
-``digits`` (scikit-learn) and ``shapes`` (point clouds) are built in; ``python -m scripts.fetch`` brings MNIST,
-Fashion-MNIST and CIFAR-10; ImageNet, GTSRB and ModelNet40 are read from their usual folders.
+``digits`` (scikit-learn), ``shapes`` (point clouds) and ``moving-shapes`` (clips) are built in; ``python -m
+scripts.fetch`` brings MNIST, Fashion-MNIST and CIFAR-10; ImageNet, GTSRB, ModelNet40 and UCF-101 are read from their
+usual folders.
 """
 
 from certify.data.datasets import DATASETS, Dataset, default_root, load

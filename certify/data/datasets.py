@@ -1,13 +1,14 @@
-"""Data sets by name. Images stay 8-bit until a scheme makes copies of them; point clouds are floats in [0, 1]."""
+"""Data sets by name. Images and clips stay 8-bit until a scheme makes copies; point clouds are floats in [0, 1]."""
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +18,10 @@ from certify.data.cifar import read_cifar10
 from certify.data.folders import FolderImages, gtsrb_files, imagenet_files
 from certify.data.idx import read_idx_pair
 from certify.data.modelnet import read_modelnet40
+from certify.data.moving import CLASSES, moving_shapes
 from certify.data.points import SHAPES, shapes
+from certify.data.videos import FolderClips, Sampling, video_files
+from certify.images import Shape
 
 Split = Literal["train", "test"]
 
@@ -29,18 +33,21 @@ class Dataset:
     Attributes:
         name, split: what :func:`load` was asked for.
         images: uint8 ``[N, C, H, W]``, or a :class:`~certify.data.folders.FolderImages` that reads them on demand;
-            of point clouds, float32 ``[N, 3, points, 1]``.
+            of point clouds, float32 ``[N, 3, points, 1]``; of clips, uint8 ``[N, C, T, H, W]``, or a
+            :class:`~certify.data.videos.FolderClips`.
         labels: int64 ``[N]``.
         num_classes: number of classes.
-        kind: whether the pixels of an image are a picture, or points in no order.
+        kind: whether an image is a picture, points in no order, or a clip.
+        mirrored: a mirror image has the same label, as far as augmentation is concerned.
     """
 
     name: str
     split: Split
-    images: Tensor | FolderImages
+    images: Tensor | FolderImages | FolderClips
     labels: Tensor
     num_classes: int
-    kind: Literal["picture", "points"] = "picture"
+    kind: Literal["picture", "points", "clip"] = "picture"
+    mirrored: bool = True
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels) or len(self.labels) == 0:
@@ -55,10 +62,9 @@ class Dataset:
         return len(self.labels)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of one image: (C, H, W)."""
-        channels, height, width = self.images.shape[1:]
-        return channels, height, width
+    def shape(self) -> Shape:
+        """Of one image: (C, H, W); of a clip: (C, T, H, W)."""
+        return tuple(self.images.shape[1:])
 
     def batch(self, index: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Images and labels of the given indices."""
@@ -140,7 +146,19 @@ def _shapes(root: Path, split: Split) -> Dataset:
     return Dataset("shapes", split, images, labels, len(SHAPES), "points")
 
 
-DATASETS: dict[str, Callable[[Path, Split], Dataset]] = {
+def _ucf101(root: Path, split: Split, *, fold: int = 1, **sampling: Any) -> Dataset:
+    videos, labels, classes = video_files(root, split, fold=fold)
+    clips = FolderClips(videos, Sampling(**sampling))
+    clips.check()
+    return Dataset("ucf101", split, clips, torch.tensor(labels), classes, "clip")
+
+
+def _moving_shapes(root: Path, split: Split, **options: int) -> Dataset:
+    clips, labels = moving_shapes(split, **options)
+    return Dataset("moving-shapes", split, clips, labels, len(CLASSES), "clip", mirrored=False)
+
+
+DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": _digits,
     "mnist": _idx("mnist"),
     "fashion-mnist": _idx("fashion-mnist"),
@@ -149,19 +167,47 @@ DATASETS: dict[str, Callable[[Path, Split], Dataset]] = {
     "gtsrb": _gtsrb,
     "shapes": _shapes,
     "modelnet40": _modelnet40,
+    "moving-shapes": _moving_shapes,
+    "ucf101": _ucf101,
 }
+_WITH_OPTIONS = {"moving-shapes": "frames=8, size=16", "ucf101": "frames=16, stride=2, size=112, resize=128, fold=1"}
+
+
+def parse_name(text: str) -> tuple[str, dict[str, Any]]:
+    """``"ucf101(frames=8, stride=2)"`` as a name and its options; a name alone has none."""
+    name, bracket, rest = text.strip().partition("(")
+    if name not in DATASETS:
+        raise ValueError(f"data set: got {text!r}, expected one of {', '.join(DATASETS)}")
+    if not bracket:
+        return name, {}
+    if name not in _WITH_OPTIONS:
+        raise ValueError(f"data set: got {text!r}, but {name} has no options; give its name alone")
+    try:
+        call = ast.parse(f"f({rest}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            raise ValueError("not a list of options")
+        return name, {str(option.arg): ast.literal_eval(option.value) for option in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"data set: got {text!r}, expected options as in {name}({_WITH_OPTIONS[name]})") from error
 
 
 def load(name: str, split: Split, root: str | Path | None = None) -> Dataset:
     """Read a data set.
 
     Args:
-        name: one of ``DATASETS``.
+        name: one of ``DATASETS``; those of clips may have options, ``"ucf101(frames=8, stride=2)"``, which are then
+            part of the data set's name.
         split: ``"train"`` or ``"test"`` (ImageNet: the validation set).
         root: folder that holds the data sets; by default :func:`default_root`.
     """
-    if name not in DATASETS:
-        raise ValueError(f"data set: got {name!r}, expected one of {', '.join(DATASETS)}")
+    known, options = parse_name(name)
     if split not in ("train", "test"):
         raise ValueError(f"split: got {split!r}, expected 'train' or 'test'")
-    return DATASETS[name](default_root() if root is None else Path(root), split)
+    folder = default_root() if root is None else Path(root)
+    if not options:
+        return DATASETS[known](folder, split)
+    try:
+        data = DATASETS[known](folder, split, **options)
+    except TypeError as error:
+        raise ValueError(f"data set: got {name!r}, expected options as in {known}({_WITH_OPTIONS[known]})") from error
+    return replace(data, name=f"{known}({', '.join(f'{key}={value!r}' for key, value in options.items())})")

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 Box = tuple[int, int, int, int]
-_SUFFIXES = {".jpeg", ".jpg", ".png", ".ppm"}
+IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png", ".ppm"}
 
 
 class FolderImages:
@@ -70,14 +70,7 @@ class FolderImages:
         return image if self.boxes is None else image.crop(self.boxes[i])
 
     def _whole(self, i: int) -> Image.Image:
-        image = self._open(i)
-        if self.resize is None:
-            return image.resize((self.size, self.size), Image.Resampling.BILINEAR)
-        scale = self.resize / min(image.size)
-        width, height = (max(self.size, round(side * scale)) for side in image.size)
-        left, top = (width - self.size) // 2, (height - self.size) // 2
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-        return image.crop((left, top, left + self.size, top + self.size))
+        return resized(self._open(i), self.size, self.resize)
 
     def _random_crop(self, i: int, u: list[float]) -> Image.Image:
         image = self._open(i)
@@ -91,7 +84,19 @@ class FolderImages:
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if u[4] < 0.5 else image
 
 
-def _existing(candidates: Sequence[Path], what: str) -> Path:
+def resized(image: Image.Image, size: int, resize: int | None) -> Image.Image:
+    """The whole image as a square of ``size``, or the central square after its shorter side has become ``resize``."""
+    if resize is None:
+        return image.resize((size, size), Image.Resampling.BILINEAR)
+    scale = resize / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return image.crop((left, top, left + size, top + size))
+
+
+def existing(candidates: Sequence[Path], what: str) -> Path:
+    """The first of the folders that exists."""
     for folder in candidates:
         if folder.is_dir():
             return folder
@@ -103,12 +108,12 @@ def _existing(candidates: Sequence[Path], what: str) -> Path:
 def imagenet_files(root: Path, split: str) -> tuple[list[Path], list[int], int]:
     """Files and labels of ``train/`` or ``val/`` with one folder per class; classes are numbered alphabetically."""
     name = "val" if split == "test" else "train"
-    folder = _existing([root / "imagenet" / name, root / name], "imagenet")
+    folder = existing([root / "imagenet" / name, root / name], "imagenet")
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
     files: list[Path] = []
     labels: list[int] = []
     for label, synset in enumerate(classes):
-        found = sorted(path for path in (folder / synset).iterdir() if path.suffix.lower() in _SUFFIXES)
+        found = sorted(path for path in (folder / synset).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         files += found
         labels += [label] * len(found)
     if not files:
@@ -124,7 +129,7 @@ def gtsrb_files(root: Path, split: str) -> tuple[list[Path], list[int], list[Box
     """
     part = "Final_Test" if split == "test" else "Final_Training"
     base = root / "gtsrb"
-    folder = _existing(
+    folder = existing(
         [base / "GTSRB" / part / "Images", base / part / "Images", root / "GTSRB" / part / "Images"], "gtsrb"
     )
     if split == "train":

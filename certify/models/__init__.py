@@ -4,10 +4,11 @@
 the model, so that noise always comes before it. ``Denoised`` puts a denoiser in front of one.
 """
 
-from certify.models.build import MODELS, PARTITION_MLP, POINT_CLOUDS, ModelSpec, Normalize, build
+from certify.models.build import CLIPS, MODELS, PARTITION_MLP, POINT_CLOUDS, ModelSpec, Normalize, build
 from certify.models.denoise import DENOISERS, Denoised, DenoisedSpec, DnCNN, read_spec
 
 __all__ = [
+    "CLIPS",
     "DENOISERS",
     "MODELS",
     "PARTITION_MLP",

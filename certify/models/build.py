@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from certify.ablation import DeterministicAblation
+from certify.models.cnn3d import cnn3d
 from certify.models.mnist_cnn import mnist_cnn
 from certify.models.network_in_network import network_in_network
 from certify.models.partition_mlp import PartitionMLP
@@ -17,9 +19,9 @@ from certify.models.resnet import cifar_resnet110, resnet18, resnet50
 from certify.models.wide_resnet import wide_resnet40_2
 from certify.spec import parse_scheme
 
-ImageSize = tuple[int, int]  # height, width
+Size = tuple[int, ...]  # height, width; of clips frames, height, width
 
-MODELS: dict[str, Callable[[int, int, ImageSize], nn.Module]] = {
+MODELS: dict[str, Callable[[int, int, Any], nn.Module]] = {
     "mnist_cnn": mnist_cnn,
     "resnet18": resnet18,
     "resnet50": resnet50,
@@ -29,13 +31,16 @@ MODELS: dict[str, Callable[[int, int, ImageSize], nn.Module]] = {
     "pointnet": pointnet,
     "pointnet_basic": pointnet_basic,
     "pointnet_small": pointnet_small,
+    "cnn3d": cnn3d,
 }
 PARTITION_MLP = "partition_mlp"  # needs to know the scheme, see ModelSpec
 POINT_CLOUDS = ("pointnet", "pointnet_basic", "pointnet_small")  # models of [C, N, 1] clouds, in any order of points
+CLIPS = ("cnn3d",)  # models of clips [C, T, H, W]
 
 
 class Normalize(nn.Module):
-    """``(x - mean) / std`` per channel; channels beyond the given ones repeat them (two images in one input)."""
+    """``(x - mean) / std`` per channel, of images or clips; channels beyond the given ones repeat them (two images in
+    one input)."""
 
     mean: Tensor
     std: Tensor
@@ -49,6 +54,8 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).repeat(repeat)[:, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 5:
+            return (x - self.mean[..., None]) / self.std[..., None]
         return (x - self.mean) / self.std
 
 
@@ -60,7 +67,8 @@ class ModelSpec:
         name: one of ``MODELS``.
         in_channels: channels of a *copy*, see :meth:`certify.Scheme.channels`.
         num_classes: number of classes.
-        image_size: ``(height, width)``; one number for square images, which is also how they are kept and stored.
+        image_size: ``(height, width)``; one number for square images, which is also how they are kept and stored; of
+            clips ``(frames, height, width)``.
         mean, std: normalization inside the model; None for none.
         scheme: text of the deterministic ablation whose partition a ``partition_mlp`` follows; None for other models.
     """
@@ -68,19 +76,20 @@ class ModelSpec:
     name: str
     in_channels: int
     num_classes: int
-    image_size: int | ImageSize
+    image_size: int | Size
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     scheme: str | None = None
 
     def __post_init__(self) -> None:
-        height, width = self.height_and_width
-        if height < 1 or width < 1:
+        size = self.size
+        if len(size) not in (2, 3) or min(size) < 1:
             raise ValueError(f"image_size: got {self.image_size}, expected at least 1 pixel each way")
-        object.__setattr__(self, "image_size", height if height == width else (height, width))
+        object.__setattr__(self, "image_size", size[0] if len(size) == 2 and size[0] == size[1] else size)
 
     @property
-    def height_and_width(self) -> ImageSize:
+    def size(self) -> Size:
+        """(height, width), or (frames, height, width) of clips."""
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
     def build(self) -> nn.Module:
@@ -90,7 +99,10 @@ class ModelSpec:
             raise ValueError(f"model: got {self.name!r}, expected one of {', '.join((*MODELS, PARTITION_MLP))}")
         if self.scheme is not None:
             raise ValueError(f"scheme: got {self.scheme}, expected none; only {PARTITION_MLP} follows a scheme")
-        model = MODELS[self.name](self.in_channels, self.num_classes, self.height_and_width)
+        if (len(self.size) == 3) != (self.name in CLIPS):
+            got, what = "x".join(map(str, self.size)), "clips (cnn3d)" if len(self.size) == 3 else "images"
+            raise ValueError(f"model: got {self.name} for inputs of size {got}, expected a model of {what}")
+        model = MODELS[self.name](self.in_channels, self.num_classes, self.size)
         if self.mean is None and self.std is None:
             return model
         if self.mean is None or self.std is None:
@@ -111,10 +123,13 @@ class ModelSpec:
             )
         if self.mean is not None or self.std is not None:
             raise ValueError(f"normalization: {PARTITION_MLP} tells ablated units by their zeros; train without it")
+        if len(self.size) == 3:
+            raise ValueError(f"model: got {PARTITION_MLP} for clips, expected a model of clips (cnn3d)")
+        height, width = self.size
         return PartitionMLP(
             self.in_channels,
             self.num_classes,
-            self.height_and_width,
+            (height, width),
             alpha=scheme.alpha,
             seed=scheme.seed,
             unit=scheme.unit,
@@ -125,7 +140,7 @@ def build(
     name: str,
     in_channels: int,
     num_classes: int,
-    image_size: int | ImageSize,
+    image_size: int | Size,
     *,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,

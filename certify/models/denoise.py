@@ -87,6 +87,8 @@ class DenoisedSpec:
     def __post_init__(self) -> None:
         if self.denoiser not in DENOISERS:
             raise ValueError(f"denoiser: got {self.denoiser!r}, expected one of {', '.join(DENOISERS)}")
+        if len(self.classifier.size) == 3:
+            raise ValueError(f"denoiser: got a classifier of clips, {self.classifier.name}, expected one of images")
 
     @property
     def name(self) -> str:
@@ -97,8 +99,8 @@ class DenoisedSpec:
         return self.classifier.num_classes
 
     @property
-    def height_and_width(self) -> tuple[int, int]:
-        return self.classifier.height_and_width
+    def size(self) -> tuple[int, ...]:
+        return self.classifier.size
 
     def build(self) -> Denoised:
         denoiser = DENOISERS[self.denoiser](self.in_channels, self.classifier.in_channels)

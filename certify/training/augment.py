@@ -10,34 +10,38 @@ from torch.nn import functional
 
 from certify.data import Dataset
 from certify.data.folders import FolderImages
+from certify.data.videos import FolderClips
 
 
 def augmented(data: Dataset, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A training batch: random resized crops of large image files (ImageNet), else padded crops; flips for both.
 
-    Point clouds are turned and jittered instead.
+    All frames of a clip are cropped and flipped alike; clips of longer videos start at random. Data whose labels a
+    mirror changes are not flipped. Point clouds are turned and jittered instead.
     """
     images = data.images
+    if isinstance(images, FolderClips):
+        return random_crop_and_flip(images.random_clips(index, generator), generator), data.labels[index]
     if isinstance(images, FolderImages) and images.resize is not None:
         return images.random_resized_crops(index, generator), data.labels[index]
     batch, labels = data.batch(index)
     if data.kind == "points":
         return random_turn_and_jitter(batch, generator), labels
-    return random_crop_and_flip(batch, generator), labels
+    return random_crop_and_flip(batch, generator, flips=data.mirrored), labels
 
 
-def random_crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
-    """Random translations by up to ``padding`` pixels (zeros come in) and horizontal flips, one per image."""
-    count, _, height, width = images.shape
+def random_crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4, *, flips: bool = True) -> Tensor:
+    """Random translations by up to ``padding`` pixels (zeros come in) and horizontal flips, one per image or clip."""
+    count, height, width = len(images), *images.shape[-2:]
     padded = functional.pad(images, (padding,) * 4)
     down, right = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator)
-    flip = torch.rand(count, 1, generator=generator) < 0.5
+    flip = (torch.rand(count, 1, generator=generator) < 0.5) & flips
     rows = down + torch.arange(height)
     columns = torch.arange(width).expand(count, width)
     columns = right + torch.where(flip, columns.flip(1), columns)
     item = torch.arange(count)[:, None, None]
-    cropped = padded.permute(0, 2, 3, 1)[item, rows[:, :, None], columns[:, None, :]]
-    return cropped.permute(0, 3, 1, 2).contiguous()
+    cropped = padded.movedim((-2, -1), (1, 2))[item, rows[:, :, None], columns[:, None, :]]
+    return cropped.movedim((1, 2), (-2, -1)).contiguous()
 
 
 def random_turn_and_jitter(

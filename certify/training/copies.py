@@ -6,10 +6,11 @@ the images themselves.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from certify import spec
-from certify.draws import Draws
+from certify.draws import TRAINING, Draws
 from certify.images import Shape, to_float
 from certify.scheme import Scheme
 
@@ -42,3 +43,45 @@ def one_copy(scheme: Scheme | None, images: Tensor, draws: Draws) -> Tensor:
         float32 ``[B, C', H, W]``.
     """
     return to_float(images) if scheme is None else scheme.sample_inputs(images, draws)[:, 0]
+
+
+def check_additive(scheme: Scheme | None, images: Tensor, why: str) -> None:
+    """Raise unless a copy is the image plus noise that is the same for every image: Gaussian or uniform noise.
+
+    Tried on an image, a black and a white one: no scheme has to say so of itself.
+
+    Args:
+        images: ``[B, C, H, W]``, legal for the scheme.
+        why: what needs such a scheme, for the message.
+    """
+    if scheme is None:
+        raise ValueError(f"scheme: got none, expected one that adds noise, such as UniformNoise; {why} needs it")
+    image = images[:1]
+    white = torch.full_like(image, 255 if image.dtype == torch.uint8 else 1)
+    draws = Draws.of(0, TRAINING, torch.zeros(1, dtype=torch.int64, device=image.device), range(2))
+    noises = []
+    for x in (image, torch.zeros_like(image), white):
+        copies, clean = scheme.sample(x, draws), to_float(x)[:, None]
+        if copies.shape[2:] != clean.shape[2:]:
+            break
+        noises.append(copies - clean)
+    if len(noises) == 3:
+        tolerance = 1e-5 * (1 + noises[0].abs().max().item())
+        if all(torch.allclose(noise, noises[0], rtol=0, atol=tolerance) for noise in noises):
+            return
+    raise ValueError(
+        f"scheme: got {scheme_text(scheme)}, whose copies are not the image plus noise that does not depend on it; "
+        f"{why} needs a scheme such as GaussianNoise or UniformNoise"
+    )
+
+
+def gaussian_sigma(scheme: Scheme | None, images: Tensor, why: str) -> float:
+    """The standard deviation of a scheme that adds Gaussian noise; raises for every other one."""
+    check_additive(scheme, images, why)
+    sigma = getattr(scheme, "sigma", None)
+    if not isinstance(sigma, int | float):
+        raise ValueError(
+            f"scheme: got {scheme_text(scheme)}, expected Gaussian noise; the radius that {why} enlarges is that of "
+            "GaussianNoise(sigma)"
+        )
+    return float(sigma)

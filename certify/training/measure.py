@@ -31,7 +31,8 @@ def copy_statistics(
     parts = []
     for items in index.split(256):
         copies = one_copy(scheme, data.batch(items)[0], Draws.of(seed, EVALUATION, items, range(1)))
-        parts.append(torch.stack((copies.mean((0, 2, 3)), copies.square().mean((0, 2, 3)))) * len(items))
+        over = (0, *range(2, copies.ndim))
+        parts.append(torch.stack((copies.mean(over), copies.square().mean(over))) * len(items))
     mean, square = (torch.stack(parts).sum(0) / len(index)).double()
     std = (square - mean**2).clamp(min=1e-8).sqrt()
     return tuple(round(m, 4) for m in mean.tolist()), tuple(max(1e-4, round(s, 4)) for s in std.tolist())
@@ -50,6 +51,7 @@ def base_accuracy(
     """Accuracy of a base classifier on one noised copy of every image (on the image itself without a scheme)."""
     module.eval()
     right = 0
+    batch_size = max(1, min(batch_size, (1 << 26) // math.prod(data.shape)))  # of clips, fewer
     for start in range(0, len(data), batch_size):
         index = torch.arange(start, min(start + batch_size, len(data)))
         images, labels = data.batch(index)

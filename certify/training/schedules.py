@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a factor of the peak rate as a function of progress, 0 <= t < 1."""
+"""Learning-rate schedules: a factor of the peak rate as a function of progress, 0 <= t < 1; and one of the noise."""
 
 from __future__ import annotations
 
@@ -41,3 +41,12 @@ def one_cycle(t: float) -> float:
 SCHEDULES: dict[str, Callable[[float], float]] = {
     schedule.__name__: schedule for schedule in (constant, cosine, half_steps, imagenet_steps, third_steps, one_cycle)
 }
+
+
+def noise_level(epoch: int, *, ramp: int, stage: int = 1) -> float:
+    """The share of a scheme's noise in an epoch (from 0): from 0 in stages of ``stage`` epochs to 1 from ``ramp`` on.
+
+    A network that never learns from full noise at once may learn from rising noise. The video classifiers of
+    Smooth-Reduce (Appendix C) are trained with stages of 20 epochs.
+    """
+    return 1.0 if epoch >= ramp else epoch // stage * stage / ramp

@@ -10,26 +10,26 @@ import json
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from certify.data import Dataset
 from certify.draws import TRAINING, Draws
 from certify.images import to_float
 from certify.models import Denoised, DenoisedSpec, ModelSpec
 from certify.scheme import Scheme
-from certify.training import losses
 from certify.training.augment import augmented
 from certify.training.checkpoint import Checkpoint, read_tensors, save_checkpoint, write_tensors
 from certify.training.config import TrainingConfig
-from certify.training.copies import input_shape, one_copy, scheme_text
+from certify.training.copies import check_additive, gaussian_sigma, input_shape, one_copy, scheme_text
 from certify.training.initialize import initial_module
-from certify.training.schedules import SCHEDULES
+from certify.training.objective import objective
+from certify.training.schedules import SCHEDULES, noise_level
+from certify.training.smoothadv import smoothadv_attack
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Trainer:
     ) -> None:
         _check_model(data, scheme, model, config)
         self.data, self.scheme, self.spec, self.config = data, scheme, model, config
+        self.sigma = gaussian_sigma(scheme, data.batch([0])[0], "macer") if config.loss == "macer" else None
         self.folder, self.device = Path(folder), torch.device(device)
         self.module = initial_module(model, config).to(self.device)
         self.trained: nn.Module = self.module
@@ -158,33 +159,33 @@ class Trainer:
             torch.autocast("cuda", torch.bfloat16) if self.config.amp and self.device.type == "cuda" else nullcontext()
         )
         with amp:
-            loss, logits = self._loss(images, labels, copies)
+            if self.config.loss == "smoothadv":
+                copies = self._attacked(images, labels, copies, position)
+            sigma = None if self.sigma is None else self.sigma * self._noise_level(position)
+            loss, logits = objective(self.module, self.config, images, labels, copies, sigma=sigma)
         loss.backward()
         self.optimizer.step()
         return loss, logits
 
-    def _loss(self, images: Tensor, labels: Tensor, copies: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """What an update minimizes, and the scores of the first copy of each image."""
-        config = self.config
-        if config.loss == "cross_entropy":
-            logits = self.module(copies[0])
-            return functional.cross_entropy(logits, labels), logits
-        if config.loss == "stability":
-            logits, others = self.module(copies[0]), self.module(copies[1])
-            return losses.stability_loss(logits, others, labels, weight=config.stability_weight), logits
-        denoised = self.denoised.denoiser(copies[0])
-        if config.loss == "denoiser_mse":
-            with torch.no_grad():
-                logits = self.denoised.classifier(denoised)
-            return losses.denoiser_mse_loss(denoised, to_float(images)), logits
-        with torch.no_grad():
-            clean = self.denoised.classifier(to_float(images))
-        logits = self.denoised.classifier(denoised)
-        return losses.denoiser_stability_loss(logits, clean), logits
+    def _attacked(self, images: Tensor, labels: Tensor, copies: list[Tensor], position: int) -> list[Tensor]:
+        """Copies, with the same noise, of images that are adversarial for the model as it is."""
+        clean, config = to_float(images), self.config
+        noise = torch.stack(copies) - clean
+        self.module.eval()  # batch statistics and dropout belong to the update alone
+        epsilon = config.epsilon_in(position // self.steps_per_epoch)
+        attacked = smoothadv_attack(self.module, clean, labels, noise, epsilon=epsilon, steps=config.attack_steps)
+        self.trained.train()
+        return list(attacked + noise)
+
+    def _noise_level(self, position: int) -> float:
+        epoch = position // self.steps_per_epoch
+        return noise_level(epoch, ramp=self.config.noise_ramp, stage=self.config.noise_stage)
 
     def copies(self, images: Tensor, position: int, number: int = 0) -> Tensor:
         """Copy ``number`` of each image of minibatch number ``position``."""
-        return one_copy(self.scheme, images, self.noise(position, len(images), number))
+        copies = one_copy(self.scheme, images, self.noise(position, len(images), number))
+        level = self._noise_level(position)
+        return copies if level == 1 else torch.lerp(to_float(images), copies, level)
 
     def noise(self, position: int, count: int, number: int = 0) -> Draws:
         """The random numbers of copy ``number`` of the images of minibatch number ``position``."""
@@ -210,6 +211,8 @@ class Trainer:
     def load_state(self) -> None:
         """Continue from ``state.safetensors``; raises if it belongs to another run."""
         tensors, header = read_tensors(self.state_path)
+        defaults = {field.name: field.default for field in fields(TrainingConfig) if field.default is not MISSING}
+        header["config"] = defaults | header.get("config", {})  # it may be older than some of the settings
         for name, value in self._identity().items():
             if header.get(name) != value:
                 raise ValueError(
@@ -236,6 +239,18 @@ class Trainer:
         }
 
 
+def _optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    if config.optimizer == "adam":
+        return torch.optim.Adam(module.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        module.parameters(),
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.nesterov,
+    )
+
+
 def _check_model(data: Dataset, scheme: Scheme | None, model: ModelSpec | DenoisedSpec, config: TrainingConfig) -> None:
     """Raise unless the model takes what the scheme makes of the data, and the loss fits both."""
     expected, *sides = input_shape(scheme, data.shape)
@@ -246,8 +261,11 @@ def _check_model(data: Dataset, scheme: Scheme | None, model: ModelSpec | Denois
         scheme.check(data.batch([0])[0])
     elif config.loss != "cross_entropy":
         raise ValueError(f"scheme: got none, expected one; {config.loss} compares noised copies")
-    if (model.num_classes, model.height_and_width) != (data.num_classes, tuple(sides)):
-        got, expected = ("x".join(map(str, size)) for size in (model.height_and_width, sides))
+    for what, used in (("smoothadv", config.loss == "smoothadv"), ("noise_ramp", config.noise_ramp > 0)):
+        if used:
+            check_additive(scheme, data.batch([0])[0], what)
+    if (model.num_classes, model.size) != (data.num_classes, tuple(sides)):
+        got, expected = ("x".join(map(str, size)) for size in (model.size, sides))
         raise ValueError(
             f"model: got {model.num_classes} classes and {got} pixels, expected the {data.num_classes} "
             f"and {expected} of {data.name}"
@@ -260,15 +278,3 @@ def _check_model(data: Dataset, scheme: Scheme | None, model: ModelSpec | Denois
             )
     elif config.trains_denoiser:
         raise ValueError(f"model: got {model.name}, which has no denoiser; {config.loss} needs a DenoisedSpec")
-
-
-def _optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    if config.optimizer == "adam":
-        return torch.optim.Adam(module.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        module.parameters(),
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.nesterov,
-    )

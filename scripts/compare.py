@@ -1,0 +1,196 @@
+"""Several certified runs side by side, on the same images and for the same cost.
+
+    python -m scripts.compare runs/plain/test runs/smooth-mean/test --equal-budget --radii 0 0.5 1 --out runs/compare
+
+Clean accuracy and abstentions are those of the certificates (a certificate abstains where it cannot bound its class
+above one half), which is what published logs and Smooth-Reduce count.
+
+The cost of an image is the number of forward passes of the base classifier: selection and estimation samples, times the
+passes that one copy takes (patches of Smooth-Reduce). Published logs have no cost; they are compared all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from certify.files import write_atomically
+from certify.results import read_config, read_samples
+from scripts import cli, report
+
+
+@dataclass
+class Args:
+    """Runs side by side: a table on the screen, compare.json and compare.png."""
+
+    runs: list[Path] = cli.arg("result folders, or TSV files with the columns of Cohen et al.", positional=True)
+    out: Path | None = cli.arg("folder for compare.json and the plot, by default the first run's", None)
+    radii: list[float] | None = cli.arg("radii of the table, by default spread over the certified ones", None)
+    names: list[str] | None = cli.arg("a short name for each run", None)
+    images: Literal["same", "common", "any"] = cli.arg(
+        "same: refuse runs of other images; common: compare on those that all runs have; any: compare anyway", "same"
+    )
+    equal_budget: bool = cli.arg("refuse runs of different numbers of forward passes", False)
+    tolerance: float = cli.arg("budgets are equal if the largest is above the smallest by at most this share", 0.01)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run and what it cost.
+
+    Attributes:
+        run: its rows.
+        path: where it is.
+        data: checksum and part of its data set; None for a log.
+        samples: copies of each image by index; None for a log.
+        inputs_per_copy: forward passes that one copy took.
+    """
+
+    run: report.Run
+    path: Path
+    data: tuple[str, str] | None = None
+    samples: dict[int, int] | None = None
+    inputs_per_copy: int = 1
+
+    @property
+    def indices(self) -> list[int]:
+        return [int(i) for i in self.run.rows["idx"]]
+
+    @property
+    def passes(self) -> float | None:
+        """Forward passes per image, on average."""
+        if self.samples is None:
+            return None
+        return self.inputs_per_copy * sum(self.samples[i] for i in self.indices) / len(self.indices)
+
+    @property
+    def seconds(self) -> float | None:
+        """Per image, on average; None where it is not known."""
+        times = self.run.rows.get("time")
+        return None if times is None or np.isnan(times).any() else float(times.mean())
+
+    def only(self, chosen: set[int]) -> Entry:
+        """The same run on some of its images."""
+        keep = np.array([i in chosen for i in self.indices])
+        return replace(self, run=replace(self.run, rows={name: v[keep] for name, v in self.run.rows.items()}))
+
+
+def read_entry(path: Path, name: str | None) -> Entry:
+    """A run as it is stored."""
+    run = report.read_run(path, report.Args(runs=[path]))
+    # clean accuracy and abstentions of the certificates: a log has no others
+    rows = {column: values for column, values in run.rows.items() if column != "clean"}
+    run = replace(run, rows=rows, name=run.name if name is None else name)
+    if not path.is_dir():
+        return Entry(run if name is not None else replace(run, name=str(path)), path)
+    config = read_config(path)
+    data = (config["data_sha256"], config["split"])
+    return Entry(run, path, data, read_samples(path), config.get("inputs_per_copy", 1))
+
+
+def on_equal_images(entries: list[Entry], rule: str) -> list[Entry]:
+    """The runs, on equal images unless ``rule`` is ``"any"``; raises where that cannot be."""
+    if rule == "any":
+        return entries
+    first = entries[0]
+    if rule == "common":
+        common = set.intersection(*(set(entry.indices) for entry in entries))
+        if not common:
+            raise ValueError("images: the runs have no image in common")
+        entries = [entry.only(common) for entry in entries]
+    hint = "certify the same ones, or use --images common (those that all runs have) or --images any"
+    for entry in entries[1:]:
+        known = [e.data for e in (first, entry) if e.data is not None]
+        if len(set(known)) > 1:
+            raise ValueError(f"{entry.path}: has other data than {first.path}; compare runs of one data set and part")
+        if entry.indices != entries[0].indices:
+            count, expected = len(entry.indices), len(entries[0].indices)
+            raise ValueError(f"{entry.path}: has other images ({count}) than {first.path} ({expected}); {hint}")
+        if not np.array_equal(entry.run.rows["label"], entries[0].run.rows["label"]):
+            raise ValueError(f"{entry.path}: has other labels than {first.path}; these are not the same images")
+    return entries
+
+
+def budget_remarks(entries: list[Entry], tolerance: float) -> list[str]:
+    """Where forward passes per image differ; nothing if all are known and equal."""
+    unknown = [entry.path for entry in entries if entry.passes is None]
+    remarks = [f"{path}: has no stored votes, its number of forward passes is not known" for path in unknown]
+    costs = [(passes, entry) for entry in entries if (passes := entry.passes) is not None]
+    if len(costs) > 1:
+        (low, cheap), (high, dear) = (extreme(costs, key=lambda cost: cost[0]) for extreme in (min, max))
+        if high > low * (1 + tolerance):
+            remarks.append(
+                f"{dear.path}: took {high:,.0f} forward passes per image, {cheap.path} {low:,.0f}; "
+                f"with {math.floor(low / dear.inputs_per_copy):,} samples (n0 + n) the former would cost as much"
+            )
+    return remarks
+
+
+def summary_of(entry: Entry, radii: list[float]) -> dict[str, Any]:
+    summary = entry.run.summary(radii, 0.001)
+    kept = ("name", "threat", "alpha", "images", "clean_accuracy", "abstained", "average_certified_radius", "radii")
+    cost = {"passes_per_image": entry.passes, "seconds_per_image": entry.seconds}
+    return {name: summary[name] for name in kept} | {"certified_accuracy": summary["certified_accuracy"]} | cost
+
+
+def table(summaries: list[dict[str, Any]]) -> str:
+    """Plain text, two lines per run; results are rounded down."""
+    head = ["images", "clean", "abstain", "ACR", *(f"r={report.radius_text(r)}" for r in summaries[0]["radii"])]
+    head += ["passes", "s/image"]
+    lines = []
+    for s in summaries:
+        share = ("-" if s[key] is None else report.percent(s[key]) for key in ("clean_accuracy", "abstained"))
+        acr, passes, seconds = s["average_certified_radius"], s["passes_per_image"], s["seconds_per_image"]
+        cells = [str(s["images"]), *share, "-" if acr is None else report.radius_text(acr)]
+        cells += map(report.percent, s["certified_accuracy"])
+        cells += ["-" if passes is None else f"{passes:,.0f}", "-" if seconds is None else f"{seconds:.3g}"]
+        lines.append((s["name"], cells))
+    widths = [max(len(head[i]), *(len(cells[i]) for _, cells in lines)) for i in range(len(head))]
+    text = ["  " + "  ".join(h.rjust(w) for h, w in zip(head, widths, strict=True))]
+    for name, cells in lines:
+        text += [name, "  " + "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True))]
+    return "\n".join(text)
+
+
+def main(args: Args) -> None:
+    if args.radii and not all(math.isfinite(r) and r >= 0 for r in args.radii):
+        raise ValueError(f"radii: got {args.radii}, expected finite numbers, at least 0")
+    if args.names is not None and len(args.names) != len(args.runs):
+        raise ValueError(f"names: got {len(args.names)} for {len(args.runs)} runs, expected one for each")
+    if not (math.isfinite(args.tolerance) and args.tolerance >= 0):
+        raise ValueError(f"tolerance: got {args.tolerance}, expected a share, at least 0")
+    names = args.names or [None] * len(args.runs)
+    entries = [read_entry(path, name) for path, name in zip(args.runs, names, strict=True)]
+    entries = on_equal_images(entries, args.images)
+    remarks = budget_remarks(entries, args.tolerance)
+    if args.equal_budget and remarks:
+        raise ValueError(f"equal-budget: {remarks[0]}")
+    radii = args.radii or report.spread([entry.run for entry in entries])
+    summaries = [summary_of(entry, radii) for entry in entries]
+    threats = list(dict.fromkeys(entry.run.threat for entry in entries if entry.path.is_dir()))
+    if len(threats) > 1:
+        remarks.append(f"radii of different threat models cannot be compared: {'; '.join(threats)}")
+    print(
+        f"certified accuracy at radius r, {threats[0] if threats else 'radius'}; forward passes of the base classifier "
+        "and seconds per image"
+    )
+    print(table(summaries), *remarks, sep="\n")
+    out = args.out or (args.runs[0] if args.runs[0].is_dir() else args.runs[0].parent)
+    document = {"command": cli.command_line("scripts.compare", args), "remarks": remarks, "runs": summaries}
+    write_atomically(out / "compare.json", json.dumps(document, indent=2).encode() + b"\n")
+    groups: dict[str, list[report.Run]] = {}
+    for entry in entries:
+        # a log does not say what its radii are: it is drawn with the first run
+        threat = entry.run.threat if entry.path.is_dir() or not threats else threats[0]
+        groups.setdefault(threat, []).append(entry.run)
+    report.plot(groups, out / "compare.png")
+    print(f"wrote {out / 'compare.json'} and {out / 'compare.png'}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Args, "scripts.compare")
