@@ -25,7 +25,10 @@ def check_images(x: Tensor, layouts: tuple[str, ...] = (IMAGES,)) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"images: got {type(x).__name__}, expected a torch.Tensor {expected}")
     if x.ndim not in [layout.count(",") + 1 for layout in layouts]:
-        raise ValueError(f"images: got shape {tuple(x.shape)}, expected {expected}; add a batch dimension with x[None]")
+        advice = "add a batch dimension with x[None]"
+        if x.ndim == 5:
+            advice = f"videos {VIDEOS} need a scheme that adds independent noise to every number, such as GaussianNoise"
+        raise ValueError(f"images: got shape {tuple(x.shape)}, expected {expected}; {advice}")
     if x.numel() == 0:
         raise ValueError(f"images: got an empty batch of shape {tuple(x.shape)}")
     if x.dtype == torch.uint8:

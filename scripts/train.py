@@ -94,8 +94,8 @@ class Args:
 
 def model_of(args: Args, scheme: Scheme | None, data: Dataset) -> ModelSpec | DenoisedSpec:
     """The architecture; behind the denoiser of another run if there is one."""
-    channels, height, width = input_shape(scheme, data.shape)
-    size = (height, width)
+    channels, *sides = input_shape(scheme, data.shape)
+    size = tuple(sides)
     mean, std = None, None
     if args.normalize == "images":
         mean, std = data.channel_statistics()

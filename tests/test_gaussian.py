@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.special import ndtr
 
-from certify import L2, GaussianNoise, Smoothed, UniformNoise, Unproven
+from certify import L2, GaussianNoise, Smoothed, SplittingNoise, Unproven
 from certify.draws import ESTIMATION, Draws
 
 
@@ -166,8 +166,8 @@ def test_inputs_off_the_grid_are_refused_or_not_certified():
     scheme.check(x)
     assert scheme.threat == Unproven(L2(), "floating-point noise")
     assert scheme.slip((1, 4, 4)) == 0
-    with pytest.raises(ValueError, match="expected"):
-        UniformNoise(0.5).check(torch.zeros(1, 1, 2, 4, 4, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="videos"):
+        SplittingNoise(0.5).check(torch.zeros(1, 1, 2, 4, 4, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("sigma", [0, -1, math.nan, math.inf, 100.0])

@@ -306,7 +306,7 @@ def test_normalization_of_clips():
 
 def test_schemes_that_need_pixels_refuse_clips():
     clips = torch.zeros(1, 1, 4, 8, 8, dtype=torch.uint8)
-    with pytest.raises(ValueError, match=r"got shape \(1, 1, 4, 8, 8\), expected \[B, C, H, W\]; for clips"):
+    with pytest.raises(ValueError, match=r"got shape \(1, 1, 4, 8, 8\), expected \[B, C, H, W\]; videos"):
         RandomizedAblation(5).check(clips)
     UniformNoise(0.5).check(clips)
 
