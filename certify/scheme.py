@@ -17,7 +17,7 @@ from torch import Tensor
 from certify import confidence
 from certify.draws import Draws
 from certify.images import Shape, check_images
-from certify.threats import Threat
+from certify.threats import PoisoningThreat, Threat
 
 Bounds = Literal["one-sided", "simultaneous"]
 BAD_BOUNDS = "bounds: got {!r}, expected 'one-sided' or 'simultaneous'"
@@ -37,7 +37,7 @@ class Certified:
 
     prediction: Tensor
     radius: Tensor
-    threat: Threat
+    threat: Threat | PoisoningThreat
     p_lower: Tensor | None = None
 
     def certified_at(self, radius: float) -> Tensor:
