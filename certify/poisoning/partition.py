@@ -75,7 +75,7 @@ class _Hash(Partitioner):
 
 @dataclass(frozen=True)
 class PixelSum(_Hash):
-    """The sum of a sample's integer values, modulo the number of partitions (dissertation, Section 7.3)."""
+    """The sum of a sample's integer values, modulo the number of partitions (dissertation, Section 7.2.2)."""
 
     num_partitions: int
 

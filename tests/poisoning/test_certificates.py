@@ -96,7 +96,8 @@ def _published(rankings: list[list[int]], classes: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("models", "classes", "offsets"), [(5, 2, (0, 1)), (6, 2, (0, 2)), (5, 3, (0, 1)), (6, 2, (0, 1, 3)), (4, 4, (0, 1))]
+    ("models", "classes", "offsets"),
+    [(5, 2, (0, 1)), (6, 2, (0, 2)), (5, 3, (0, 1)), (6, 2, (0, 1, 3)), (4, 4, (0, 1))],
 )
 def test_finite_aggregation_holds_for_every_choice_of_buckets(models, classes, offsets):
     votes = _profiles(list(range(classes)), models)
