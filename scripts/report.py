@@ -131,7 +131,7 @@ def read_run(path: Path, args: Args) -> Run:
         until = (sampling or {}).get("until")
         name = name if until is None else f"{name}, until {until}"
         return Run(name, config["threat"], sampling and sampling["alpha"], read_rows(path), until=until)
-    scheme = spec.parse_scheme(config["scheme"])
+    scheme = None if sampling is None else spec.parse_scheme(config["scheme"])
     if not isinstance(scheme, SampledScheme):
         raise ValueError(f"{path}: {config['scheme']} is exact; --alpha, --bounds, --interval are for sampled schemes")
     _check_fixed_size(path, sampling)
@@ -275,9 +275,9 @@ def plot(groups: dict[str, list[Run]], path: Path) -> None:
             correct, radius = run.rows["correct"] > 0, run.rows["radius"]
             grid = np.unique(np.concatenate(([0.0], radius[correct & (radius >= 0)])))
             values = metrics.certified_accuracy(correct, radius, grid)
-            # Certified accuracy falls just after each radius that some image reaches; a number of pixels can only be
-            # exceeded by a whole one.
-            ends = grid + 1 if threat.startswith(("l0", "patch")) else grid
+            # Certified accuracy falls just after each radius that some image reaches; a number of pixels or training
+            # samples can only be exceeded by a whole one.
+            ends = grid + 1 if threat.startswith(("l0", "patch", "poisoning")) else grid
             axis.step([0, *ends, ends[-1]], [values[0], *values, 0], where="pre", label=run.name)
         axis.set(xlabel=f"radius, {threat}", ylabel="certified accuracy", ylim=(0, 1.02))
         axis.set_xlim(left=0)
