@@ -131,9 +131,12 @@ def read_run(path: Path, args: Args) -> Run:
         until = (sampling or {}).get("until")
         name = name if until is None else f"{name}, until {until}"
         return Run(name, config["threat"], sampling and sampling["alpha"], read_rows(path), until=until)
-    scheme = None if sampling is None else spec.parse_scheme(config["scheme"])
+    exact = f"{path}: {config['scheme']} is exact; --alpha, --bounds, --interval are for sampled schemes"
+    if sampling is None:
+        raise ValueError(exact)
+    scheme = spec.parse_scheme(config["scheme"])
     if not isinstance(scheme, SampledScheme):
-        raise ValueError(f"{path}: {config['scheme']} is exact; --alpha, --bounds, --interval are for sampled schemes")
+        raise ValueError(exact)
     _check_fixed_size(path, sampling)
     stored = read_votes(path)
     alpha = sampling["alpha"] if args.alpha is None else args.alpha

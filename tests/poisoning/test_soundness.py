@@ -65,16 +65,24 @@ CASES = [
 
 @pytest.mark.parametrize(("method", "threat", "partitioner", "spread"), CASES)
 def test_no_poisoning_within_the_radius_changes_a_prediction(method, threat, partitioner, spread):
+    """All poisonings of size 1, and every fifth of the many of size 2."""
+    _attack(method, threat, partitioner, spread, every=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "threat", "partitioner", "spread"), CASES)
+def test_no_poisoning_at_all_within_the_radius_changes_a_prediction(method, threat, partitioner, spread):
+    _attack(method, threat, partitioner, spread, every=1)
+
+
+def _attack(method, threat, partitioner, spread, *, every: int) -> None:
     ensemble = Ensemble(partitioner, NearestNeighbors(), CLASSES, spread=spread)
     data = _training_set()
     clean = ensemble.certify(_rankings(ensemble, data), method=method, threat=threat)
     attacked, broken = 0, 0
     for distance in range(1, LARGEST + 1):
-        if distance > 1 and isinstance(threat, TrainingSamples) and not (clean.radius >= distance).any():
-            continue
         within = _samples_within if isinstance(threat, TrainingSamples) else _labels_within
-        # of the many sets at a larger distance, every so-manieth
-        for poisoned in itertools.islice(within(data, distance), 0, None, 1 if distance == 1 else 5):
+        for poisoned in itertools.islice(within(data, distance), 0, None, 1 if distance == 1 else every):
             assert threat.distance(data, poisoned) <= distance
             prediction = ensemble.certify(_rankings(ensemble, poisoned), method=method, threat=threat).prediction
             other = prediction != clean.prediction
