@@ -18,6 +18,7 @@ from torch import Tensor
 # Streams: the fourth word of the counter. Selecting the class and bounding its probability must never share samples.
 SELECTION, ESTIMATION, TRAINING, EVALUATION, BOUNDS, ATTACK, VERIFICATION = range(7)
 DATA = 16  # points of generated and sampled clouds
+PARTITION = 17  # which buckets feed which models
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

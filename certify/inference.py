@@ -26,8 +26,8 @@ def _exact_settings() -> list[tuple[Any, str, Any]]:
 
 
 @contextmanager
-def exact_settings(base_classifier: BaseClassifier) -> Iterator[None]:
-    """The same copy always gets the same scores: evaluation mode, no autocast, TF32, autotuning."""
+def exact_settings(base_classifier: BaseClassifier | None = None) -> Iterator[None]:
+    """The same copy always gets the same scores: evaluation mode (if given a module), no autocast, TF32, autotuning."""
     module = base_classifier if isinstance(base_classifier, nn.Module) else None
     training = [m for m in module.modules() if m.training] if module is not None else []
     settings = [(owner, name, getattr(owner, name), value) for owner, name, value in _exact_settings()]
@@ -46,14 +46,14 @@ def exact_settings(base_classifier: BaseClassifier) -> Iterator[None]:
 
 
 @contextmanager
-def exact_inference(base_classifier: BaseClassifier) -> Iterator[None]:
+def exact_inference(base_classifier: BaseClassifier | None = None) -> Iterator[None]:
     """Inference under :func:`exact_settings`, without gradients."""
     with exact_settings(base_classifier), torch.inference_mode():
         yield
 
 
 @contextmanager
-def exact_gradients(base_classifier: BaseClassifier) -> Iterator[None]:
+def exact_gradients(base_classifier: BaseClassifier | None = None) -> Iterator[None]:
     """Gradients under :func:`exact_settings`, also where the caller has switched them off."""
     with exact_settings(base_classifier), torch.inference_mode(False), torch.enable_grad():
         yield

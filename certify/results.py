@@ -200,6 +200,21 @@ class Line(Protocol):
     def line(self) -> str: ...
 
 
+def claim_config(path: Path, config: dict[str, Any]) -> None:
+    """Create ``path`` with this configuration, or raise unless it holds an equal one ("provenance" aside)."""
+    config = json.loads(json.dumps(config))
+    # shards may start at the same moment: one of them creates the file, the others compare
+    if create_atomically(path, json.dumps(config, indent=2).encode() + b"\n"):
+        return
+    stored = json.loads(path.read_text())
+    for key in sorted(stored.keys() | config.keys()):
+        if key != "provenance" and stored.get(key) != config.get(key):
+            raise ValueError(
+                f"{path}: was made with {key} = {stored.get(key)!r}, not {config.get(key)!r}; "
+                "results of different settings never go into one folder"
+            )
+
+
 class ResultFolder:
     """One evaluation run on disk.
 
@@ -233,14 +248,9 @@ class ResultFolder:
 
         Raises if the folder holds other results and ``resume`` is not set, or if they were made differently.
         """
-        config = json.loads(json.dumps(config))
-        # shards may start at the same moment: one of them creates the file, the others compare
-        if not create_atomically(self.config_path, json.dumps(config, indent=2).encode() + b"\n"):
-            if self.rows_path.exists() and not resume:
-                raise ValueError(
-                    f"{self.folder}: holds results; add --resume to continue them, or choose another folder"
-                )
-            self._check_config(config)
+        if self.config_path.exists() and self.rows_path.exists() and not resume:
+            raise ValueError(f"{self.folder}: holds results; add --resume to continue them, or choose another folder")
+        claim_config(self.config_path, config)
         self._rows = TableFile(self.rows_path, self._columns)
         self._open.append(self._rows)
         if self._has_votes:
@@ -252,15 +262,6 @@ class ResultFolder:
             if voted and voted[-1]["idx"] not in mine:
                 self._votes.drop_last_line()
         return {int(row["idx"]) for path in _table_paths(self.folder, "rows") for row in read_table(path)}
-
-    def _check_config(self, config: dict[str, Any]) -> None:
-        stored = json.loads(self.config_path.read_text())
-        for key in sorted(stored.keys() | config.keys()):
-            if key != "provenance" and stored.get(key) != config.get(key):
-                raise ValueError(
-                    f"{self.config_path}: was made with {key} = {stored.get(key)!r}, not {config.get(key)!r}; "
-                    "results of different settings never go into one folder"
-                )
 
     def append(self, row: Line, votes_line: str | None = None) -> None:
         """Store one image: its votes (in a folder that has any), then its row."""

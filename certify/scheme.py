@@ -18,7 +18,7 @@ from certify import confidence
 from certify.draws import Draws
 from certify.images import Shape, check_images
 from certify.inference import BaseClassifier
-from certify.threats import Threat, Unproven
+from certify.threats import PoisoningThreat, Threat, Unproven
 
 Bounds = Literal["one-sided", "simultaneous"]
 BAD_BOUNDS = "bounds: got {!r}, expected 'one-sided' or 'simultaneous'"
@@ -38,7 +38,7 @@ class Certified:
 
     prediction: Tensor
     radius: Tensor
-    threat: Threat
+    threat: Threat | PoisoningThreat
     p_lower: Tensor | None = None
 
     @property

@@ -26,10 +26,15 @@ def known() -> dict[str, type]:
     }
 
 
-def parse(text: str) -> Any:
-    """The object that ``text`` describes."""
-    names = known()
-    usage = f"expected e.g. RandomizedAblation(keep=45), with one of {', '.join(sorted(names))}"
+def parse(text: str, names: dict[str, type] | None = None, *, example: str = "RandomizedAblation(keep=45)") -> Any:
+    """The object that ``text`` describes.
+
+    Args:
+        names: classes that it may name, by default :func:`known`.
+        example: for messages.
+    """
+    names = known() if names is None else names
+    usage = f"expected e.g. {example}, with one of {', '.join(sorted(names))}"
     try:
         call = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:

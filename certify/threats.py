@@ -1,12 +1,15 @@
-"""Threat models: what an adversary may do to an input, as small values.
+"""Threat models: what an adversary may do to an input, or to a training set, as small values.
 
 A threat model names the unit of a radius and measures the distance between two inputs, both as 8-bit images and as
-floats in [0, 1]. It is what a certificate is stated in, and what the soundness tests measure perturbations with.
+floats in [0, 1], or between two training sets. It is what a certificate is stated in, and what the soundness tests
+measure perturbations with.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -235,3 +238,51 @@ class Unproven:
 
 
 Threat = L0 | L1 | L2 | LInf | Lp | ElementwiseConcave | Patch | Wasserstein | Unproven
+
+TrainingSet = tuple[Tensor, Tensor]  # samples [N, ...] and their labels, int64 [N]; the order does not matter
+
+
+@dataclass(frozen=True)
+class TrainingSamples:
+    """At most ``radius`` samples are inserted into the training set or deleted from it.
+
+    A sample that is changed, or gets another label, counts twice: it is deleted, and another one inserted.
+    """
+
+    def __str__(self) -> str:
+        return "poisoning (training samples inserted or deleted)"
+
+    def distance(self, x: TrainingSet, y: TrainingSet) -> int:
+        """Size of the symmetric difference, with multiplicities."""
+        first, second = (Counter((key, label) for key, label in _labelled(data)) for data in (x, y))
+        return ((first - second) + (second - first)).total()
+
+
+@dataclass(frozen=True)
+class TrainingLabels:
+    """The labels of at most ``radius`` training samples are changed arbitrarily; the samples themselves are not.
+
+    Equal samples count as one: all of their labels may change together (dissertation, Appendix F.7).
+    """
+
+    def __str__(self) -> str:
+        return "poisoning (training labels flipped)"
+
+    def distance(self, x: TrainingSet, y: TrainingSet) -> float:
+        """Number of different samples whose labels differ; infinity if the samples do."""
+        labels: tuple[dict[bytes, list[int]], ...] = ({}, {})
+        for data, by_sample in zip((x, y), labels, strict=True):
+            for key, label in _labelled(data):
+                by_sample.setdefault(key, []).append(label)
+        first, second = labels
+        if {key: len(own) for key, own in first.items()} != {key: len(own) for key, own in second.items()}:
+            return math.inf
+        return sum(sorted(own) != sorted(second[key]) for key, own in first.items())
+
+
+PoisoningThreat = TrainingSamples | TrainingLabels
+
+
+def _labelled(data: TrainingSet) -> list[tuple[bytes, int]]:
+    samples, labels = data
+    return [(sample.cpu().numpy().tobytes(), label) for sample, label in zip(samples, labels.tolist(), strict=True)]

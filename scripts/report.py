@@ -157,9 +157,12 @@ def read_run(path: Path, args: Args) -> Run:
         if UNPROVEN_RADIUS in rows:
             rows["radius"] = rows.pop(UNPROVEN_RADIUS)
         return Run(name, config["threat"], sampling and sampling["alpha"], rows, until=until)
+    exact = f"{path}: {config['scheme']} is exact; --alpha, --bounds, --interval are for sampled schemes"
+    if sampling is None:
+        raise ValueError(exact)
     scheme = spec.parse_scheme(config["scheme"])
     if not isinstance(scheme, SampledScheme):
-        raise ValueError(f"{path}: {config['scheme']} is exact; --alpha, --bounds, --interval are for sampled schemes")
+        raise ValueError(exact)
     _check_fixed_size(path, sampling)
     stored = read_votes(path)
     alpha = sampling["alpha"] if args.alpha is None else args.alpha
@@ -317,9 +320,9 @@ def plot(groups: dict[str, list[Run]], path: Path) -> None:
             correct, radius = run.rows["correct"] > 0, run.rows["radius"]
             grid = np.unique(np.concatenate(([0.0], radius[correct & (radius >= 0)])))
             values = metrics.certified_accuracy(correct, radius, grid)
-            # Certified accuracy falls just after each radius that some image reaches; a number of pixels can only be
-            # exceeded by a whole one.
-            ends = grid + 1 if threat.startswith(("l0", "patch")) else grid
+            # Certified accuracy falls just after each radius that some image reaches; a number of pixels or training
+            # samples can only be exceeded by a whole one.
+            ends = grid + 1 if threat.startswith(("l0", "patch", "poisoning")) else grid
             axis.step([0, *ends, ends[-1]], [values[0], *values, 0], where="pre", label=textwrap.fill(run.name, 64))
         axis.set(xlabel=f"radius, {threat}", ylabel="certified accuracy", ylim=(0, 1.02))
         if not runs[0].guaranteed:

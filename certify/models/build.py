@@ -16,6 +16,7 @@ from certify.models.network_in_network import network_in_network
 from certify.models.partition_mlp import PartitionMLP
 from certify.models.pointnet import pointnet, pointnet_basic, pointnet_small
 from certify.models.resnet import cifar_resnet110, resnet18, resnet50
+from certify.models.small import linear, small_cnn
 from certify.models.wide_resnet import wide_resnet40_2
 from certify.spec import parse_scheme
 
@@ -28,6 +29,8 @@ MODELS: dict[str, Callable[[int, int, Any], nn.Module]] = {
     "resnet110": cifar_resnet110,
     "wide_resnet40_2": wide_resnet40_2,
     "network_in_network": network_in_network,
+    "small_cnn": small_cnn,
+    "linear": linear,
     "pointnet": pointnet,
     "pointnet_basic": pointnet_basic,
     "pointnet_small": pointnet_small,

@@ -32,14 +32,26 @@ def augmented(data: Dataset, index: Tensor, generator: torch.Generator) -> tuple
 
 def random_crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4, *, flips: bool = True) -> Tensor:
     """Random translations by up to ``padding`` pixels (zeros come in) and horizontal flips, one per image or clip."""
+    moves = torch.randint(0, 2 * padding + 1, (2, len(images), 1), generator=generator)[..., 0]
+    flip = (torch.rand(len(images), 1, generator=generator)[:, 0] < 0.5) & flips
+    return crop_and_flip(images, moves, flip, padding)
+
+
+def crop_and_flip(images: Tensor, moves: Tensor, flip: Tensor, padding: int) -> Tensor:
+    """Images with ``padding`` zeros around them, cropped to their size again, then flipped.
+
+    Args:
+        images: ``[B, C, ..., H, W]``; frames of a clip move together.
+        moves: int64 ``[2, B]`` in [0, 2 padding], the first row and column of each crop.
+        flip: bool ``[B]``, which to flip horizontally.
+    """
     count, height, width = len(images), *images.shape[-2:]
     padded = functional.pad(images, (padding,) * 4)
-    down, right = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator)
-    flip = (torch.rand(count, 1, generator=generator) < 0.5) & flips
-    rows = down + torch.arange(height)
-    columns = torch.arange(width).expand(count, width)
-    columns = right + torch.where(flip, columns.flip(1), columns)
-    item = torch.arange(count)[:, None, None]
+    down, right = moves[..., None]
+    rows = down + torch.arange(height, device=images.device)
+    columns = torch.arange(width, device=images.device).expand(count, width)
+    columns = right + torch.where(flip[:, None], columns.flip(1), columns)
+    item = torch.arange(count, device=images.device)[:, None, None]
     cropped = padded.movedim((-2, -1), (1, 2))[item, rows[:, :, None], columns[:, None, :]]
     return cropped.movedim((1, 2), (-2, -1)).contiguous()
 

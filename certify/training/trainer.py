@@ -41,8 +41,8 @@ class EpochResult:
     accuracy: float
 
 
-def _generator(seed: int, epoch: int, part: int = 0) -> torch.Generator:
-    """A CPU generator for one epoch and one purpose, independent of every other and of the noise."""
+def generator_for(seed: int, epoch: int, part: int = 0) -> torch.Generator:
+    """A CPU generator for one epoch and one purpose (``part``), independent of every other and of the noise."""
     words = Draws.of(seed, TRAINING, torch.tensor([epoch]), range(1)).substream(1 + part).words(2)
     return torch.Generator().manual_seed(int(words[0, 0, 0]) << 31 ^ int(words[0, 0, 1]))
 
@@ -115,7 +115,7 @@ class Trainer:
         """
         while self.epoch < self.config.epochs:
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-                torch.manual_seed(_generator(self.config.seed, self.epoch, 1).initial_seed())  # e.g. of dropout
+                torch.manual_seed(generator_for(self.config.seed, self.epoch, 1).initial_seed())  # e.g. of dropout
                 self.history.append(self._train_epoch(on_step))
             self.epoch += 1
             self.save_state()
@@ -128,7 +128,7 @@ class Trainer:
         config, device = self.config, self.device
         self.module.eval()  # what is not trained keeps its batch statistics
         self.trained.train()
-        generator = _generator(config.seed, self.epoch)
+        generator = generator_for(config.seed, self.epoch)
         order = torch.randperm(len(self.data), generator=generator)
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         right = torch.zeros((), dtype=torch.int64, device=device)

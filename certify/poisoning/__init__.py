@@ -1,0 +1,38 @@
+"""Certified robustness against poisoned training data.
+
+An :class:`Ensemble` trains one model on each partition of the training set; a change of the training set then reaches
+few models, and :func:`certify_counts` says of each prediction how many changes it withstands.
+
+* partitions: :class:`PixelSum`, :class:`ContentHash` - inserted and deleted samples, and flipped labels;
+  :class:`SortedIndex` - flipped labels
+* base learners: :class:`Network`, :class:`NearestNeighbors`
+* certificates from votes: :func:`certify_counts` (DPA, SS-DPA), :func:`certify_finite`, :func:`certify_run_off`
+"""
+
+from certify.poisoning.certificates import certify_counts, certify_finite, certify_run_off, count_votes
+from certify.poisoning.ensemble import Ensemble
+from certify.poisoning.learner import Learner, Part, State, rank_classes
+from certify.poisoning.neighbors import NearestNeighbors
+from certify.poisoning.network import Network
+from certify.poisoning.partition import ContentHash, Partitioner, PixelSum, SortedIndex
+from certify.threats import TrainingLabels, TrainingSamples
+
+__all__ = [
+    "ContentHash",
+    "Ensemble",
+    "Learner",
+    "NearestNeighbors",
+    "Network",
+    "Part",
+    "Partitioner",
+    "PixelSum",
+    "SortedIndex",
+    "State",
+    "TrainingLabels",
+    "TrainingSamples",
+    "certify_counts",
+    "certify_finite",
+    "certify_run_off",
+    "count_votes",
+    "rank_classes",
+]

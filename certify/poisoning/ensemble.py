@@ -1,0 +1,143 @@
+"""An ensemble on partitions of a training set: what is trained on what, and what its votes certify."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from certify.poisoning.certificates import certify_counts, certify_finite, certify_run_off, count_votes
+from certify.poisoning.learner import Learner, Part, State, rank_classes
+from certify.poisoning.partition import Partitioner, sample_keys, spread_buckets
+from certify.scheme import Certified, check_integer
+from certify.threats import PoisoningThreat, TrainingSet
+
+Seeds = Literal["distinct", "shared"]
+Method = Literal["plurality", "run-off"]
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """As many models as the partitioner has buckets, each a function of its own part of the training set.
+
+    Guarantee: a training set within distance r (in one of ``partitioner.threats``) of another one gives the same models
+    but for those that r buckets feed; :meth:`certify` turns their votes into radii. The training set is a multiset: its
+    order does not matter, and one copy of a sample more is an insertion like any other.
+
+    Attributes:
+        partitioner: which samples go together.
+        learner: how a model is trained on them.
+        num_classes: number of classes, fixed beforehand: a class that no sample has is still a class.
+        spread: how many models each bucket feeds. 1: partition aggregation; more: finite aggregation, whose models see
+            ``spread`` buckets each.
+        seeds: ``"distinct"``: a model's seed is its index; ``"shared"``: all have the seed 0 (Appendix F.6).
+    """
+
+    partitioner: Partitioner
+    learner: Learner
+    num_classes: int
+    spread: int = 1
+    seeds: Seeds = "distinct"
+
+    def __post_init__(self) -> None:
+        check_integer("num_classes", self.num_classes, 2)
+        check_integer("spread", self.spread, 1, self.partitioner.num_partitions)
+        if self.seeds not in get_args(Seeds):
+            raise ValueError(f"seeds: got {self.seeds!r}, expected one of {', '.join(get_args(Seeds))}")
+
+    @property
+    def size(self) -> int:
+        """Number of models."""
+        return self.partitioner.num_partitions
+
+    @property
+    def feeds(self) -> Tensor:
+        """The models that each bucket feeds, int64 ``[size, spread]``."""
+        return spread_buckets(self.size, self.spread)
+
+    def parts(self, data: TrainingSet, *, inputs: Tensor | None = None) -> list[Part]:
+        """What each model is trained on, sorted by content, then label.
+
+        Args:
+            data: samples ``[N, ...]`` and their labels, int64 ``[N]``, in any order.
+            inputs: what the learner gets to see of each sample, a function of the sample alone ``[N, ...]``, such as
+                features or a resized image; by default the samples.
+        """
+        samples, labels = data
+        check_training_set(data, self.num_classes)
+        seen = samples if inputs is None else inputs
+        if len(seen) != len(samples):
+            raise ValueError(f"inputs: got {len(seen)} of them, expected one for each of the {len(samples)} samples")
+        buckets = self.partitioner.assign(samples).tolist()
+        keys, own = sample_keys(samples), labels.tolist()
+        members: list[list[int]] = [[] for _ in range(self.size)]
+        feeds = self.feeds.tolist()
+        for i in sorted(range(len(keys)), key=lambda i: (keys[i], own[i])):
+            for model in feeds[buckets[i]]:
+                members[model].append(i)
+        index = [torch.tensor(part, dtype=torch.int64) for part in members]
+        distinct = self.seeds == "distinct"
+        return [Part(seen[part], labels[part], i if distinct else 0) for i, part in enumerate(index)]
+
+    def fit(self, parts: Sequence[Part], *, at_once: int = 1, device: torch.device | str = "cpu") -> list[State]:
+        """Train on ``parts``, ``at_once`` of them together (1: one after the other, the reference).
+
+        Which models are trained together changes their last bits, so it has to be the same for all training sets that a
+        certificate speaks of: groups of consecutive indices, as here.
+        """
+        check_integer("at_once", at_once, 1)
+        options = {"num_classes": self.num_classes, "device": torch.device(device)}
+        if at_once == 1:
+            return [self.learner.fit(part, **options) for part in parts]
+        groups = [parts[i : i + at_once] for i in range(0, len(parts), at_once)]
+        return [state for group in groups for state in self.learner.fit_many(group, **options)]
+
+    def rankings(self, states: Sequence[State], x: Tensor) -> Tensor:
+        """The classes from each model's best to its worst: uint8 or int16 ``[models, B, C]``; the first is its vote."""
+        return rank_classes(self.learner.scores(states, x, num_classes=self.num_classes)).cpu()
+
+    def certify(
+        self, rankings: Tensor, *, method: Method = "plurality", threat: PoisoningThreat | None = None
+    ) -> Certified:
+        """Predictions and certified radii from the rankings of all models.
+
+        Args:
+            rankings: int ``[size, B, C]``, those of model i first to last.
+            method: ``"plurality"`` counts votes (with a spread: finite aggregation); ``"run-off"`` holds a second round
+                between the two best classes (only without a spread).
+            threat: one of ``partitioner.threats``, by default the first.
+        """
+        if rankings.ndim != 3 or (rankings.shape[0], rankings.shape[2]) != (self.size, self.num_classes):
+            raise ValueError(
+                f"rankings: got shape {tuple(rankings.shape)}, expected [{self.size}, B, {self.num_classes}]"
+            )
+        threat = self.partitioner.threats[0] if threat is None else threat
+        if threat not in self.partitioner.threats:
+            kind = type(self.partitioner).__name__
+            raise ValueError(f"threat: got {threat}, but {kind} certifies only {_names(self.partitioner.threats)}")
+        if method == "run-off":
+            if self.spread > 1:
+                raise ValueError(f"method: got run-off with a spread of {self.spread}, expected a spread of 1")
+            return certify_run_off(rankings.transpose(0, 1), threat=threat)
+        if method != "plurality":
+            raise ValueError(f"method: got {method!r}, expected one of {', '.join(get_args(Method))}")
+        votes = rankings[..., 0].T
+        if self.spread > 1:
+            return certify_finite(votes, self.feeds, self.num_classes, threat=threat)
+        return certify_counts(count_votes(votes, self.num_classes), threat=threat)
+
+
+def check_training_set(data: TrainingSet, num_classes: int) -> None:
+    """Raise unless labels fit the samples and the number of classes."""
+    samples, labels = data
+    if labels.dtype != torch.int64 or labels.shape != samples.shape[:1]:
+        raise ValueError(f"labels: got {labels.dtype} {tuple(labels.shape)}, expected int64 ({len(samples)},)")
+    if len(labels) and (labels.min() < 0 or labels.max() >= num_classes):
+        raise ValueError(f"labels: got {labels.min()}..{labels.max()}, expected 0..{num_classes - 1}")
+
+
+def _names(threats: tuple[PoisoningThreat, ...]) -> str:
+    return " or ".join(map(str, threats))

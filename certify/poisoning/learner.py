@@ -1,0 +1,57 @@
+"""The contract of a base learner: a deterministic function from one partition of the training set to a model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]  # a trained model
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one model is trained on.
+
+    Attributes:
+        samples: ``[n, F]`` or ``[n, C, H, W]``, in canonical order (sorted by content, then label); n may be 0.
+        labels: int64 ``[n]``.
+        seed: of everything random about the model.
+    """
+
+    samples: Tensor
+    labels: Tensor
+    seed: int
+
+
+class Learner(ABC):
+    """A training algorithm. Subclasses are frozen dataclasses.
+
+    Soundness asks one thing of it: model i must be a function of its own part (and of the environment), bit by bit.
+    Nothing about it, not even the shape of a computation, may depend on what the other parts hold.
+    """
+
+    @abstractmethod
+    def fit(self, part: Part, *, num_classes: int, device: torch.device) -> State:
+        """Train on one part of any size: empty, without some classes, with a single sample."""
+
+    @abstractmethod
+    def scores(self, states: Sequence[State], x: Tensor, *, num_classes: int) -> Tensor:
+        """Scores of several trained models on ``x [B, ...]``: float ``[models, B, num_classes]``."""
+
+    def fit_many(self, parts: Sequence[Part], *, num_classes: int, device: torch.device) -> list[State]:
+        """Train on several parts at once. By default one after the other."""
+        return [self.fit(part, num_classes=num_classes, device=device) for part in parts]
+
+
+def rank_classes(scores: Tensor) -> Tensor:
+    """Classes from the highest score to the lowest, ties to the lower index: uint8 or int16 ``[..., C]``.
+
+    NaN counts as the lowest score, so that a model that diverged has a vote like any other.
+    """
+    scores = scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    ranking = scores.sort(dim=-1, descending=True, stable=True).indices
+    return ranking.to(torch.uint8 if scores.shape[-1] <= 256 else torch.int16)

@@ -1,0 +1,275 @@
+"""Neural networks as base learners: one after the other, or many partitions at once with stacked parameters.
+
+What a model sees, and in which order, follows from its own partition, its seed and the configuration: every step takes
+``batch_size`` samples from the partition's own endless sequence of permutations. A partition of any size then makes the
+same number of steps of the same shape, nothing is padded, and no capacity has to be known.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from certify.images import to_float
+from certify.inference import exact_gradients, exact_inference
+from certify.models import MODELS
+from certify.poisoning.learner import Learner, Part, State
+from certify.poisoning.neighbors import fixed_batches
+from certify.scheme import check_integer
+from certify.training import SCHEDULES
+from certify.training.augment import crop_and_flip
+from certify.training.trainer import generator_for
+
+Forward = Callable[[State, State, State, Tensor], Tensor]  # parameters, buffers, constants, inputs -> scores
+_ROWS = 64  # test samples at once, always this many
+_ORDER, _AUGMENTATION = 2, 3  # purposes of random numbers
+
+
+@dataclass(frozen=True)
+class Network(Learner):
+    """Stochastic gradient descent on the cross-entropy, with constants of normalization from the partition alone.
+
+    Attributes:
+        model: one of :data:`certify.models.MODELS`; ``"linear"`` is logistic regression. Arrays ``[N, F]`` are images
+            of one pixel with F channels.
+        steps: updates; each takes ``batch_size`` samples.
+        lr, momentum, weight_decay: of SGD (with Nesterov's correction if there is momentum).
+        schedule: one of :data:`certify.training.SCHEDULES`.
+        crop: random translations by up to this many pixels.
+        flip: random horizontal flips.
+    """
+
+    model: str = "small_cnn"
+    steps: int = 200
+    batch_size: int = 64
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "one_cycle"
+    crop: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        for name, low in (("steps", 1), ("batch_size", 1), ("crop", 0)):
+            check_integer(name, getattr(self, name), low)
+        if self.model not in MODELS:
+            raise ValueError(f"model: got {self.model!r}, expected one of {', '.join(MODELS)}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule: got {self.schedule!r}, expected one of {', '.join(SCHEDULES)}")
+        if not (0 < self.lr < float("inf") and 0 <= self.momentum < 1 and 0 <= self.weight_decay < float("inf")):
+            raise ValueError(
+                f"lr, momentum, weight_decay: got {self.lr}, {self.momentum}, {self.weight_decay}, expected a rate "
+                "above 0, a share below 1, and a penalty of at least 0"
+            )
+
+    def fit(self, part: Part, *, num_classes: int, device: torch.device) -> State:
+        batches = _Batches.of([part], self, device)[0]
+        state = self._initial(part, num_classes, device)
+        self._train(state, batches, num_classes, self._forward(batches.images, num_classes, training=True))
+        return state
+
+    def fit_many(self, parts: Sequence[Part], *, num_classes: int, device: torch.device) -> list[State]:
+        """All parts at once: parameters ``[models, ...]``, each slice of which sees its own data only."""
+        batches = _Batches.of(parts, self, device)
+        state = _stack([self._initial(part, num_classes, device) for part in parts])
+        self._train(state, batches, num_classes, vmap(self._forward(batches.images, num_classes, training=True)))
+        return [{name: tensor[i].clone() for name, tensor in state.items()} for i in range(len(parts))]
+
+    def scores(self, states: Sequence[State], x: Tensor, *, num_classes: int) -> Tensor:
+        device = next(iter(states[0].values())).device
+        state = _stack(states)
+        images = as_images(x)
+        forward = vmap(self._forward(images, num_classes, training=False), in_dims=(0, 0, 0, None))
+        scores = torch.empty((len(states), len(x), num_classes), device=device)
+        with exact_inference(), _deterministic(device):
+            for rows, of in fixed_batches(images, _ROWS):
+                out = forward(*_split(state), to_float(rows.to(device)))
+                scores[:, of] = out[:, : of.stop - of.start].float()
+        return scores
+
+    def _build(self, images: Tensor, num_classes: int, device: str = "cpu") -> nn.Module:
+        channels, height, width = images.shape[1:]
+        with torch.device(device):
+            return MODELS[self.model](channels, num_classes, (height, width))
+
+    def _forward(self, images: Tensor, num_classes: int, *, training: bool) -> Forward:
+        """The architecture as a function of its parameters; it has no memory of its own for them."""
+        skeleton = self._build(images, num_classes, "meta").train(training)
+
+        def forward(parameters: State, buffers: State, constants: State, x: Tensor) -> Tensor:
+            return functional_call(skeleton, (parameters, buffers), ((x - constants["mean"]) / constants["std"],))
+
+        return forward
+
+    def _initial(self, part: Part, num_classes: int, device: torch.device) -> State:
+        """The untrained model of a part."""
+        images = as_images(part.samples)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(part.seed)
+            module = self._build(images, num_classes)
+        mean, std = normalization(images)
+        state = {"constant.mean": mean, "constant.std": std}
+        state |= {f"parameter.{name}": tensor.detach() for name, tensor in module.named_parameters()}
+        state |= {f"buffer.{name}": tensor for name, tensor in module.named_buffers()}
+        return {name: tensor.to(device).contiguous() for name, tensor in state.items()}
+
+    def _train(self, state: State, batches: _Batches, num_classes: int, forward: Forward) -> None:
+        """Train in place; every tensor of ``state`` has a leading dimension for the models where ``batches`` do."""
+        parameters, buffers, constants = _split(state)
+        leaves = [tensor.requires_grad_() for tensor in parameters.values()]
+        optimizer = torch.optim.SGD(
+            leaves, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.momentum > 0
+        )
+        with exact_gradients(), _deterministic(leaves[0].device):
+            for step in range(self.steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = self.lr * SCHEDULES[self.schedule](step / self.steps)
+                x, labels = batches.step(step)
+                chosen = nn.functional.one_hot(labels, num_classes).bool()
+                logits = forward(parameters, buffers, constants, x)
+                loss = -torch.where(chosen, logits.log_softmax(-1), 0).sum(-1).mean(-1)
+                # The gradient of a sum reaches each model from its own loss only, also where another one is NaN.
+                optimizer.zero_grad(set_to_none=True)
+                torch.where(batches.empty, 0, loss).sum().backward()
+                optimizer.step()
+        for tensor in leaves:
+            tensor.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """The training batches of one model, or of many with a leading dimension.
+
+    Attributes:
+        images: ``[N, C, H, W]``, those of all parts one after the other.
+        labels: int64 ``[N]``.
+        order: int64 ``[models, steps, batch_size]``, indices into both.
+        empty: bool ``[models]``, whose part holds nothing: they see a blank image, without loss.
+        moves, flips: int64 ``[models, 2, steps, batch_size]`` and bool ``[models, steps, batch_size]``, augmentation.
+        crop: see :class:`Network`.
+    """
+
+    images: Tensor
+    labels: Tensor
+    order: Tensor
+    empty: Tensor
+    moves: Tensor | None
+    flips: Tensor | None
+    crop: int
+
+    @classmethod
+    def of(cls, parts: Sequence[Part], config: Network, device: torch.device) -> _Batches:
+        images, labels, orders, begin = [], [], [], 0
+        for part in parts:
+            own = as_images(part.samples)
+            own, own_labels = (
+                (own, part.labels) if len(own) else (own.new_zeros((1, *own.shape[1:])), torch.tensor([0]))
+            )
+            orders.append(begin + sample_order(len(own), config.steps, config.batch_size, part.seed))
+            images.append(own)
+            labels.append(own_labels)
+            begin += len(own)
+        moves = flips = None
+        if config.crop or config.flip:
+            drawn = [_augmentation(config, part.seed) for part in parts]
+            moves, flips = (torch.stack(tensors).to(device) for tensors in zip(*drawn, strict=True))
+        return cls(
+            torch.cat(images).to(device),
+            torch.cat(labels).to(device),
+            torch.stack(orders).to(device),
+            torch.tensor([len(part.samples) == 0 for part in parts], device=device),
+            moves,
+            flips,
+            config.crop,
+        )
+
+    def __getitem__(self, i: int) -> _Batches:
+        """Those of model ``i``, without the leading dimension."""
+        moves, flips = (None if tensor is None else tensor[i] for tensor in (self.moves, self.flips))
+        return replace(self, order=self.order[i], empty=self.empty[i], moves=moves, flips=flips)
+
+    def step(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs float32 ``[..., batch_size, C, H, W]`` and labels ``[..., batch_size]`` of one update."""
+        index = self.order[..., step, :]
+        x = to_float(self.images[index])
+        if self.moves is not None and self.flips is not None:
+            moves = self.moves[..., step, :].movedim(-2, 0).flatten(1)
+            moved = crop_and_flip(x.flatten(0, -4), moves, self.flips[..., step, :].flatten(), self.crop)
+            x = moved.view(x.shape)
+        return x, self.labels[index]
+
+
+def as_images(samples: Tensor) -> Tensor:
+    """``[N, C, H, W]`` as they are; arrays ``[N, F]`` as ``[N, F, 1, 1]``."""
+    if samples.ndim not in (2, 4):
+        raise ValueError(f"samples: got shape {tuple(samples.shape)}, expected [N, C, H, W] or [N, features]")
+    return samples if samples.ndim == 4 else samples[:, :, None, None]
+
+
+def normalization(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, float32 ``[C, 1, 1]``, from these images alone; 0 and 1 if there are
+    none, and 1 for a channel that does not vary."""
+    values = to_float(images).to(torch.float64)
+    if len(values) == 0:
+        zeros = torch.zeros((images.shape[1], 1, 1))
+        return zeros, zeros + 1
+    mean = values.mean((0, 2, 3))
+    std = ((values - mean[:, None, None]) ** 2).mean((0, 2, 3)).sqrt()
+    std = torch.where(std > 1e-6 * (1 + mean.abs()), std, 1)
+    return mean.float()[:, None, None], std.float()[:, None, None]
+
+
+def sample_order(count: int, steps: int, batch_size: int, seed: int) -> Tensor:
+    """Which of ``count`` samples each step takes: permutations one after the other, int64 ``[steps, batch_size]``."""
+    generator = generator_for(seed, 0, _ORDER)
+    passes = -(-steps * batch_size // count)
+    order = torch.cat([torch.randperm(count, generator=generator) for _ in range(passes)])
+    return order[: steps * batch_size].view(steps, batch_size)
+
+
+def _augmentation(config: Network, seed: int) -> tuple[Tensor, Tensor]:
+    generator = generator_for(seed, 0, _AUGMENTATION)
+    size = (config.steps, config.batch_size)
+    moves = torch.randint(0, 2 * config.crop + 1, (2, *size), generator=generator)
+    flips = torch.rand(size, generator=generator) < 0.5
+    return moves, flips & config.flip
+
+
+def _stack(states: Sequence[State]) -> State:
+    return {name: torch.stack([state[name] for state in states]) for name in states[0]}
+
+
+def _split(state: State) -> tuple[State, State, State]:
+    """Parameters, buffers and constants of a state, under the names that the module gives them."""
+
+    def part(kind: str) -> State:
+        return {name.removeprefix(f"{kind}."): tensor for name, tensor in state.items() if name.startswith(f"{kind}.")}
+
+    return part("parameter"), part("buffer"), part("constant")
+
+
+@contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    """Only algorithms that give the same bits every time; anything else raises."""
+    if device.type == "cuda" and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
+        raise ValueError(
+            "device: got cuda without CUBLAS_WORKSPACE_CONFIG, so training would not be reproducible; set it to "
+            ":4096:8 in the environment before Python starts"
+        )
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    settings: Any = torch.utils.deterministic
+    fill = settings.fill_uninitialized_memory  # for debugging, and slow
+    try:
+        torch.use_deterministic_algorithms(True)
+        settings.fill_uninitialized_memory = False
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        settings.fill_uninitialized_memory = fill

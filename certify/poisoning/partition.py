@@ -1,0 +1,149 @@
+"""Which part of the training set a sample belongs to.
+
+Everything rests on one property: what happens to a sample reaches one bucket (a changed sample two, where it was and
+where it goes to), whatever else the training set holds and in which order. A hash of the sample alone has it against
+every change of the training set; the sorted index has it against changed labels only, but makes buckets of equal size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from certify.draws import PARTITION, Draws
+from certify.scheme import check_integer
+from certify.threats import PoisoningThreat, TrainingLabels, TrainingSamples
+
+_UNSIGNED = {1: ">u1", 2: ">u2", 4: ">u4", 8: ">u8"}
+
+
+def sample_keys(samples: Tensor) -> list[bytes]:
+    """One key per sample of ``samples [N, ...]``: equal keys exactly for equal samples (bit by bit), and the order of
+    the keys is the lexicographic order of the values."""
+    check_samples(samples)
+    if len(samples) == 0:
+        return []
+    values = samples.detach().cpu().contiguous().numpy().reshape(len(samples), -1)
+    bits = values.astype(values.dtype.newbyteorder(">"), copy=False).view(_UNSIGNED[values.itemsize])
+    sign = np.array(1 << (8 * values.itemsize - 1), bits.dtype)
+    if values.dtype.kind == "f":  # as integers of sign and magnitude: negative ones are turned round
+        bits = np.where(bits & sign, ~bits, bits | sign).astype(bits.dtype)
+    elif values.dtype.kind == "i":
+        bits = bits ^ sign
+    return [row.tobytes() for row in bits.astype(_UNSIGNED[values.itemsize])]
+
+
+def check_samples(samples: Tensor) -> None:
+    """Raise unless ``samples`` are ``[N, ...]`` numbers without NaN or infinity."""
+    if not isinstance(samples, Tensor) or samples.ndim < 2 or samples.is_complex() or samples.dtype == torch.bfloat16:
+        got = f"{samples.dtype} {tuple(samples.shape)}" if isinstance(samples, Tensor) else type(samples).__name__
+        raise ValueError(f"samples: got {got}, expected integers or floats [N, features] or [N, C, H, W]")
+    if samples.is_floating_point() and not torch.isfinite(samples).all():
+        raise ValueError("samples: got NaN or infinite values; leave such samples out, each of them alone")
+
+
+class Partitioner(ABC):
+    """Assigns each sample to one of ``num_partitions`` buckets. Subclasses are frozen dataclasses."""
+
+    num_partitions: int
+
+    @property
+    @abstractmethod
+    def threats(self) -> tuple[PoisoningThreat, ...]:
+        """The threat models of which a change of size 1 reaches at most one bucket; the first is the usual one."""
+
+    @abstractmethod
+    def assign(self, samples: Tensor) -> Tensor:
+        """The bucket of each sample, int64 ``[N]`` in ``[0, num_partitions)``, from ``samples [N, ...]``."""
+
+    def __post_init__(self) -> None:
+        check_integer("num_partitions", self.num_partitions, 1, 1 << 20)
+
+
+class _Hash(Partitioner):
+    """Depends on the sample alone, and not on its label: a flipped label stays in its bucket."""
+
+    @property
+    def threats(self) -> tuple[PoisoningThreat, ...]:
+        return TrainingSamples(), TrainingLabels()
+
+
+@dataclass(frozen=True)
+class PixelSum(_Hash):
+    """The sum of a sample's integer values, modulo the number of partitions (dissertation, Section 7.2.2)."""
+
+    num_partitions: int
+
+    def assign(self, samples: Tensor) -> Tensor:
+        check_samples(samples)
+        if samples.is_floating_point():
+            raise ValueError(f"samples: got {samples.dtype}, expected uint8 or other integers; use ContentHash")
+        return samples.flatten(1).sum(1, dtype=torch.int64) % self.num_partitions
+
+
+@dataclass(frozen=True)
+class ContentHash(_Hash):
+    """BLAKE2b of a sample's content: buckets of nearly equal size for any kind of data.
+
+    Attributes:
+        key: another key, another partition; at most 64 bytes.
+    """
+
+    num_partitions: int
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.key.encode()) > hashlib.blake2b.MAX_KEY_SIZE:
+            raise ValueError(f"key: got {len(self.key.encode())} bytes, expected at most 64")
+
+    def assign(self, samples: Tensor) -> Tensor:
+        kind = f"{samples.dtype} {tuple(samples.shape[1:])}".encode()
+        digests = (
+            hashlib.blake2b(kind + sample, digest_size=16, key=self.key.encode()).digest()
+            for sample in sample_keys(samples)
+        )
+        buckets = [int.from_bytes(digest, "big") % self.num_partitions for digest in digests]
+        return torch.tensor(buckets, dtype=torch.int64, device=samples.device)
+
+
+@dataclass(frozen=True)
+class SortedIndex(Partitioner):
+    """A sample's place in the sorted list of all different samples, modulo the number of partitions (SS-DPA, Eq. 7.7).
+
+    Certifies against flipped labels only: an inserted sample moves every later one. Equal samples share a bucket, with
+    all of their labels (Appendix F.7).
+    """
+
+    num_partitions: int
+
+    @property
+    def threats(self) -> tuple[PoisoningThreat, ...]:
+        return (TrainingLabels(),)
+
+    def assign(self, samples: Tensor) -> Tensor:
+        keys = sample_keys(samples)
+        place = {key: i for i, key in enumerate(sorted(set(keys)))}
+        buckets = [place[key] % self.num_partitions for key in keys]
+        return torch.tensor(buckets, dtype=torch.int64, device=samples.device)
+
+
+PARTITIONERS: dict[str, type] = {kind.__name__: kind for kind in (PixelSum, ContentHash, SortedIndex)}
+
+
+def spread_buckets(num_partitions: int, spread: int) -> Tensor:
+    """The models that each bucket feeds, int64 ``[num_partitions, spread]``: as many models as buckets.
+
+    Bucket b feeds the models b + r modulo their number, for ``spread`` fixed, random, different r (finite aggregation);
+    with a spread of 1, model b alone (partition aggregation).
+    """
+    check_integer("spread", spread, 1, num_partitions)
+    if spread == 1:
+        return torch.arange(num_partitions)[:, None]
+    chosen = Draws.of(0, PARTITION, torch.zeros(1, dtype=torch.int64), range(1)).subsets(spread, num_partitions)
+    return (torch.arange(num_partitions)[:, None] + chosen[0, 0].nonzero()[:, 0]) % num_partitions

@@ -1,0 +1,219 @@
+"""Certify against poisoned training data: train one model per partition, let them vote, certify, report.
+
+    python -m scripts.poisoning train runs/dpa --data digits --partition "ContentHash(50)" \\
+        --learner "Network('small_cnn', steps=100, batch_size=32)"
+    python -m scripts.poisoning vote runs/dpa
+    python -m scripts.poisoning certify runs/dpa
+    python -m scripts.poisoning report runs/dpa
+
+``all`` does these four. Training and voting are many small tasks, each with a file of its own: after any stop the same
+command with ``--resume`` goes on, and ``--shard 0/4`` ... ``--shard 3/4`` share the work. From the stored votes,
+``--method run-off`` certifies the run-off election and ``--threat labels`` flipped labels. Inserted and deleted samples
+need a partition by hash; ``SortedIndex`` is for flipped labels (SS-DPA). Finite aggregation is ``--spread 4``.
+
+The published setting on MNIST, for a GPU (set CUBLAS_WORKSPACE_CONFIG=:4096:8):
+
+    python -m scripts.poisoning all runs/mnist-dpa --data mnist --partition "PixelSum(1200)" --device cuda \\
+        --at-once 100 --learner "Network('network_in_network', steps=200, batch_size=64, crop=4)"
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from certify.data import Dataset, load
+from certify.poisoning import Ensemble, TrainingLabels, TrainingSamples, count_votes
+from certify.poisoning.job import Job, ensemble_config, environment_of, read_ensemble, read_job
+from certify.results import ResultFolder, Row, votes_line
+from certify.scheme import Certified
+from certify.votes import Votes
+from scripts import cli, evaluation, report
+
+Step = Literal["train", "vote", "certify", "report", "all"]
+STEPS: tuple[Step, ...] = get_args(Step)
+
+
+@dataclass
+class Args:
+    """Train an ensemble on partitions of a training set into OUT, and certify its predictions against poisoning."""
+
+    step: Step = cli.arg("what to do; all does everything", positional=True)
+    out: Path = cli.arg("folder of the ensemble", positional=True)
+    data: str = cli.arg("training set: digits, mnist, fashion-mnist, cifar10 (train)", "digits")
+    partition: str = cli.arg("PixelSum(k), ContentHash(k) or SortedIndex(k), for k models (train)", "ContentHash(50)")
+    learner: str = cli.arg(
+        "e.g. \"Network('network_in_network', steps=200, batch_size=64)\", also with small_cnn or linear, or "
+        "NearestNeighbors(1) (train)",
+        "Network('small_cnn')",
+    )
+    spread: int = cli.arg("models that each bucket feeds; more than 1 is finite aggregation (train)", 1)
+    seeds: Literal["distinct", "shared"] = cli.arg("one for each model, or one for all (train)", "distinct")
+    mode: Literal["stacked", "sequential"] = cli.arg("models of a group at once, or one by one (train)", "stacked")
+    at_once: int = cli.arg("models in a group: they share a file and, stacked, their training (train)", 32)
+    shard: str = cli.arg("i/n: do part i (from 0) of n; the parts may run anywhere and share OUT (train, vote)", "0/1")
+    split: Literal["test", "train"] = cli.arg("images to predict (vote, certify)", "test")
+    skip: int = cli.arg("take every so-manieth image (vote)", 1)
+    max: int | None = cli.arg("stop after this many images (vote)", None)
+    method: Literal["plurality", "run-off"] = cli.arg("how votes make a prediction (certify)", "plurality")
+    threat: Literal["samples", "labels"] | None = cli.arg(
+        "samples inserted or deleted, or labels flipped; by default what the partition is for (certify)", None
+    )
+    radii: list[float] | None = cli.arg("of the table, by default spread over the certified ones (report)", None)
+    device: str = cli.arg("cpu, cuda, ... (train, vote)", "cpu")
+    data_root: Path | None = cli.arg("folder of the data sets, by default $CERTIFY_DATA or ./data", None)
+    resume: bool = cli.arg("continue what is in OUT", False)
+
+
+def ensemble_of(args: Args, num_classes: int) -> Ensemble:
+    """The ensemble that the arguments describe."""
+    return read_ensemble(
+        {
+            "partition": args.partition,
+            "learner": args.learner,
+            "num_classes": num_classes,
+            "spread": args.spread,
+            "seeds": args.seeds,
+        }
+    )
+
+
+def in_memory(data: Dataset) -> tuple[Tensor, Tensor]:
+    """Samples and labels of a data set."""
+    if not isinstance(data.images, Tensor):
+        raise ValueError(f"data: {data.name} is read from files on demand, expected a data set in memory")
+    return data.images, data.labels
+
+
+def train(args: Args) -> None:
+    cli.check_device(args.device)
+    data = load(args.data, "train", args.data_root)
+    ensemble = ensemble_of(args, data.num_classes)
+    identity = {"name": data.name, "split": data.split, "sha256": data.checksum(), "shape": list(data.shape)}
+    job = Job(args.out, ensemble, identity, args.at_once, args.mode, environment_of(args.device))
+    parts = ensemble.parts(in_memory(data))
+    job.start(resume=args.resume, provenance=provenance(args))
+    sizes = torch.tensor([len(part.labels) for part in parts])
+    print(f"{ensemble.size} models, {sizes.min()} to {sizes.max()} samples each ({len(data)} in all)")
+    shard = evaluation.parse_shard(args.shard)
+    with cli.progress() as bar:
+        task = bar.add_task("training", total=sum(map(len, job.groups[shard[0] :: shard[1]])))
+        job.train(parts, shard=shard, on_group=lambda count: bar.advance(task, count))
+
+
+def vote(args: Args) -> None:
+    cli.check_device(args.device)
+    job = read_job(args.out)
+    data = test_set(job, args.split, args.data_root)
+    shard = evaluation.parse_shard(args.shard)
+    if args.skip < 1 or (args.max is not None and args.max < 1):
+        raise ValueError(f"skip, max: got {args.skip}, {args.max}, expected at least 1")
+    index = list(range(0, len(data), args.skip)[: args.max])
+    inputs = {"data": data.name, "sha256": data.checksum(), "split": data.split, "skip": args.skip, "max": args.max}
+    with cli.progress() as bar:
+        task = bar.add_task("voting", total=sum(map(len, job.groups[shard[0] :: shard[1]])))
+        on_group = lambda count: bar.advance(task, count)  # noqa: E731
+        job.vote(args.split, data.batch(index)[0], inputs, device=args.device, shard=shard, on_group=on_group)
+
+
+def test_set(job: Job, split: Literal["test", "train"], root: Path | None) -> Dataset:
+    """The images to predict, of the data set that the ensemble was trained on."""
+    return load(job.data["name"], split, root)
+
+
+def certify(args: Args) -> Path:
+    """Rows and votes of the images that were voted on; returns their folder."""
+    job = read_job(args.out)
+    voted = job.voted(args.split)
+    data = test_set(job, args.split, args.data_root)
+    index = list(range(0, len(data), voted["skip"])[: voted["max"]])
+    rankings, labels = job.rankings(args.split), data.labels[index]
+    threat = {"samples": TrainingSamples(), "labels": TrainingLabels(), None: None}[args.threat]
+    started = time.perf_counter()
+    result = job.ensemble.certify(rankings, method=args.method, threat=threat)
+    seconds = (time.perf_counter() - started) / len(index)
+    counts = count_votes(rankings[..., 0].T, job.ensemble.num_classes)
+    kind = "samples" if isinstance(result.threat, TrainingSamples) else "labels"
+    config = {
+        "scheme": describe(job, args.method),
+        "threat": str(result.threat),
+        "sampling": None,
+        "data": data.name,
+        "data_sha256": voted["sha256"],
+        "split": args.split,
+        "shape": list(data.shape),
+        "num_classes": data.num_classes,
+        "ensemble": ensemble_config(job.ensemble),
+        "identity": job.identity,
+        "method": args.method,
+        "provenance": provenance(args),
+    }
+    folder = ResultFolder(args.out / args.split / f"{args.method}-{kind}")
+    with folder:
+        done = folder.start(config, resume=True)
+        for i, (idx, label) in enumerate(zip(index, labels.tolist(), strict=True)):
+            if idx not in done:
+                folder.append(*row_of(idx, label, i, result, counts, seconds, data))
+    return folder.folder
+
+
+def row_of(
+    idx: int, label: int, i: int, result: Certified, counts: Tensor, seconds: float, data: Dataset
+) -> tuple[Row, str]:
+    """The row and the stored votes of image ``i`` of those certified, number ``idx`` of the data set."""
+    predict, size = int(result.prediction[i]), int(counts[i].sum())
+    row = Row(
+        idx=idx,
+        label=label,
+        predict=predict,
+        radius=float(result.radius[i]),
+        correct=int(predict == label),
+        time=seconds,
+        clean=predict,
+        p_lower=float("nan"),
+        label_share=int(counts[i, label]) / size,
+    )
+    return row, votes_line(idx, label, Votes(counts, None, data.shape, size), i, 0)
+
+
+def describe(job: Job, method: str) -> str:
+    """An ensemble in one line of a report."""
+    config = ensemble_config(job.ensemble)
+    spread = f", spread {job.ensemble.spread}" if job.ensemble.spread > 1 else ""
+    seeds = "" if job.ensemble.seeds == "distinct" else ", shared seeds"
+    return f"{method} of {config['partition']}{spread}, {config['learner']}{seeds}"
+
+
+def show(args: Args) -> None:
+    """Table and plot of everything that was certified."""
+    runs = sorted(path.parent for path in args.out.glob("*/*/rows.tsv"))
+    if not runs:
+        raise FileNotFoundError(f"{args.out}: nothing certified yet; do the step certify first")
+    report.main(report.Args(runs, out=args.out, radii=args.radii))
+    base = {report.percent(float(report.read_rows(run)["label_share"].mean())) for run in runs}
+    print(f"accuracy of a single model: {', '.join(sorted(base))}")
+
+
+def provenance(args: Args) -> dict[str, Any]:
+    """How the results came about; only informative."""
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"command": cli.command_line("scripts.poisoning", args), "commit": cli.commit(), "started": started}
+
+
+def main(args: Args) -> None:
+    steps = STEPS[:-1] if args.step == "all" else (args.step,)
+    for step in steps:
+        if step == "certify":
+            print(f"wrote {certify(args)}")
+        else:
+            {"train": train, "vote": vote, "report": show}[step](args)
+
+
+if __name__ == "__main__":
+    cli.run(main, Args, "scripts.poisoning")

@@ -1,0 +1,147 @@
+"""Certificates against every possible change of the votes of ever more models."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from certify.poisoning.certificates import certify_counts, certify_finite, certify_run_off, count_votes
+
+
+def _profiles(choices: list, models: int) -> torch.Tensor:
+    """Every way in which the models may vote: int64 ``[len(choices)^models, models, ...]``."""
+    index = torch.tensor(list(itertools.product(range(len(choices)), repeat=models)))
+    return torch.tensor(choices)[index]
+
+
+def _changed_models(profiles: torch.Tensor) -> torch.Tensor:
+    """Between every two profiles, which models differ: bool ``[N, N, models]``."""
+    differs = profiles[:, None] != profiles[None]
+    return differs.any(3) if differs.ndim == 4 else differs
+
+
+@pytest.mark.parametrize(("models", "classes"), [(1, 2), (4, 2), (7, 2), (1, 3), (2, 3), (5, 3), (4, 4)])
+def test_plurality_radius_is_exact(models, classes):
+    votes = _profiles(list(range(classes)), models)
+    result = certify_counts(count_votes(votes, classes))
+    distance = _changed_models(votes).sum(2)
+    other = result.prediction[:, None] != result.prediction[None]
+    fewest = torch.where(other, distance, models + 1).amin(1)
+    assert torch.equal(result.radius, (fewest - 1).double())
+
+
+@pytest.mark.parametrize(("models", "classes"), [(1, 2), (5, 2), (1, 3), (2, 3), (3, 3), (4, 3), (1, 4), (2, 4)])
+def test_run_off_radius_is_exact(models, classes):
+    rankings = _profiles(list(itertools.permutations(range(classes))), models)
+    result = certify_run_off(rankings)
+    assert torch.equal(result.prediction, torch.tensor([_elect(r.tolist(), classes) for r in rankings]))
+    distance = _changed_models(rankings).sum(2)
+    other = result.prediction[:, None] != result.prediction[None]
+    fewest = torch.where(other, distance, models + 1).amin(1)
+    assert torch.equal(result.radius, (fewest - 1).double())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("models", "classes"), [(5, 3), (3, 4)])
+def test_run_off_radius_is_exact_for_more_models(models, classes):
+    test_run_off_radius_is_exact(models, classes)
+
+
+def _elect(rankings: list[list[int]], classes: int) -> int:
+    """The rule in plain words."""
+    first = [sum(r[0] == c for r in rankings) for c in range(classes)]
+    finalists = sorted(range(classes), key=lambda c: (-first[c], c))[:2]
+    second = {c: sum(r.index(c) < r.index(o) for r in rankings) for c, o in itertools.permutations(finalists, 2)}
+    return min(finalists, key=lambda c: (-second[c], c))
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 40), st.integers(2, 6), st.integers(0, 10**6))
+def test_run_off_agrees_with_the_plain_rule_and_the_published_bound(models, classes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand((1, models, classes), generator=generator) + torch.linspace(0.6, 0, classes)
+    rankings = noise.argsort(2, descending=True)
+    result = certify_run_off(rankings)
+    assert result.prediction.tolist() == [_elect(rankings[0].tolist(), classes)]
+    assert _published(rankings[0].tolist(), classes) <= result.radius.item() < models
+
+
+def _published(rankings: list[list[int]], classes: int) -> int:
+    """The radius of the paper: the second round and the way into it are looked at one after the other."""
+    first = [sum(r[0] == c for r in rankings) for c in range(classes)]
+    winner = _elect(rankings, classes)
+    finalists = sorted(range(classes), key=lambda c: (-first[c], c))[:2]
+    other = finalists[0] if finalists[1] == winner else finalists[1]
+
+    def half(gap: int) -> int:
+        return max(0, -(-gap // 2))
+
+    def gap(votes: list[int], a: int, b: int) -> int:  # votes a has to lose to b, at one a change
+        return votes[a] - votes[b] + (b > a)
+
+    ways = []
+    for a in range(classes):
+        if a != winner:
+            pair = [sum(r.index(c) < r.index(o) for r in rankings) for c, o in ((winner, a), (a, winner))]
+            wins = half(pair[0] - pair[1] + (a > winner))
+            ways.append(max(wins, 0 if a == other else half(gap(first, other, a))))
+    for a, b in itertools.combinations([c for c in range(classes) if c != winner], 2):
+        lacks = sorted(max(0, gap(first, winner, c)) for c in (a, b))
+        ways.append(max(half(lacks[1]), -(-sum(lacks) // 3)))
+    return min(ways) - 1
+
+
+@pytest.mark.parametrize(
+    ("models", "classes", "offsets"),
+    [(5, 2, (0, 1)), (6, 2, (0, 2)), (5, 3, (0, 1)), (6, 2, (0, 1, 3)), (4, 4, (0, 1))],
+)
+def test_finite_aggregation_holds_for_every_choice_of_buckets(models, classes, offsets):
+    votes = _profiles(list(range(classes)), models)
+    feeds = (torch.arange(models)[:, None] + torch.tensor(offsets)) % models
+    result = certify_finite(votes, feeds, classes)
+    changed, attacked = _changed_models(votes), 0
+    other = result.prediction[:, None] != result.prediction[None]
+    for r in range(1, models + 1):
+        certified = result.radius >= r
+        for buckets in itertools.combinations(range(models), r):
+            touched = torch.zeros(models, dtype=torch.bool)
+            touched[feeds[list(buckets)].flatten()] = True
+            reachable = ~(changed & ~touched).any(2)
+            assert not (reachable & other & certified[:, None]).any()
+            attacked += int(certified.sum())
+    assert attacked > 0
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 30), st.integers(2, 5), st.integers(0, 10**6))
+def test_finite_aggregation_with_one_bucket_each_is_partition_aggregation(models, classes, seed):
+    votes = torch.randint(0, classes, (3, models), generator=torch.Generator().manual_seed(seed))
+    finite = certify_finite(votes, torch.arange(models)[:, None], classes)
+    plain = certify_counts(count_votes(votes, classes))
+    assert torch.equal(finite.prediction, plain.prediction)
+    assert torch.equal(finite.radius, plain.radius)
+
+
+def test_run_off_may_overturn_the_plurality():
+    rankings = torch.tensor([[[0, 1, 2]] * 4 + [[1, 2, 0]] * 3 + [[2, 1, 0]] * 2])
+    assert certify_counts(count_votes(rankings[..., 0], 3)).prediction.tolist() == [0]
+    assert certify_run_off(rankings).prediction.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: certify_counts(torch.rand(2, 3)), "integer votes"),
+        (lambda: certify_run_off(torch.rand(2, 3, 4)), "rankings: got torch.float32"),
+        (lambda: certify_run_off(torch.zeros(2, 3, 4).long()), "every class"),
+        (lambda: certify_finite(torch.tensor([[0, 7]]), torch.tensor([[0], [1]]), 3), "votes: got classes"),
+        (lambda: certify_finite(torch.tensor([[0, 1]]), torch.tensor([[0], [2]]), 3), "feeds"),
+    ],
+)
+def test_wrong_votes_are_refused(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()

@@ -1,0 +1,213 @@
+"""Model i is a function of part i and of nothing else, bit by bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from certify.data import load
+from certify.poisoning import ContentHash, Ensemble, Learner, NearestNeighbors, Network, PixelSum, State, rank_classes
+from certify.poisoning.network import normalization, sample_order
+from certify.threats import TrainingLabels
+
+MODES = [1, 3]  # sequential; stacked, in groups of 3 and one that is not full
+
+
+def _digits(count: int = 60) -> tuple[torch.Tensor, torch.Tensor]:
+    data = load("digits", "train")
+    return data.images[:count], data.labels[:count]
+
+
+def _arrays(count: int = 60) -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels = _digits(count)
+    return images.flatten(1)[:, 10:30].float() / 16, labels
+
+
+def _same(a: State, b: State) -> bool:
+    """Equal bits; unlike torch.equal this tells zeros by their sign, and NaN is equal to itself."""
+    return a.keys() == b.keys() and all(a[k].numpy().tobytes() == b[k].numpy().tobytes() for k in a)
+
+
+def _poisonings(samples, labels):
+    """Training sets at distance 1 or 2: a sample less, more, changed, with another label, and an extreme one."""
+    extreme = torch.full_like(samples[:1], 255 if samples.dtype == torch.uint8 else 3e38)
+    changed, flipped = samples.clone(), labels.clone()
+    changed[5] = samples[5].flip(-1)
+    flipped[7] = (flipped[7] + 1) % 10
+    yield samples[1:], labels[1:]
+    yield torch.cat((samples, samples[3:4])), torch.cat((labels, labels[3:4]))
+    yield torch.cat((samples, extreme)), torch.cat((labels, torch.tensor([9])))
+    yield changed, labels
+    yield samples, flipped
+
+
+@pytest.mark.parametrize("at_once", MODES)
+@pytest.mark.parametrize(
+    ("learner", "data"),
+    [
+        (Network("linear", steps=4, batch_size=8), _arrays),
+        (Network("small_cnn", steps=3, batch_size=4, crop=1, flip=True), _digits),
+        (NearestNeighbors(3), _digits),
+    ],
+    ids=["linear", "small_cnn", "neighbors"],
+)
+def test_poisoning_one_part_leaves_all_other_models_identical(learner, data, at_once):
+    _attack(Ensemble(ContentHash(5), learner, 10), data(), at_once)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at_once", MODES)
+def test_poisoning_one_part_leaves_all_other_models_identical_with_batch_normalization(at_once):
+    learner = Network("network_in_network", steps=2, batch_size=4)
+    _attack(Ensemble(PixelSum(5), learner, 10), _digits(), at_once)
+
+
+def _attack(ensemble: Ensemble, data, at_once: int) -> None:
+    clean = ensemble.fit(ensemble.parts(data), at_once=at_once)
+    before = ensemble.partitioner.assign(data[0])
+    for poisoned in _poisonings(*data):
+        states = ensemble.fit(ensemble.parts(poisoned), at_once=at_once)
+        after = ensemble.partitioner.assign(poisoned[0])
+        pairs = [
+            list(zip(map(bytes, x.numpy()), y.tolist(), b.tolist(), strict=True))
+            for (x, y), b in ((data, before), (poisoned, after))
+        ]
+        touched = {bucket for *_, bucket in _difference(*pairs)}
+        assert 1 <= len(touched) <= 2
+        changed = {i for i, (a, b) in enumerate(zip(clean, states, strict=True)) if not _same(a, b)}
+        assert changed == touched
+
+
+def _difference(a: list, b: list) -> list:
+    from collections import Counter
+
+    return list((Counter(a) - Counter(b)) + (Counter(b) - Counter(a)))
+
+
+@pytest.mark.parametrize("at_once", MODES)
+def test_the_order_of_the_training_set_does_not_matter(at_once):
+    samples, labels = _arrays()
+    ensemble = Ensemble(ContentHash(4), Network("linear", steps=3, batch_size=8), 10)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
+    first = ensemble.fit(ensemble.parts((samples, labels)), at_once=at_once)
+    again = ensemble.fit(ensemble.parts((samples[order], labels[order])), at_once=at_once)
+    assert all(_same(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_a_model_that_diverges_takes_no_other_with_it():
+    samples, labels = _arrays()
+    samples = torch.cat((samples, torch.full_like(samples[:1], 3e38)))
+    labels = torch.cat((labels, torch.tensor([0])))
+    ensemble = Ensemble(ContentHash(4), Network("linear", steps=30, batch_size=8, lr=1e30), 10)
+    states = ensemble.fit(ensemble.parts((samples, labels)), at_once=4)
+    calm = Ensemble(ContentHash(4), Network("linear", steps=30, batch_size=8), 10)
+    assert all(not s["parameter.1.weight"].isfinite().all() for s in states)
+    assert ensemble.rankings(states, samples[:5]).shape == (4, 5, 10)
+    finite = [s["parameter.1.weight"].isfinite().all() for s in calm.fit(calm.parts((samples, labels)), at_once=4)]
+    assert sum(finite) >= 3
+
+
+@pytest.mark.parametrize("learner", [Network("small_cnn", steps=3, batch_size=4), NearestNeighbors()])
+def test_parts_that_are_empty_or_lack_classes_train_all_the_same(learner: Learner):
+    samples, labels = _digits(3)
+    ensemble = Ensemble(ContentHash(6), learner, 10)
+    parts = ensemble.parts((samples, labels))
+    assert sorted(len(part.labels) for part in parts)[:3] == [0, 0, 0]
+    states = ensemble.fit(parts, at_once=6)
+    rankings = ensemble.rankings(states, samples)
+    assert torch.equal(rankings.sort(-1).values, torch.arange(10).expand(6, 3, 10).to(torch.uint8))
+    assert all(_same(a, b) for a, b in zip(states, ensemble.fit(parts, at_once=6), strict=True))
+    nobody = ensemble.parts((samples[:0], labels[:0]))
+    assert ensemble.certify(ensemble.rankings(ensemble.fit(nobody), samples)).prediction.shape == (3,)
+
+
+def test_both_modes_train_the_same_models():
+    samples, labels = _digits(200)
+    ensemble = Ensemble(ContentHash(5), Network("small_cnn", steps=20, batch_size=16, crop=1), 10)
+    parts = ensemble.parts((samples, labels))
+    one, many = ensemble.fit(parts), ensemble.fit(parts, at_once=5)
+    for a, b in zip(one, many, strict=True):
+        assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in a)
+    assert torch.equal(ensemble.rankings(one, samples)[..., 0], ensemble.rankings(many, samples)[..., 0])
+
+
+def test_models_learn():
+    data, test = load("digits", "train"), load("digits", "test")
+    ensemble = Ensemble(ContentHash(5), Network("linear", steps=40, batch_size=32), 10)
+    states = ensemble.fit(ensemble.parts((data.images, data.labels)), at_once=5)
+    result = ensemble.certify(ensemble.rankings(states, test.images))
+    assert result.correct(test.labels).float().mean() > 0.9
+
+
+def test_finite_aggregation_trains_each_model_on_several_buckets():
+    samples, labels = _digits()
+    ensemble = Ensemble(ContentHash(6), NearestNeighbors(), 10, spread=2)
+    buckets, feeds = ensemble.partitioner.assign(samples), ensemble.feeds
+    for model, part in enumerate(ensemble.parts((samples, labels))):
+        own = (feeds == model).any(1).nonzero()[:, 0]
+        assert len(part.labels) == int(torch.isin(buckets, own).sum())
+
+
+def test_seeds_are_distinct_or_shared():
+    parts = {
+        s: Ensemble(ContentHash(3), NearestNeighbors(), 10, seeds=s).parts(_digits()) for s in ("distinct", "shared")
+    }
+    assert [part.seed for part in parts["distinct"]] == [0, 1, 2]
+    assert [part.seed for part in parts["shared"]] == [0, 0, 0]
+
+
+def test_learners_see_the_inputs_while_samples_decide_the_part():
+    samples, labels = _digits()
+    inputs = samples[..., ::2, ::2].contiguous()
+    ensemble = Ensemble(PixelSum(4), NearestNeighbors(), 10)
+    for part, plain in zip(
+        ensemble.parts((samples, labels), inputs=inputs), ensemble.parts((samples, labels)), strict=True
+    ):
+        assert torch.equal(part.samples, plain.samples[..., ::2, ::2])
+
+
+def test_normalization_is_of_the_part_alone():
+    images = torch.tensor([[[[0, 255]], [[7, 7]]]], dtype=torch.uint8)
+    mean, std = normalization(images)
+    assert mean.flatten().tolist() == pytest.approx([0.5, 7 / 255])
+    assert std.flatten().tolist() == [0.5, 1]
+    assert [t.flatten().tolist() for t in normalization(images[:0])] == [[0, 0], [1, 1]]
+
+
+def test_every_step_takes_the_next_samples_of_a_permutation():
+    order = sample_order(5, steps=4, batch_size=3, seed=1).flatten()
+    assert sorted(order[:5].tolist()) == sorted(order[5:10].tolist()) == [0, 1, 2, 3, 4]
+    assert torch.equal(order, sample_order(5, steps=4, batch_size=3, seed=1).flatten())
+    assert sample_order(1, steps=2, batch_size=3, seed=0).tolist() == [[0, 0, 0]] * 2
+
+
+def test_nan_is_the_lowest_score_and_ties_go_to_the_lower_class():
+    nan = float("nan")
+    assert rank_classes(torch.tensor([[nan, 1.0, 1.0], [nan, nan, nan]])).tolist() == [[1, 2, 0], [0, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda e: e.certify(torch.zeros(4, 2, 10).long()), "rankings"),
+        (lambda e: e.certify(torch.zeros(5, 2, 10).long(), method="median"), "method"),
+        (lambda e: e.certify(torch.zeros(5, 2, 10).long(), threat="x"), "threat"),
+        (lambda e: e.parts((torch.zeros(2, 3), torch.tensor([0, 10]))), "labels: got 0..10"),
+        (lambda e: e.parts((torch.zeros(2, 3), torch.tensor([0]))), "labels"),
+        (lambda e: Ensemble(ContentHash(2), NearestNeighbors(), 10, spread=3), "spread"),
+        (lambda e: Ensemble(ContentHash(2), NearestNeighbors(), 1), "num_classes"),
+        (lambda e: Network("nothing"), "model"),
+        (lambda e: Network(lr=-1), "lr"),
+        (lambda e: Network(steps=0), "steps"),
+    ],
+)
+def test_wrong_arguments_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(Ensemble(ContentHash(5), NearestNeighbors(), 10))
+
+
+def test_hashed_parts_certify_flipped_labels_too():
+    ensemble = Ensemble(ContentHash(5), NearestNeighbors(), 3)
+    rankings = torch.tensor([0, 1, 2]).expand(5, 1, 3)
+    assert ensemble.certify(rankings, threat=TrainingLabels()).threat == TrainingLabels()
+    assert ensemble.certify(rankings).radius.tolist() == [2]

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from certify.data import load
+from certify.poisoning import ContentHash, Ensemble, NearestNeighbors, Network, SortedIndex
+from certify.poisoning.job import Job, ensemble_config, read_ensemble, read_job
+from certify.results import read_rows, read_votes
+from scripts import poisoning, report
+
+
+def _ensemble() -> Ensemble:
+    return Ensemble(ContentHash(5), Network("linear", steps=3, batch_size=8), 10)
+
+
+def _data():
+    data = load("digits", "train")
+    return data.images[:80], data.labels[:80]
+
+
+def _job(folder, ensemble=None, **options) -> Job:
+    return Job(folder, ensemble or _ensemble(), {"name": "digits"}, at_once=2, **options)
+
+
+def _files(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
+
+
+class _Killed(Exception):
+    pass
+
+
+def test_a_killed_job_continues_to_the_identical_result(tmp_path):
+    parts = _ensemble().parts(_data())
+    whole = _job(tmp_path / "whole")
+    whole.start(resume=False)
+    whole.train(parts)
+    job, seen = _job(tmp_path / "killed"), []
+
+    def kill(count: int) -> None:
+        seen.append(count)
+        raise _Killed
+
+    job.start(resume=False)
+    with pytest.raises(_Killed):
+        job.train(parts, on_group=kill)
+    assert len(_files(job.folder)) == 1
+    again = _job(tmp_path / "killed")
+    again.start(resume=True)
+    again.train(parts, shard=(1, 2))
+    again.train(parts, shard=(0, 2))
+    assert _files(job.folder) == _files(whole.folder)
+    assert len(_files(job.folder)) == 3
+
+
+def test_votes_are_stored_and_read_again(tmp_path):
+    ensemble, data = _ensemble(), _data()
+    job = _job(tmp_path)
+    job.start(resume=False)
+    job.train(ensemble.parts(data))
+    job.vote("test", data[0], {"data": "digits"})
+    stored = read_job(tmp_path)
+    assert (stored.ensemble, stored.identity) == (ensemble, job.identity)
+    expected = torch.cat([ensemble.rankings(job.states(group), data[0]) for group in job.groups])
+    assert torch.equal(stored.rankings("test"), expected)
+    with pytest.raises(ValueError, match="was made with inputs"):
+        job.vote("test", data[0][:3], {"data": "other"})
+
+
+def test_folders_never_mix_ensembles(tmp_path):
+    job = _job(tmp_path)
+    job.start(resume=False)
+    with pytest.raises(ValueError, match="holds an ensemble"):
+        job.start(resume=False)
+    other = Job(tmp_path, _ensemble(), {"name": "poisoned digits"}, at_once=2)
+    with pytest.raises(ValueError, match="data = "):
+        other.start(resume=True)
+    with pytest.raises(ValueError, match="mode = "):
+        _job(tmp_path, mode="sequential").start(resume=True)
+    job.train(_ensemble().parts(_data()), shard=(0, 3))
+    with pytest.raises(ValueError, match="belongs to another ensemble"):
+        other.states(other.groups[0])
+    with pytest.raises(FileNotFoundError, match="resume"):
+        job.states(job.groups[1])
+
+
+@pytest.mark.parametrize(
+    "ensemble",
+    [
+        _ensemble(),
+        Ensemble(SortedIndex(7), NearestNeighbors(3), 10, seeds="shared"),
+        Ensemble(ContentHash(6, key="k"), Network(crop=2), 4, spread=3),
+    ],
+)
+def test_ensembles_are_text_and_back(ensemble):
+    assert read_ensemble(json.loads(json.dumps(ensemble_config(ensemble)))) == ensemble
+
+
+def test_wrong_ensembles_name_what_is_known():
+    config = ensemble_config(_ensemble())
+    with pytest.raises(ValueError, match="PixelSum"):
+        read_ensemble(config | {"partition": "Modulo(3)"})
+    with pytest.raises(ValueError, match="NearestNeighbors"):
+        read_ensemble(config | {"learner": "RandomizedAblation(3)"})
+
+
+def test_the_script_trains_votes_certifies_and_reports(tmp_path, capsys):
+    args = poisoning.Args("all", tmp_path, partition="ContentHash(8)", learner="NearestNeighbors()", at_once=3, skip=20)
+    poisoning.main(args)
+    assert "poisoning (training samples inserted or deleted)" in capsys.readouterr().out
+    run = tmp_path / "test" / "plurality-samples"
+    rows, votes = read_rows(run), read_votes(run)
+    assert len(rows["idx"]) == 18
+    assert rows["correct"].mean() > 0.8
+    assert votes.votes.counts.sum(1).tolist() == [8] * 18
+    summary = json.loads((tmp_path / "report.json").read_text())
+    assert summary[0]["base_accuracy"] == pytest.approx(rows["label_share"].mean())
+    for step in (
+        poisoning.Args(
+            "train", tmp_path, partition="ContentHash(8)", learner="NearestNeighbors()", at_once=3, resume=True
+        ),
+        poisoning.Args("vote", tmp_path, skip=20),
+        poisoning.Args("certify", tmp_path, method="run-off", threat="labels"),
+    ):
+        poisoning.main(step)
+    labels = read_rows(tmp_path / "test" / "run-off-labels")
+    assert (labels["radius"] >= 0).all()
+    with pytest.raises(ValueError, match="is exact"):
+        report.main(report.Args([run], alpha=0.1))
+    with pytest.raises(ValueError, match="holds an ensemble"):
+        poisoning.main(args)
+
+
+def test_the_script_explains_missing_steps(tmp_path):
+    with pytest.raises(FileNotFoundError, match="poisoning train"):
+        poisoning.main(poisoning.Args("vote", tmp_path))
+    poisoning.main(poisoning.Args("train", tmp_path, partition="SortedIndex(3)", learner="NearestNeighbors()"))
+    with pytest.raises(FileNotFoundError, match="poisoning vote"):
+        poisoning.main(poisoning.Args("certify", tmp_path))
+    with pytest.raises(FileNotFoundError, match="certify first"):
+        poisoning.main(poisoning.Args("report", tmp_path))
+    poisoning.main(poisoning.Args("vote", tmp_path, max=2))
+    with pytest.raises(ValueError, match="certifies only"):
+        poisoning.main(poisoning.Args("certify", tmp_path, threat="samples"))
