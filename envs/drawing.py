@@ -262,7 +262,7 @@ class _Map:
 
     def image(self) -> Image.Image:
         """The finished picture, framed."""
-        image = self._image.resize((self.size, self.size), Image.Resampling.BOX)
+        image = self._image.reduce(_FINE)
         ImageDraw.Draw(image).rectangle([0, 0, self.size - 1, self.size - 1], outline=FAINT)
         return image
 
