@@ -11,7 +11,7 @@ command with ``--resume`` goes on, and ``--shard 0/4`` ... ``--shard 3/4`` share
 ``--method run-off`` certifies the run-off election and ``--threat labels`` flipped labels. Inserted and deleted samples
 need a partition by hash; ``SortedIndex`` is for flipped labels (SS-DPA). Finite aggregation is ``--spread 4``.
 
-The published setting on MNIST, for a GPU (set CUBLAS_WORKSPACE_CONFIG=:4096:8):
+The published partition and network on MNIST, for a GPU (set CUBLAS_WORKSPACE_CONFIG=:4096:8):
 
     python -m scripts.poisoning all runs/mnist-dpa --data mnist --partition "PixelSum(1200)" --device cuda \\
         --at-once 100 --learner "Network('network_in_network', steps=200, batch_size=64, crop=4)"
