@@ -36,12 +36,12 @@ from certify.images import Shape, to_float
 from certify.results import ResultFolder, read_rows
 from certify.training import Checkpoint
 from certify.transport import GroundMetric
-from scripts import cli, evaluation
+from scripts import classifier_runs, cli
 from scripts.patches import parse_size
 
 
 @dataclass
-class Args(evaluation.Args):
+class Args(classifier_runs.Args):
     """Attack images of a data set; rows and configuration go to OUT."""
 
     n: int = cli.arg("samples per query (sampled schemes); the published attack takes 10,000", 1_000)
@@ -310,9 +310,9 @@ def attack_step(
 
 
 def configuration(args: Args, smoothed: Smoothed, checkpoint: Checkpoint, data: Dataset) -> dict[str, Any]:
-    """The configuration of an evaluation, and the attack."""
+    """The configuration of the run, and the attack."""
     sampling = {"n": args.n, "alpha": args.alpha, "seed": args.seed}
-    config = evaluation.configuration(args, "scripts.attack", smoothed, checkpoint, data, sampling)
+    config = classifier_runs.configuration(args, "scripts.attack", smoothed, checkpoint, data, sampling)
     return config | {"attack": {"name": args.attack, "seed": args.seed} | options_of(args)}
 
 
@@ -320,12 +320,12 @@ def main(args: Args) -> None:
     options = options_of(args)
     attack = ATTACKS[args.attack]
     attack.check(options, args.seed)
-    smoothed, checkpoint, data = evaluation.build(args)
+    smoothed, checkpoint, data = classifier_runs.build(args)
     attack.check_classifier(smoothed, data.batch([0])[0].to(args.device))
-    indices = evaluation.select(len(data), args)
+    indices = classifier_runs.select(len(data), args)
     fallback = one_of_each_class(data)
     config = configuration(args, smoothed, checkpoint, data)
-    with ResultFolder(args.out, evaluation.parse_shard(args.shard), columns=COLUMNS, votes=False) as folder:
+    with ResultFolder(args.out, classifier_runs.parse_shard(args.shard), columns=COLUMNS, votes=False) as folder:
         done = folder.start(config, resume=args.resume)
         left = [idx for idx in indices if idx not in done]
         # enough to fill several forward passes
