@@ -1,6 +1,6 @@
 """Votes per second of the engine over the best bare forward rate of the same model.
 
-    python -m benchmarks.votes [--quick]
+    python -m benchmarks.votes [--quick] [--only Wasserstein]
 
 The reference is the model alone on ready-made float inputs, at its best batch size from 32 to 1,024. After the best
 size is found, engine and reference are measured in turn; the median of the pairwise ratios is what counts, absolute
@@ -10,7 +10,6 @@ with few copies on several images. Every scheme of the project has a row.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from benchmarks.measure import arguments, median_ratio
 from certify import (
     BandAblation,
     BernoulliAblation,
@@ -98,7 +98,7 @@ def compare(name: str, model: nn.Module, scheme: Scheme, image: tuple[int, int, 
     for _ in range(args.rounds):
         ours.append(votes / seconds(lambda: smoothed.votes(x)))
         bare.append(bare_rate(model, shape, best, votes, args.device))
-    ratio = statistics.median(a / b for a, b in zip(ours, bare, strict=True))
+    ratio = median_ratio(ours, bare)
     print(
         f"{name:<42} {ratio:.3f}   engine {statistics.median(ours):>9,.0f}/s (batches of "
         f"{smoothed.engine.batch_size}), bare {statistics.median(bare):>9,.0f}/s (batches of {best})",
@@ -107,20 +107,24 @@ def compare(name: str, model: nn.Module, scheme: Scheme, image: tuple[int, int, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Votes per second over the best bare forward rate of the same model.")
-    parser.add_argument("--rounds", type=int, default=9, help="measurements of each (default: 9)")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--quick", action="store_true", help="the MNIST network only")
-    args = parser.parse_args()
+    args = arguments(
+        "votes",
+        __doc__,
+        rounds=(9, "measurements of each"),
+        device=("cpu", "where models and copies are"),
+        quick=(False, "the MNIST network only"),
+        only=("", "only the schemes with this in their name"),
+    )
     torch.manual_seed(0)
     print(
         f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads; ratio engine / best bare forward"
     )
-    for label, scheme in SCHEMES:
+    schemes = [(label, scheme) for label, scheme in SCHEMES if args.only in label]
+    for label, scheme in schemes:
         model = build("mnist_cnn", scheme.channels(1), 10, 28)
         compare(f"MNIST CNN, {label}", model, scheme, (1, 28, 28), 5000, args)
     if not args.quick:
-        for label, scheme in SCHEMES:
+        for label, scheme in schemes:
             if label not in LARGE:
                 continue
             model = build("resnet18", scheme.channels(3), 10, 32)
