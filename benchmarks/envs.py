@@ -9,7 +9,6 @@ median of the pairwise ratios is what counts. The last column adds the adapter t
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 
@@ -18,6 +17,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 import envs  # noqa: F401  (registers them)
+from benchmarks.measure import arguments, median_ratio
 from rl.vec_env import VectorEnvAdapter
 
 IDS = ("ContinuousSeek-v0", "BitFlipping-v0", "LinearDense-v0", "LinearSparse-v0", "DriveSeek-v0", "NoisySeek-v0")
@@ -51,7 +51,7 @@ def compare(env_id: str, copies: int, rounds: int) -> None:
         single.append(single_rate(one, 2000))
         vector.append(vector_rate(many, actions, 200))
         adapter.append(vector_rate(adapted, actions, 200))
-    ratio = statistics.median(a / b for a, b in zip(vector, single, strict=True))
+    ratio = median_ratio(vector, single)
     print(
         f"{env_id:<20} {ratio:>5.0f}   {copies} together {statistics.median(vector):>9,.0f}/s, one "
         f"{statistics.median(single):>7,.0f}/s, with the adapter {statistics.median(adapter):>9,.0f}/s",
@@ -60,10 +60,9 @@ def compare(env_id: str, copies: int, rounds: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Steps per second of many environments together over one.")
-    parser.add_argument("--copies", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
+    args = arguments(
+        "envs", __doc__, copies=(1024, "environments that step together"), rounds=(5, "measurements of each")
+    )
     print(f"gymnasium {gymnasium.__version__}; ratio of steps per second, together / one")
     for env_id in IDS:
         compare(env_id, args.copies, args.rounds)

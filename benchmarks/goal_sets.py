@@ -10,7 +10,6 @@ actor and critic evaluate their common encoder each on its own.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from typing import Any
@@ -24,6 +23,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 import rl
+from benchmarks.measure import arguments, median_ratio
 
 BATCH, GOALS, TRANSITIONS = 256, 200, 1_000
 
@@ -90,14 +90,12 @@ def compare(policy_kwargs: dict[str, Any], rounds: int, updates: int) -> None:
         for label, model in agents.items():
             times[label].append(milliseconds(model, updates))
     for label, own in times.items():
-        ratio = statistics.median(a / b for a, b in zip(own, times["DDPG"], strict=True))
+        ratio = median_ratio(own, times["DDPG"])
         print(f"  {label:<26} {ratio:>6.3f}   {statistics.median(own):>8.1f} ms", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.goal_sets", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, shared encoders only")
-    quick = parser.parse_args().quick
+    quick = arguments("goal_sets", __doc__, quick=(False, "fewer rounds, shared encoders only")).quick
     print(f"{'':<28} {'ratio':>6}   per update, {torch.get_num_threads()} threads")
     for share in (True,) if quick else (True, False):
         print("one encoder for actor and critic" if share else "an encoder each")

@@ -10,7 +10,6 @@ with its hindsight buffer and the same layers. Measured in turn; the median of t
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import time
@@ -23,6 +22,7 @@ import stable_baselines3 as sb3
 import torch
 from stable_baselines3.common.logger import configure
 
+from benchmarks.measure import arguments, median_ratio
 from envs.parallel import ParallelVectorEnv
 from scripts import cli
 from scripts.train_hand import Args, configuration
@@ -51,7 +51,7 @@ def simulation(seconds: float, rounds: int) -> None:
 
     pairs = [(rate(parallel, seconds), rate(bare, seconds)) for _ in range(rounds)]
     many.close()
-    ratio = statistics.median(ours / (workers * one) for ours, one in pairs)
+    ratio = median_ratio(*zip(*pairs, strict=True)) / workers
     print(
         f"simulation: {pairs[-1][0]:,.0f} steps/s with {workers} processes, {pairs[-1][1]:,.0f} bare; ratio {ratio:.3f}"
     )
@@ -94,16 +94,14 @@ def learning(updates: int, rounds: int) -> None:
             model.train(updates, 256)
             times[name].append((time.perf_counter() - started) / updates)
     for name, own in times.items():
-        ratio = statistics.median(stock / mine for stock, mine in zip(times["Stable-Baselines3"], own, strict=True))
+        ratio = median_ratio(times["Stable-Baselines3"], own)
         print(f"updates: {name:20} {1000 * statistics.median(own):6.2f} ms; ratio of updates/s {ratio:.3f}")
     for model in agents.values():
         model.env.close()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    rounds = 5 if parser.parse_args().quick else 15
+    rounds = 5 if arguments("hand", __doc__, quick=(False, "fewer rounds")).quick else 15
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads; commit {cli.commit()}")
     simulation(1.0, rounds)
     learning(40, rounds)

@@ -9,7 +9,6 @@ whose retained part meets it are taken out and the rest is counted. Times are pe
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 
@@ -18,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.measure import arguments, median_ratio
 from certify import BandAblation, BlockAblation
 from certify.patch import StructuredAblation
 
@@ -68,7 +68,7 @@ def compare(name: str, scheme: StructuredAblation, images: int, subset: int, rou
         plain.append((time.perf_counter() - started) / subset * images)
         if result.certified[:subset].tolist() != expected:
             raise AssertionError("the certificates of the reference differ")
-    ratio = statistics.median(a / b for a, b in zip(ours, plain, strict=True))
+    ratio = median_ratio(ours, plain)
     print(
         f"{name:<26} {ratio:.5f}   {images} images: location {statistics.median(ours):.3f} s, published "
         f"{statistics.median(published):.3f} s, reference {statistics.median(plain):.0f} s (from {subset} images, "
@@ -78,10 +78,7 @@ def compare(name: str, scheme: StructuredAblation, images: int, subset: int, rou
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Seconds of patch certificates for 10,000 images.")
-    parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
+    args = arguments("patch", __doc__, images=(10_000, "images to certify"), rounds=(3, "measurements of each"))
     print(f"{torch.get_num_threads()} threads; ratio to the definition in NumPy, place by place")
     compare("32 column bands, s = 4", BandAblation(4), args.images, 100, args.rounds)
     compare("1,024 blocks, s = 12", BlockAblation(12), args.images, 5, args.rounds)

@@ -9,7 +9,6 @@ is given the confidence bounds, which are not counted in its time. The radii are
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import time
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.measure import arguments, median_ratio
 from certify.confidence import lower_bound, upper_bound
 from certify.topk import certify_counts
 
@@ -63,7 +63,7 @@ def compare(name: str, counts: Tensor, k: int, rounds: int) -> None:
         plain.append((time.perf_counter() - started) / len(counts))
         if radius != expected:
             raise AssertionError(f"got radii {radius}, expected {expected}")
-    ratio = statistics.median(a / b for a, b in zip(ours, plain, strict=True))
+    ratio = median_ratio(ours, plain)
     labels = (counts > 0).sum(1).double().mean().item()
     print(
         f"{name:<22} k = {k}   {ratio:.3f}   all labels {statistics.median(ours) * 1e3:6.2f} ms per image, reference, "
@@ -73,10 +73,7 @@ def compare(name: str, counts: Tensor, k: int, rounds: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Milliseconds per image of top-k certificates at ImageNet's size.")
-    parser.add_argument("--images", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
+    args = arguments("topk", __doc__, images=(4, "images to certify"), rounds=(3, "measurements of each"))
     print(f"d = {D}, e = {E}, {CLASSES} classes; ratio to linear search with fractions")
     for name, concentration in (("votes for few labels", 0.02), ("votes for all labels", 5.0)):
         for k in (1, 3, 5):

@@ -9,7 +9,6 @@ what counts. The last row is Stable-Baselines3's algorithm with the buffer of th
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from typing import Any
@@ -22,6 +21,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 import envs  # noqa: F401  (registers them)
 import rl
+from benchmarks.measure import arguments, median_ratio
 
 BATCH = 256
 
@@ -65,14 +65,12 @@ def compare(name: str, rounds: int) -> None:
             times[label].append(milliseconds(model, 20))
     reference = next(iter(times.values()))
     for label, own in times.items():
-        ratio = statistics.median(a / b for a, b in zip(own, reference, strict=True))
+        ratio = median_ratio(own, reference)
         print(f"{label:<32} {ratio:>6.3f}   {statistics.median(own):>7.2f} ms", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.updates", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="DDPG only, fewer rounds")
-    quick = parser.parse_args().quick
+    quick = arguments("updates", __doc__, quick=(False, "DDPG only, fewer rounds")).quick
     print(f"{'':<32} {'ratio':>6}   per update, {torch.get_num_threads()} threads")
     for name in ("DDPG",) if quick else ("DDPG", "TD3", "SAC"):
         compare(name, 10 if quick else 30)

@@ -11,7 +11,6 @@ inputs are counted, not votes.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from benchmarks.measure import arguments, median_ratio
 from certify import (
     BandAblation,
     BernoulliAblation,
@@ -109,7 +109,7 @@ def compare(name: str, model: nn.Module, scheme: Scheme, image: tuple[int, int, 
     for _ in range(args.rounds):
         ours.append(classified / seconds(lambda: smoothed.votes(x)))
         bare.append(bare_rate(model, shape, best, classified, args.device))
-    ratio = statistics.median(a / b for a, b in zip(ours, bare, strict=True))
+    ratio = median_ratio(ours, bare)
     print(
         f"{name:<42} {ratio:.3f}   engine {statistics.median(ours):>9,.0f}/s (batches of "
         f"{smoothed.engine.batch_size}), bare {statistics.median(bare):>9,.0f}/s (batches of {best})",
@@ -118,12 +118,14 @@ def compare(name: str, model: nn.Module, scheme: Scheme, image: tuple[int, int, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Votes per second over the best bare forward rate of the same model.")
-    parser.add_argument("--rounds", type=int, default=9, help="measurements of each (default: 9)")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--quick", action="store_true", help="the MNIST network only")
-    parser.add_argument("--only", default="", help="rows whose name contains this")
-    args = parser.parse_args()
+    args = arguments(
+        "votes",
+        __doc__,
+        rounds=(9, "measurements of each"),
+        device=("cpu", "where models and copies are"),
+        quick=(False, "the MNIST network only"),
+        only=("", "only the schemes with this in their name"),
+    )
     torch.manual_seed(0)
     print(
         f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads; ratio engine / best bare forward"

@@ -3,7 +3,8 @@
 A sampled copy is identified by ``(seed, stream, item, copy)``: the run's seed, what the sample is for, the index of
 the image in its data set and the number of the copy. Its random words are Philox4x32-10 of exactly these numbers, so
 batch sizes, sharding, resuming, the order of images and the device cannot change a result, and two streams never
-share a word.
+share a word. A scheme that needs very many numbers takes one 64-bit key per copy from Philox, and the numbers from
+SplitMix64 with this key.
 
 Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 """
@@ -24,6 +25,8 @@ _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
+_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
 _CHUNK = 1 << 14  # blocks per pass: six int64 buffers of this length stay in a core's L2 cache
 
 
@@ -60,6 +63,28 @@ def _philox4x32_(counter: Tensor, key: tuple[int, int]) -> None:
     # after an even number of rounds, c1 and c3 are where they were
     c1.bitwise_and_(_WORD)
     c3.bitwise_and_(_WORD)
+
+
+def splitmix64(keys: Tensor, count: int) -> Tensor:
+    """Many numbers for each key, far cheaper than by Philox: the first outputs of SplitMix64 from this state.
+
+    Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014).
+
+    Args:
+        keys: int64 ``[..., 1]``, any numbers; random ones (:meth:`Draws.keys`) practically never share an output.
+
+    Returns:
+        int64 ``[..., count]``, uniform on [-2^63, 2^63).
+    """
+    numbers = keys + torch.arange(1, count + 1, device=keys.device) * _GAMMA  # wraps around, as all of this does
+    shifted = torch.empty_like(numbers)
+    for shift, multiplier in ((30, _MIX[0]), (27, _MIX[1]), (31, 1)):
+        # the mask drops the copies of the sign bit
+        torch.bitwise_right_shift(numbers, shift, out=shifted).bitwise_and_((1 << (64 - shift)) - 1)
+        numbers.bitwise_xor_(shifted)
+        if multiplier != 1:
+            numbers.mul_(multiplier)
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -122,11 +147,10 @@ class Draws:
         counter = torch.stack((block, copy, item, torch.full_like(row, self.stream | self.part << 8)))
         return philox4x32(counter, (self.seed & _WORD, self.seed >> 32)).gather(0, lane[None])[0]
 
-    def longs(self, count: int) -> Tensor:
-        """int64 ``[B, n, count]``, uniform on [-2^63, 2^63): the words 2 i and 2 i + 1 side by side."""
-        blocks = self._blocks(0, -(-count // 2))
-        longs = (blocks[::2] << 32).bitwise_or_(blocks[1::2])
-        return longs.movedim(0, -1).reshape(*self.shape, -1)[..., :count]
+    def keys(self) -> Tensor:
+        """One number for each copy, of which :func:`splitmix64` makes many: int64 ``[B, n, 1]``, uniform."""
+        words = self.words(2)
+        return words[..., :1] << 32 | words[..., 1:]
 
     def _blocks(self, first: int, last: int) -> Tensor:
         """The blocks of four words ``first .. last`` of each copy: int64 ``[4, B, n, last - first]``."""

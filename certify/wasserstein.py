@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from certify import coverage
-from certify.draws import Draws
+from certify.draws import Draws, splitmix64
 from certify.images import Shape, check_images
 from certify.scheme import SampledScheme
 from certify.threats import GroundMetric, Wasserstein, mass_of, normalized
@@ -51,6 +51,8 @@ _UNIFORM_REACH = 1 << 31  # largest uniform noise in steps
 _SLIP = 0.8 * 2.0**-30  # probability that a number of Laplace noise is not the right one
 _FLOAT_BITS = 24  # floats are rounded to multiples of 2^-24, so that sums of them are exact
 _MAX_FEATURES = 1 << 24
+_LARGEST = (1 << 63) - 1  # of int64: all bits but the sign
+_CHUNK = 1 << 16  # features that a processor works on at a time, for its caches
 _BELOW = 2.0**-40  # for rounding in doubles, relative and absolute, where an argument has a few dozen of 2^-53
 
 
@@ -115,14 +117,20 @@ class WassersteinNoise(SampledScheme):
         mass_of(_levels(x))
 
     def sample(self, x: Tensor, draws: Draws) -> Tensor:
+        shape, keys = tuple(x.shape[1:]), draws.keys()
         image = _on_grid(x, self.steps, path=self.on == "flows")[:, None]
-        features = x[0].numel()
-        make = _laplace if self.noise == "laplace" else _uniform
+        copies = torch.empty((len(x), keys.shape[1], *shape), device=x.device)
+        at_once = max(1, _CHUNK // math.prod(shape)) if x.device.type == "cpu" else keys.shape[1]
+        for own, part in zip(keys.split(at_once, 1), copies.split(at_once, 1), strict=True):
+            part[:] = self._noised(image, own).mul_(self.brightness(shape) / self.steps)
+        return copies
+
+    def _noised(self, image: Tensor, keys: Tensor) -> Tensor:
+        """Copies ``[B, n, C, H, W]`` of images ``[B, 1, C, H, W]``, in whole steps."""
+        make, shape = _laplace if self.noise == "laplace" else _uniform, tuple(image.shape[2:])
         if self.on == "pixels":
-            copies = make(draws, features).view(*draws.shape, *x.shape[1:]) + image
-        else:
-            copies = _moved(image, make(draws, 2 * features).view(*draws.shape, 2, *x.shape[1:]))
-        return copies.mul_(self.brightness(tuple(x.shape[1:])) / self.steps).float()
+            return make(keys, math.prod(shape)).unflatten(2, shape) + image
+        return _moved(image, make(keys, _edges(shape)))
 
     def brightness(self, shape: Shape) -> float:
         """Value of a feature of a copy that has all the mass: the factor between normalized images and copies."""
@@ -149,8 +157,7 @@ class WassersteinNoise(SampledScheme):
 
     def _moved_laplace(self, p_lower: Tensor, p_upper: Tensor, shape: Shape) -> Tensor:
         """By how many scale parameters b Laplace noise may move in l1, float64, rounded down."""
-        channels, height, width = shape
-        numbers = math.prod(shape) if self.on == "pixels" else channels * (2 * height * width - height - width)
+        numbers = math.prod(shape) if self.on == "pixels" else _edges(shape)
         # Both at an image and at a perturbed one, each probability is within t = numbers * _SLIP of that for exact
         # noise. With 4 t added to the rival's bound, the certificates for exact noise imply the ones for this noise.
         p_upper = p_upper + 4 * numbers * _SLIP
@@ -180,7 +187,7 @@ def _on_grid(x: Tensor, steps: float, *, path: bool) -> Tensor:
     return there_and_back(whole.view(x.shape))
 
 
-def _laplace(draws: Draws, count: int) -> Tensor:
+def _laplace(keys: Tensor, count: int) -> Tensor:
     """Laplace noise in whole steps, float64 ``[B, n, count]``.
 
     With V uniform on (0, 1), ``-ln V`` times the scale and a random sign is exact Laplace noise; here V has 63 bits.
@@ -188,13 +195,22 @@ def _laplace(draws: Draws, count: int) -> Tensor:
     ``2^-52 (1 + 2 |ln V|)``, summed over the density at the edges between whole numbers: another one comes out with
     probability below ``2^19 * 6 * 2^-52 = 0.75 * 2^-30``.
     """
-    share = draws.longs(count).to(torch.float64).add_(0.5).mul_(2.0**-63)
-    return share.abs().log_().mul_(_LAPLACE_SCALE).round_().copysign_(share)
+    longs = splitmix64(keys, count)  # a sign and 63 bits
+    share = (longs & _LARGEST).to(torch.float64).add_(0.5).mul_(2.0**-63)
+    noise = share.log_().mul_(-_LAPLACE_SCALE).round_()
+    noise.view(torch.int64).bitwise_xor_(longs.bitwise_and_(~_LARGEST))  # the sign of a double is its first bit
+    return noise
 
 
-def _uniform(draws: Draws, count: int) -> Tensor:
+def _uniform(keys: Tensor, count: int) -> Tensor:
     """Uniform noise in whole steps, float64 ``[B, n, count]``: a step moves it by a share of 2^-32 of its values."""
-    return draws.words(count).sub_(_UNIFORM_REACH).to(torch.float64)
+    return splitmix64(keys, -(-count // 2)).view(torch.int32)[..., :count].to(torch.float64)
+
+
+def _edges(shape: Shape) -> int:
+    """How many edges there are between neighbouring pixels of a channel, over all channels."""
+    channels, height, width = shape
+    return channels * (2 * height * width - height - width)
 
 
 def _moved(image: Tensor, flows: Tensor) -> Tensor:
@@ -202,13 +218,15 @@ def _moved(image: Tensor, flows: Tensor) -> Tensor:
 
     Args:
         image: ``[B, 1, C, H, W]``.
-        flows: ``[B, n, 2, C, H, W]``, down and to the right out of each pixel; overwritten.
+        flows: ``[B, n, edges]``: down out of all pixels but those of the last row, then to the right out of all but
+            those of the last column.
     """
-    down, right = flows.unbind(-4)
-    down[..., -1, :] = 0
-    right[..., -1] = 0
-    moved = image - down
-    moved -= right
-    moved[..., 1:, :] += down[..., :-1, :]
-    moved[..., 1:] += right[..., :-1]
+    channels, height, width = image.shape[2:]
+    down = flows[..., : channels * (height - 1) * width].unflatten(2, (channels, height - 1, width))
+    right = flows[..., down[0, 0].numel() :].unflatten(2, (channels, height, width - 1))
+    moved = image.expand(-1, flows.shape[1], -1, -1, -1).clone()
+    moved[..., :-1, :] -= down
+    moved[..., 1:, :] += down
+    moved[..., :-1] -= right
+    moved[..., 1:] += right
     return moved

@@ -20,28 +20,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from certify import Smoothed, metrics
-from certify.attacks import Attacked, linf_attack, patch_attack, pointwise_attack, wasserstein_attack
-from certify.attacks.gradient import check_differentiable
-from certify.attacks.linf import check_linf_options
-from certify.attacks.patch import check_patch_options, copies_reached
-from certify.attacks.pointwise import check_options
-from certify.attacks.wasserstein import Growth, check_attackable
+from certify import Smoothed
 from certify.data import Dataset
-from certify.images import Shape, to_float
+from certify.images import to_float
 from certify.results import ResultFolder, read_rows
 from certify.training import Checkpoint
 from certify.transport import GroundMetric
-from scripts import cli, evaluation
-from scripts.patches import parse_size
+from scripts import attacks, classifier_runs, cli
 
 
 @dataclass
-class Args(evaluation.Args):
+class Args(classifier_runs.Args):
     """Attack images of a data set; rows and configuration go to OUT."""
 
     n: int = cli.arg("samples per query (sampled schemes); the published attack takes 10,000", 1_000)
@@ -60,193 +52,10 @@ class Args(evaluation.Args):
     metric: GroundMetric | None = cli.arg("wasserstein: between pixels, by default that of the certificate", None)
 
 
-Options = dict[str, Any]  # of one attack, as on the command line
-Rows = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Images:
-    """What an attack of :data:`ATTACKS` works on."""
-
-    images: Tensor
-    labels: Tensor
-    index: Tensor
-    seed: int
-    fallback: Tensor  # images of several classes
-
-
-@dataclass(frozen=True)
-class Attack:
-    """One attack as the command line knows it.
-
-    Attributes:
-        defaults: its options, all that its results depend on beside the seed, with their published values.
-        run: attacks a few images and tells how many queries were answered.
-        check: raises unless options and seed are legal; called before any work.
-        check_classifier: raises unless it can attack this classifier on these images.
-        copies: how many copies of an image of this shape are classified side by side.
-        summary: what the rows say of the classifier, in one paragraph.
-    """
-
-    defaults: Options
-    run: Callable[[Smoothed, Images, Options, Callable[[int], None]], Attacked]
-    check: Callable[[Options, int], Any]
-    check_classifier: Callable[[Smoothed, Tensor], None]
-    copies: Callable[[Smoothed, Shape, Options], int]
-    summary: Callable[[Rows, Options], str]
-
-
-def number(text: str) -> float:
-    """``"0.05"`` or ``"0.5/255"``."""
-    try:
-        above, _, below = text.partition("/")
-        return float(above) / float(below or 1)
-    except (ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"got {text!r}, expected a number such as 0.05 or 0.5/255") from error
-
-
-def pointwise(smoothed: Smoothed, batch: Images, options: Options, on_queries: Callable[[int], None]) -> Attacked:
-    return pointwise_attack(
-        smoothed,
-        batch.images,
-        batch.labels,
-        seed=batch.seed,
-        index=batch.index,
-        fallback=batch.fallback,
-        on_queries=on_queries,
-        **options,
-    )
-
-
-def median_summary(rows: Rows, options: Options) -> str:
-    magnitude, verified = rows["magnitude"], rows["verified"]
-    wrong, kept = int((magnitude == 0).sum()), int(np.isinf(magnitude).sum())
-    return (
-        f"{len(magnitude)} images: median attack magnitude {metrics.median_attack_magnitude(magnitude):g}, "
-        f"{metrics.median_attack_magnitude(verified):g} by fresh samples; {wrong} wrong or abstained from before the "
-        f"attack, {kept} never broken; {rows['queries'].mean():.0f} queries per image"
-    )
-
-
-def patch_options(options: Options) -> Options:
-    return {
-        "patch_size": parse_size(options["patch"]),
-        "restarts": options["restarts"],
-        "steps": options["steps"],
-        "step_size": number(options["step_size"]),
-    }
-
-
-def patch(smoothed: Smoothed, batch: Images, options: Options, on_queries: Callable[[int], None]) -> Attacked:
-    return patch_attack(
-        smoothed,
-        batch.images,
-        batch.labels,
-        seed=batch.seed,
-        index=batch.index,
-        on_queries=on_queries,
-        **patch_options(options),
-    )
-
-
-def linf_options(options: Options) -> Options:
-    return {
-        "eps": [number(text) for text in options["eps"]],
-        "steps": options["steps"],
-        "step_size": number(options["step_size"]),
-    }
-
-
-def linf(smoothed: Smoothed, batch: Images, options: Options, on_queries: Callable[[int], None]) -> Attacked:
-    return linf_attack(
-        smoothed, batch.images, batch.labels, index=batch.index, on_queries=on_queries, **linf_options(options)
-    )
-
-
-def growth_of(options: Options) -> Growth:
-    chosen = {name: options[name] for name in ("steps", "start", "factor", "every", "samples")}
-    return Growth(step_size=number(options["step_size"]), **chosen)
-
-
-def wasserstein(smoothed: Smoothed, batch: Images, options: Options, on_queries: Callable[[int], None]) -> Attacked:
-    return wasserstein_attack(
-        smoothed,
-        batch.images,
-        batch.labels,
-        growth=growth_of(options),
-        metric=options["metric"],
-        seed=batch.seed,
-        index=batch.index,
-        on_queries=on_queries,
-    )
-
-
-def accuracy_summary(rows: Rows, under: dict[str, float]) -> str:
-    """Empirical accuracy: the share of images that no attack up to a magnitude broke."""
-    magnitude = rows["magnitude"]
-    shares = {"without": 0.0} | under
-    text = ", ".join(f"{name} {(magnitude > limit).mean():.2%}" for name, limit in shares.items())
-    return f"{len(magnitude)} images, accuracy under attack: {text}; {rows['queries'].mean():.0f} queries per image"
-
-
-ATTACKS: dict[str, Attack] = {
-    "pointwise": Attack(
-        defaults={"restarts": 10, "max_queries": None, "implementation": "own"},
-        run=pointwise,
-        check=lambda options, seed: check_options(seed=seed, **options),
-        check_classifier=lambda smoothed, images: None,
-        copies=lambda smoothed, shape, options: options["restarts"] * smoothed.copies_per_image(shape),
-        summary=median_summary,
-    ),
-    "patch": Attack(
-        defaults={"patch": "5", "restarts": 80, "steps": 150, "step_size": "0.05"},
-        run=patch,
-        check=lambda options, seed: check_patch_options(seed=seed, **patch_options(options)),
-        check_classifier=lambda smoothed, images: check_differentiable(smoothed, to_float(images)),
-        copies=lambda smoothed, shape, options: (
-            options["restarts"] * copies_reached(smoothed, shape, parse_size(options["patch"]))
-        ),
-        summary=lambda rows, options: accuracy_summary(rows, {f"patch {options['patch']}": 1.0}),
-    ),
-    "linf": Attack(
-        defaults={"eps": ["1/255", "2/255", "4/255", "8/255"], "steps": 50, "step_size": "0.5/255"},
-        run=linf,
-        check=lambda options, seed: check_linf_options(**linf_options(options)),
-        check_classifier=lambda smoothed, images: check_differentiable(smoothed, to_float(images)),
-        copies=lambda smoothed, shape, options: smoothed.copies_per_image(shape),
-        summary=lambda rows, options: accuracy_summary(rows, {text: number(text) for text in options["eps"]}),
-    ),
-    "wasserstein": Attack(
-        defaults={
-            "steps": 200,
-            "step_size": "0.1",
-            "start": 0.01,
-            "factor": 1.3,
-            "every": 10,
-            "samples": 128,
-            "metric": None,
-        },
-        run=wasserstein,
-        check=lambda options, seed: growth_of(options),
-        check_classifier=lambda smoothed, images: check_attackable(smoothed, to_float(images)),
-        copies=lambda smoothed, shape, options: smoothed.copies_per_image(shape),
-        summary=median_summary,
-    ),
-}
-OPTIONS = sorted({name for attack in ATTACKS.values() for name in attack.defaults})
-
-
-def options_of(args: Args) -> Options:
-    """The options of the attack that was asked for, published values for those that were not given."""
-    if args.attack not in ATTACKS:
-        raise ValueError(f"attack: got {args.attack!r}, expected one of {', '.join(ATTACKS)}")
-    defaults = ATTACKS[args.attack].defaults
-    given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
-    for name in given.keys() - defaults.keys():
-        raise ValueError(
-            f"{name.replace('_', '-')}: is no option of the {args.attack} attack, which has {', '.join(defaults)}"
-        )
-    return defaults | given
+def options_of(args: Args) -> attacks.Options:
+    """The options of the attack that was asked for."""
+    given = {name: getattr(args, name) for name in attacks.OPTIONS}
+    return attacks.options_of(args.attack, {name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -290,8 +99,8 @@ def attack_step(
     """Rows of a few images."""
     images, labels = data.batch(index)
     started = time.perf_counter()
-    batch = Images(images, labels, torch.tensor(index), args.seed, fallback)
-    result = ATTACKS[args.attack].run(smoothed, batch, options_of(args), on_queries)
+    batch = attacks.Images(images, labels, torch.tensor(index), args.seed, fallback)
+    result = attacks.ATTACKS[args.attack].run(smoothed, batch, options_of(args), on_queries)
     seconds = (time.perf_counter() - started) / len(index)
     return [
         AttackRow(
@@ -310,24 +119,24 @@ def attack_step(
 
 
 def configuration(args: Args, smoothed: Smoothed, checkpoint: Checkpoint, data: Dataset) -> dict[str, Any]:
-    """The configuration of an evaluation, and the attack."""
+    """The configuration of the run, and the attack."""
     sampling = {"n": args.n, "alpha": args.alpha, "seed": args.seed}
-    config = evaluation.configuration(args, "scripts.attack", smoothed, checkpoint, data, sampling)
+    config = classifier_runs.configuration(args, "scripts.attack", smoothed, checkpoint, data, sampling)
     return config | {"attack": {"name": args.attack, "seed": args.seed} | options_of(args)}
 
 
 def main(args: Args) -> None:
     options = options_of(args)
-    attack = ATTACKS[args.attack]
+    attack = attacks.ATTACKS[args.attack]
     attack.check(options, args.seed)
-    smoothed, checkpoint, data = evaluation.build(args)
+    smoothed, checkpoint, data = classifier_runs.build(args)
     if data.kind == "clip":
         raise ValueError(f"data: got the clips of {data.name}, expected images; there is no attack on clips yet")
     attack.check_classifier(smoothed, data.batch([0])[0].to(args.device))
-    indices = evaluation.select(len(data), args)
+    indices = classifier_runs.select(len(data), args)
     fallback = one_of_each_class(data)
     config = configuration(args, smoothed, checkpoint, data)
-    with ResultFolder(args.out, evaluation.parse_shard(args.shard), columns=COLUMNS, votes=False) as folder:
+    with ResultFolder(args.out, classifier_runs.parse_shard(args.shard), columns=COLUMNS, votes=False) as folder:
         done = folder.start(config, resume=args.resume)
         left = [idx for idx in indices if idx not in done]
         # enough to fill several forward passes

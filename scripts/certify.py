@@ -23,11 +23,11 @@ from certify.results import ResultFolder, Row, row_columns, votes_line
 from certify.scheme import check_integer
 from certify.sequential import CertifiedAt, Question, RadiusWithin
 from certify.training import Checkpoint
-from scripts import cli, evaluation
+from scripts import classifier_runs, cli
 
 
 @dataclass
-class Args(evaluation.Args):
+class Args(classifier_runs.Args):
     """Certify images of a data set with a smoothed classifier; rows, votes and configuration go to OUT."""
 
     n: int = cli.arg("fresh samples that bound its probability (sampled schemes)", 10_000)
@@ -62,7 +62,7 @@ def build(args: Args) -> tuple[Smoothed, Checkpoint, Dataset]:
     check_integer("max-n", args.max_n, 1, 10**9)
     if question(args) is not None and (args.bounds, args.interval) != ("one-sided", "clopper-pearson"):
         raise ValueError("bounds, interval: are for a fixed number of samples, not for --at or --within")
-    smoothed, checkpoint, data = evaluation.build(args, n0=args.n0, bounds=args.bounds, interval=args.interval)
+    smoothed, checkpoint, data = classifier_runs.build(args, n0=args.n0, bounds=args.bounds, interval=args.interval)
     if question(args) is not None and not isinstance(smoothed.scheme, SampledScheme):
         raise ValueError(f"at, within: {type(smoothed.scheme).__name__} is exact, there is nothing to sample")
     return smoothed, checkpoint, data
@@ -120,11 +120,11 @@ def sequential_step(
 
 def main(args: Args) -> None:
     smoothed, checkpoint, data = build(args)
-    indices = evaluation.select(len(data), args)
-    config = evaluation.configuration(args, "scripts.certify", smoothed, checkpoint, data, sampling(args))
+    indices = classifier_runs.select(len(data), args)
+    config = classifier_runs.configuration(args, "scripts.certify", smoothed, checkpoint, data, sampling(args))
     by_copy = getattr(smoothed.scheme, "positional", False)
     columns = row_columns(guaranteed=not isinstance(smoothed.scheme.threat, Unproven))
-    with ResultFolder(args.out, evaluation.parse_shard(args.shard), columns=columns, by_copy=by_copy) as folder:
+    with ResultFolder(args.out, classifier_runs.parse_shard(args.shard), columns=columns, by_copy=by_copy) as folder:
         done = folder.start(config, resume=args.resume)
         left = [idx for idx in indices if idx not in done]
         asked = question(args)

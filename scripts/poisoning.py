@@ -34,7 +34,7 @@ from certify.poisoning.job import Job, ensemble_config, environment_of, read_ens
 from certify.results import ResultFolder, Row, votes_line
 from certify.scheme import Certified
 from certify.votes import Votes
-from scripts import cli, evaluation, report
+from scripts import classifier_runs, cli, report
 
 Step = Literal["train", "vote", "certify", "report", "all"]
 STEPS: tuple[Step, ...] = get_args(Step)
@@ -101,7 +101,7 @@ def train(args: Args) -> None:
     job.start(resume=args.resume, provenance=provenance(args))
     sizes = torch.tensor([len(part.labels) for part in parts])
     print(f"{ensemble.size} models, {sizes.min()} to {sizes.max()} samples each ({len(data)} in all)")
-    shard = evaluation.parse_shard(args.shard)
+    shard = classifier_runs.parse_shard(args.shard)
     with cli.progress() as bar:
         task = bar.add_task("training", total=sum(map(len, job.groups[shard[0] :: shard[1]])))
         job.train(parts, shard=shard, on_group=lambda count: bar.advance(task, count))
@@ -111,7 +111,7 @@ def vote(args: Args) -> None:
     cli.check_device(args.device)
     job = read_job(args.out)
     data = test_set(job, args.split, args.data_root)
-    shard = evaluation.parse_shard(args.shard)
+    shard = classifier_runs.parse_shard(args.shard)
     if args.skip < 1 or (args.max is not None and args.max < 1):
         raise ValueError(f"skip, max: got {args.skip}, {args.max}, expected at least 1")
     index = list(range(0, len(data), args.skip)[: args.max])

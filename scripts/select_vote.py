@@ -21,7 +21,7 @@ from certify import Smoothed, spec
 from certify.patch import StructuredAblation
 from certify.training import load_checkpoint
 from certify.votes import VoteEngine, VoteRule
-from scripts import cli, evaluation, patches
+from scripts import classifier_runs, cli, patches
 from scripts.report import percent
 
 
@@ -94,12 +94,12 @@ def lines_of(checkpoint: Path, args: Args) -> list[patches.PatchAccuracy]:
     texts = [rule_text(text) for text in args.votes]
     rules, size = tuple(map(spec.parse_vote, texts)), patches.parse_size(args.patch)
     shared = ("skip", "max", "shard", "batch_size", "device", "data_root")
-    build = evaluation.Args(out=Path(), checkpoint=checkpoint, **{name: getattr(args, name) for name in shared})
-    smoothed, _, data = evaluation.build(build)
+    build = classifier_runs.Args(out=Path(), checkpoint=checkpoint, **{name: getattr(args, name) for name in shared})
+    smoothed, _, data = classifier_runs.build(build)
     scheme = smoothed.scheme
     if not isinstance(scheme, StructuredAblation):
         raise ValueError(f"{checkpoint}: was trained with {scheme}, expected a scheme against patches")
-    indices = evaluation.select(len(data), build)
+    indices = classifier_runs.select(len(data), build)
     step = max(1, 4096 // scheme.num_copies(data.shape))
     right, held = torch.zeros(len(rules)), torch.zeros(len(rules))
     for begin in range(0, len(indices), step):
@@ -125,7 +125,7 @@ def lines_of(checkpoint: Path, args: Args) -> list[patches.PatchAccuracy]:
 
 def reporting(args: Args, checkpoint: Path, text: str) -> str:
     """The command that certifies the next part of the test images, none of which is among those of ``args``."""
-    part, parts = evaluation.parse_shard(args.shard)
+    part, parts = classifier_runs.parse_shard(args.shard)
     words = ["python", "-m", "scripts.certify", "OUT", "--checkpoint", str(checkpoint), "--vote", text]
     words += [] if args.skip == 1 else ["--skip", str(args.skip)]
     return shlex.join([*words, "--shard", f"{(part + 1) % parts}/{parts}"])
@@ -133,7 +133,7 @@ def reporting(args: Args, checkpoint: Path, text: str) -> str:
 
 def check(args: Args) -> None:
     """Raise unless the options are legal and the checkpoints can be compared."""
-    if evaluation.parse_shard(args.shard)[1] == 1:
+    if classifier_runs.parse_shard(args.shard)[1] == 1:
         raise ValueError(f"shard: got {args.shard}, which leaves no test images to report; validate on a part, as 0/2")
     if len(set(args.votes)) < len(args.votes) or not args.votes:
         raise ValueError(f"votes: got {args.votes}, expected different ones, at least one")
@@ -151,7 +151,7 @@ def main(args: Args) -> None:
     lines = [line for path in args.checkpoints for line in lines_of(path, args)]
     print(patches.table(lines, percent), end="\n\n")
     path, text = settings[lines.index(patches.best(lines, 0))]
-    part, parts = evaluation.parse_shard(args.shard)
+    part, parts = classifier_runs.parse_shard(args.shard)
     print(
         f"chosen on {lines[0].images} validation images, part {part} of {parts} of the test images; to report others:"
     )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certify.draws import ESTIMATION, SELECTION, Draws, philox4x32
+from certify.draws import ESTIMATION, SELECTION, Draws, philox4x32, splitmix64
 
 
 def draws(items=1, copies=range(1), seed=0, stream=ESTIMATION) -> Draws:
@@ -142,10 +143,31 @@ def test_cuda_gives_the_same_words():
     assert torch.equal(cuda.subsets(45, 784).cpu(), cpu.subsets(45, 784))
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 8])
-def test_longs_are_pairs_of_words(count):
-    draws = Draws.of(3, ESTIMATION, torch.tensor([4, 9]), range(2, 5))
-    high, low = draws.words(2 * count).view(2, 3, count, 2).unbind(-1)
-    longs = draws.longs(count)
-    assert torch.equal(longs, (high << 32) + low)
-    assert longs.min() < 0 < longs.max()
+def test_splitmix_known_answers():
+    """The first outputs for the state 1234567, as the authors' reference prints them; and a state above 2^63."""
+    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    assert [n % 2**64 for n in splitmix64(torch.tensor([1234567]), 4).tolist()] == expected
+    for key in (0, -1, 2**63 - 1, -(2**63)):
+        state, outputs = key, []
+        for _ in range(5):
+            state = (state + 0x9E3779B97F4A7C15) % 2**64
+            z = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+            z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+            outputs.append(z ^ z >> 31)
+        assert [n % 2**64 for n in splitmix64(torch.tensor([[key]]), 5)[0].tolist()] == outputs
+
+
+def test_keys_are_two_words_and_their_numbers_differ():
+    d = Draws.of(3, ESTIMATION, torch.tensor([4, 9]), range(2, 500))
+    high, low = d.words(2).unbind(-1)
+    assert torch.equal(d.keys()[..., 0], (high << 32) + low)
+    numbers = splitmix64(d.keys(), 30)
+    assert numbers.shape == (2, 498, 30)
+    assert len(numbers.unique()) == numbers.numel()
+    assert ((numbers < 0).double().mean() - 0.5).abs() < 4 * 0.5 / math.sqrt(numbers.numel())
+
+
+@pytest.mark.gpu
+def test_cuda_gives_the_same_numbers():
+    cpu, cuda = draws(3, range(100)), Draws.of(0, ESTIMATION, torch.arange(3, device="cuda"), range(100))
+    assert torch.equal(splitmix64(cuda.keys(), 33).cpu(), splitmix64(cpu.keys(), 33))

@@ -416,7 +416,7 @@ def test_runs_are_resumed_and_sharded(tmp_path, checkpoint, capsys, options):
     for name, limit in {"without": 0.0, **limits}.items():
         assert f"{name} {(rows['magnitude'] > limit).mean():.2%}" in printed
     data = load("digits", "test")
-    smoothed = attack_script.evaluation.build(
+    smoothed = attack_script.classifier_runs.build(
         attack_script.Args(out=tmp_path, checkpoint=checkpoint, vote="ThresholdVote(theta=0.3)")
     )[0]
     for row in lines(tmp_path / "whole"):

@@ -16,7 +16,7 @@ from certify.models import ModelSpec
 from certify.results import read_config, read_rows, read_votes
 from certify.training import Trainer, TrainingConfig
 from scripts import certify as certify_script
-from scripts import cli, evaluation, patch_pictures, patches, select_vote
+from scripts import classifier_runs, cli, patch_pictures, patches, select_vote
 from scripts import report as report_script
 
 VOTE = "ThresholdVote(theta=0.3)"
@@ -121,7 +121,8 @@ def test_chosen_on_images_that_are_not_reported(checkpoints, capsys, tmp_path):
     votes = ["top1", "theta=0.2", "ThresholdVote(theta=0.6)"]
     select_vote.main(select_vote.Args(checkpoints=paths, votes=votes, patch="1", skip=2))
     printed = capsys.readouterr().out
-    validated = set(evaluation.select(359, evaluation.Args(out=tmp_path, checkpoint=paths[0], skip=2, shard="0/2")))
+    chosen = classifier_runs.Args(out=tmp_path, checkpoint=paths[0], skip=2, shard="0/2")
+    validated = set(classifier_runs.select(359, chosen))
     assert f"chosen on {len(validated)} validation images, part 0 of 2" in printed
     # the numbers are those of one run of the certifier per vote
     shares = []

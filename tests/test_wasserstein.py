@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from certify import DeterministicSplittingNoise, Smoothed, Wasserstein, WassersteinNoise, spec
-from certify.draws import ESTIMATION, Draws
+from certify.draws import ESTIMATION, Draws, splitmix64
 from certify.splitting import cell_centres
 from certify.threats import normalized
 from certify.transport import edges, flow_distance, transport_distance
-from certify.wasserstein import _laplace, _moved, _on_grid, _uniform
+from certify.wasserstein import _edges, _laplace, _moved, _on_grid, _uniform
 
 VARIANTS: list[dict[str, Any]] = [
     {},
@@ -37,6 +37,11 @@ def draws_of(images: int, copies: int) -> Draws:
 
 def random_images(count: int, shape: tuple[int, ...], seed: int = 0) -> Tensor:
     return torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def on_edges(flows: Tensor) -> Tensor:
+    """Flows ``[B, n, 2, C, H, W]``, down and to the right out of each pixel, as flows ``[B, n, edges]``."""
+    return torch.cat((flows[:, :, 0, :, :-1].flatten(2), flows[:, :, 1, :, :, :-1].flatten(2)), 2)
 
 
 def divergence(shape: tuple[int, ...]) -> np.ndarray:
@@ -132,12 +137,13 @@ def test_flows_are_those_of_equation_5_5():
         if j < 3:
             expected[..., i, j] -= flows[:, :, 1, :, i, j]
             expected[..., i, j + 1] += flows[:, :, 1, :, i, j]
-    assert torch.equal(_moved(image, flows.clone()), expected)
+    assert torch.equal(_moved(image, on_edges(flows)), expected)
+    assert torch.equal(_moved(image, on_edges(flows)[:1]), _moved(image, on_edges(flows)[:1].expand(2, -1, -1)))
 
 
 def test_laplace_and_uniform_noise():
     draws = draws_of(2, 50_000)
-    laplace, uniform = _laplace(draws, 4), _uniform(draws, 4)
+    laplace, uniform = _laplace(draws.keys(), 4), _uniform(draws.keys(), 4)
     for noise, scale, distribution in (
         (laplace, 2.0**19, torch.distributions.Laplace(0.0, 1.0)),
         (uniform, 2.0**31, torch.distributions.Uniform(-1.0, 1.0)),
@@ -149,18 +155,21 @@ def test_laplace_and_uniform_noise():
             expected = (torch.arange(len(order)) + 0.5) / len(order)
             assert (order - expected).abs().max() < 2.2 / math.sqrt(len(order))  # Kolmogorov: one in 30,000
         assert torch.corrcoef(samples.T).fill_diagonal_(0).abs().max() < 0.015
-    assert torch.equal(uniform, draws.words(4).double() - 2.0**31)
+    longs = splitmix64(draws.keys(), 2)  # two of 32 bits are in each
+    assert torch.equal(uniform[..., 1::2], (longs >> 32).double())
+    assert torch.equal(uniform[..., ::2] % 2**32, (longs & 0xFFFFFFFF).double())
+    assert torch.equal(_uniform(draws.keys(), 3), uniform[..., :3])
 
 
 def test_laplace_noise_is_rounded_exactly():
     """Against 50 digits; the probability of another value is 2^-30."""
     mpmath = pytest.importorskip("mpmath")
     draws = draws_of(1, 40)
+    longs, noise = splitmix64(draws.keys(), 5).flatten().tolist(), _laplace(draws.keys(), 5).flatten().tolist()
     with mpmath.workdps(50):
-        for word, value in zip(draws.longs(5).flatten().tolist(), _laplace(draws, 5).flatten().tolist(), strict=True):
-            share = (mpmath.mpf(word) + 0.5) / 2**63
-            exact = -mpmath.log(abs(share)) * 2**19 * mpmath.sign(share)
-            assert value == mpmath.nint(exact)
+        for long, value in zip(longs, noise, strict=True):
+            exact = -mpmath.log((mpmath.mpf(long % 2**63) + 0.5) / 2**63) * 2**19
+            assert value == mpmath.nint(exact) * (-1 if long < 0 else 1)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -184,6 +193,15 @@ def test_copies(variant, shape):
     assert torch.equal(brighter, scheme.sample(x // 2, draws_of(2, 3)))  # only the shares count
     one_noise = scheme.sample(x, draws_of(1, 3))
     assert torch.allclose(one_noise - image, (copies - image)[:1, :3].expand(2, -1, -1, -1, -1), atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_copies_do_not_depend_on_the_batch(variant):
+    scheme, x = WassersteinNoise(0.02, **variant), random_images(2, (1, 24, 24))  # made in groups of 113
+    together = scheme.sample(x, draws_of(2, 230))
+    for item, copy in ((0, 0), (1, 112), (0, 113), (1, 229)):
+        draws = Draws.of(0, ESTIMATION, torch.tensor([item]), range(copy, copy + 1))
+        assert torch.equal(scheme.sample(x[item : item + 1], draws)[0, 0], together[item, copy])
 
 
 def test_floats_are_rounded_to_2_24():
@@ -353,7 +371,7 @@ def test_dssn_noise_cannot_replace_additive_noise():
     image = torch.full((1, 1, 1, 3, 3), 9.0, dtype=torch.float64)
 
     def moved(flows: Tensor) -> Tensor:
-        return _moved(image, flows.double()[None, None, :, None].clone())
+        return _moved(image, on_edges(flows.double()[None, None, :, None]))
 
     assert torch.equal(moved(none), moved(circle))  # the same image
     smoothed = []
@@ -365,8 +383,9 @@ def test_dssn_noise_cannot_replace_additive_noise():
     assert (smoothed[1][:, 1, 1] != 9).double().mean() > 0.9
     # additive noise moves both plans to the same images, for every draw
     draws = draws_of(1, 10)
-    flows = _laplace(draws, 18).view(1, 10, 2, 1, 3, 3)
-    assert torch.equal(_moved(image, flows + none.double()[:, None]), _moved(image, flows + circle.double()[:, None]))
+    flows = _laplace(draws.keys(), _edges((1, 3, 3)))
+    both = [flows + on_edges(plan.double()[None, None, :, None]) for plan in (none, circle)]
+    assert torch.equal(_moved(image, both[0]), _moved(image, both[1]))
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What the commands that evaluate a trained classifier on a data set share: their arguments, checks, configuration."""
+"""Runs of a trained classifier over a data set: the arguments, checks and configuration that these commands share."""
 
 from __future__ import annotations
 
