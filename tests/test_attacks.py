@@ -89,7 +89,9 @@ def test_no_success_within_an_exact_certificate(toy: Toy):
     assert succeeded > 0, "no attack succeeded anywhere"
 
 
-@pytest.mark.parametrize("toy", [t for t in sampled() if len(t.images()) < 100], ids=lambda toy: toy.name)
+@pytest.mark.parametrize(
+    "toy", [t for t in sampled() if len(t.images()) < 100 and t.levels > t.steps], ids=lambda toy: toy.name
+)
 def test_no_success_within_a_sampled_certificate_at_exact_probabilities(toy: Toy):
     """The classifier that is attacked knows the exact probabilities."""
     scheme, outcomes = toy.scheme, toy.outcomes
