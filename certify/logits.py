@@ -7,13 +7,14 @@ nothing.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from certify.smooth import Smoothed
-from certify.votes import VoteEngine, argmax_vote
+from certify.votes import argmax_vote
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,8 @@ def scores_of_copies(smoothed: Smoothed, x: Tensor, *, n: int, stream: int, inde
         seen.append(scores.clone())
         return smoothed.engine.vote(scores)
 
-    engine = smoothed.engine
-    engine.prepare(x)
-    listener = VoteEngine(
-        engine.base_classifier, engine.scheme, engine.num_classes, vote=remember, batch_size=engine.batch_size
-    )
+    smoothed.engine.prepare(x)
+    listener = copy.copy(smoothed.engine)  # a new engine would wrap the classifier of patches once more
+    listener.vote = remember
     listener.sampled(x, n, index=torch.tensor([index]), seed=smoothed.seed, stream=stream)
     return torch.cat(seen)[:n].to(x.device)

@@ -104,10 +104,10 @@ def _weights(noise: RoundedGaussian) -> list[int]:
         context.prec = 40
         root = (2 * _pi(context.prec)).sqrt()
         step = Decimal(noise.deviation.denominator) / Decimal(noise.deviation.numerator)
-        # above[j] = round(2^64 P(s Z >= j + 1/2))
+        # above[j] = round(2^64 P(s Z >= j + 1/2)), which is 0 far out; the series would take for ever there
+        borders = [(j + Decimal("0.5")) * step for j in range(reach)]
         above = [
-            int((_TOTAL * (Decimal("0.5") - _half_mass((j + Decimal("0.5")) * step, root))).to_integral_value())
-            for j in range(reach)
+            0 if z > 10 else int((_TOTAL * (Decimal("0.5") - _half_mass(z, root))).to_integral_value()) for z in borders
         ]
     above.append(0)  # the last value stands for all beyond
     upper = [a - b for a, b in itertools.pairwise(above)]

@@ -19,8 +19,9 @@ The published partition and network on MNIST, for a GPU (set CUBLAS_WORKSPACE_CO
 
 from __future__ import annotations
 
+import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -132,6 +133,8 @@ def certify(args: Args) -> Path:
     job = read_job(args.out)
     voted = job.voted(args.split)
     data = test_set(job, args.split, args.data_root)
+    if data.checksum() != voted["sha256"]:
+        raise ValueError(f"{data.name}, {args.split}: is not the data that the models voted on; let them vote again")
     index = list(range(0, len(data), voted["skip"])[: voted["max"]])
     rankings, labels = job.rankings(args.split), data.labels[index]
     threat = {"samples": TrainingSamples(), "labels": TrainingLabels(), None: None}[args.threat]
@@ -206,7 +209,18 @@ def provenance(args: Args) -> dict[str, Any]:
     return {"command": cli.command_line("scripts.poisoning", args), "commit": cli.commit(), "started": started}
 
 
+def check_used(args: Args) -> None:
+    """Raise if an argument was given that the step does not look at; help texts end in the steps that do."""
+    for field in fields(args):
+        steps = re.search(r"\(([a-z, ]+)\)$", field.metadata["help"])
+        if args.step != "all" and steps and args.step not in steps[1].split(", "):
+            if getattr(args, field.name) != field.default:
+                name = field.name.replace("_", "-")
+                raise ValueError(f"{name}: is for {steps[1]}, not for {args.step}; leave it out")
+
+
 def main(args: Args) -> None:
+    check_used(args)
     steps = STEPS[:-1] if args.step == "all" else (args.step,)
     for step in steps:
         if step == "certify":

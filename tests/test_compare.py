@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from certify import UniformNoise, Votes
+from certify import Smoothed, SmoothReduce, UniformNoise, Votes
+from certify.draws import ESTIMATION, Draws
 from certify.logits import histogram, scores_of_copies, top_two
 from certify.models import ModelSpec
+from certify.reduced import Reduced
 from certify.results import ResultFolder, Row, read_votes, votes_line
 from certify.training import Checkpoint, save_checkpoint
 from scripts import certify as certify_script
@@ -202,6 +204,20 @@ def test_scores_do_not_depend_on_how_many_are_asked_for(certified):
     many, few = (scores_of_copies(smoothed, image, n=n, stream=1, index=1) for n in (130, 3))
     assert (many.shape, few.shape) == ((130, 10), (3, 10))
     assert torch.allclose(many[:3], few, atol=1e-6)
+
+
+@pytest.mark.parametrize("reduce", ["mean", "max"])
+def test_scores_of_stacks_of_patches_are_those_that_vote(reduce):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.Flatten(), torch.nn.Linear(12, 4))
+    scheme = SmoothReduce(0.3, 4, stride=2, reduce=reduce)
+    smoothed = Smoothed(model, scheme, 4, n0=1, n=50)
+    x = torch.randint(0, 256, (1, 2, 8, 8), dtype=torch.uint8)
+    scores = scores_of_copies(smoothed, x, n=50, stream=ESTIMATION, index=3)
+    votes = smoothed.votes(x, index=torch.tensor([3]))
+    assert torch.equal(torch.bincount(scores.argmax(1), minlength=4), votes.counts[0])
+    copies = scheme.sample(x, Draws.of(0, ESTIMATION, torch.tensor([3]), range(50)))[0]
+    assert torch.allclose(scores, Reduced(model, reduce)(copies), atol=1e-5)
 
 
 def test_histograms_need_the_runs_own_classifier_and_images(tmp_path, certified):

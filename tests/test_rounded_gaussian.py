@@ -104,6 +104,13 @@ def test_moments_and_independence():
     assert correlation.abs().max() < 5.5 / 4000**0.5
 
 
+@pytest.mark.parametrize("sigma", [1e-6, 1e-30, 5e-324])
+def test_noise_far_below_a_step_is_none(sigma):
+    noise = RoundedGaussian(Fraction(sigma) * 255)
+    assert noise.weights() == [0, 1 << 64, 0]
+    assert not noise.draw(draws(2), 5).any()
+
+
 @pytest.mark.parametrize("deviation", [Fraction(0), Fraction(-1), Fraction(20_000)], ids=float)
 def test_deviations_out_of_range(deviation):
     with pytest.raises(ValueError, match="sigma"):

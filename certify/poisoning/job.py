@@ -154,22 +154,24 @@ class Job:
 
         Args:
             name: of the folder for the votes.
-            inputs: identity of ``x``, as JSON values.
+            inputs: identity of ``x``, as JSON values; every file of votes carries it.
         """
+        inputs = json.loads(json.dumps(inputs))
         claim_config(self.folder / name / "votes.json", {"inputs": inputs, "environment": environment_of(device)})
         for group in self.groups[shard[0] :: shard[1]]:
             path = self._votes(name, group)
             if path.exists():
-                self._read(path)
+                self._read_votes(path, inputs)
             else:
                 rankings = self.ensemble.rankings(self.states(group, device), x)
-                write_tensors(path, {"rankings": rankings}, {"identity": self.identity})
+                write_tensors(path, {"rankings": rankings}, {"identity": self.identity, "inputs": inputs})
             if on_group is not None:
                 on_group(len(group))
 
     def rankings(self, name: str) -> Tensor:
         """The stored rankings of all models, ``[size, B, C]``."""
-        return torch.cat([self._read(self._votes(name, group))["rankings"] for group in self.groups])
+        inputs = self.voted(name)
+        return torch.cat([self._read_votes(self._votes(name, group), inputs) for group in self.groups])
 
     def voted(self, name: str) -> dict[str, Any]:
         """What the votes in folder ``name`` are about: the ``inputs`` of :meth:`vote`."""
@@ -186,12 +188,17 @@ class Job:
     def _votes(self, name: str, group: range) -> Path:
         return self.folder / name / f"votes-{group.start:05d}.safetensors"
 
-    def _read(self, path: Path) -> State:
+    def _read_votes(self, path: Path, inputs: dict[str, Any]) -> Tensor:
+        return self._read(path, inputs)["rankings"]
+
+    def _read(self, path: Path, inputs: dict[str, Any] | None = None) -> State:
         if not path.exists():
             raise FileNotFoundError(f"{path}: not there yet; resume the training and voting of this ensemble first")
         tensors, header = read_tensors(path)
         if header.get("identity") != self.identity:
             raise ValueError(f"{path}: belongs to another ensemble than {self.folder / 'ensemble.json'}; remove it")
+        if header.get("inputs", inputs) != inputs:
+            raise ValueError(f"{path}: holds votes on {header['inputs']}, not on {inputs}; remove it")
         return tensors
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.modules.dropout import _DropoutNd
 
 from certify.images import to_float
 from certify.inference import exact_gradients, exact_inference
@@ -102,6 +103,9 @@ class Network(Learner):
     def _forward(self, images: Tensor, num_classes: int, *, training: bool) -> Forward:
         """The architecture as a function of its parameters; it has no memory of its own for them."""
         skeleton = self._build(images, num_classes, "meta").train(training)
+        if any(isinstance(module, _DropoutNd) and module.p > 0 for module in skeleton.modules()):
+            # its numbers would come from a generator that all models share
+            raise ValueError(f"model: got {self.model}, which has dropout; expected one that is not random in training")
 
         def forward(parameters: State, buffers: State, constants: State, x: Tensor) -> Tensor:
             return functional_call(skeleton, (parameters, buffers), ((x - constants["mean"]) / constants["std"],))

@@ -206,6 +206,14 @@ def test_wrong_arguments_are_refused(call, message):
         call(Ensemble(ContentHash(5), NearestNeighbors(), 10))
 
 
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_models_with_dropout_are_refused(at_once):
+    samples, labels = torch.rand(6, 6, 4, 1), torch.arange(6) % 2
+    ensemble = Ensemble(ContentHash(2), Network("pointnet_basic", steps=1, batch_size=2), 2)
+    with pytest.raises(ValueError, match="which has dropout"):
+        ensemble.fit(ensemble.parts((samples, labels)), at_once=at_once)
+
+
 def test_hashed_parts_certify_flipped_labels_too():
     ensemble = Ensemble(ContentHash(5), NearestNeighbors(), 3)
     rankings = torch.tensor([0, 1, 2]).expand(5, 1, 3)

@@ -68,6 +68,11 @@ def test_votes_are_stored_and_read_again(tmp_path):
     assert torch.equal(stored.rankings("test"), expected)
     with pytest.raises(ValueError, match="was made with inputs"):
         job.vote("test", data[0][:3], {"data": "other"})
+    (tmp_path / "test/votes.json").unlink()
+    with pytest.raises(ValueError, match="holds votes on"):
+        job.vote("test", data[0][:3], {"data": "other"})
+    with pytest.raises(ValueError, match="holds votes on"):
+        job.rankings("test")
 
 
 def test_folders_never_mix_ensembles(tmp_path):
@@ -132,6 +137,24 @@ def test_the_script_trains_votes_certifies_and_reports(tmp_path, capsys):
         report.main(report.Args([run], alpha=0.1))
     with pytest.raises(ValueError, match="holds an ensemble"):
         poisoning.main(args)
+
+
+def test_arguments_of_other_steps_are_refused(tmp_path):
+    for options, message in (
+        ({"step": "vote", "learner": "NearestNeighbors(1)"}, "learner: is for train, not for vote"),
+        ({"step": "certify", "device": "cuda"}, "device: is for train, vote, not for certify"),
+        ({"step": "report", "method": "run-off"}, "method: is for certify, not for report"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            poisoning.main(poisoning.Args(out=tmp_path, **options))
+
+
+def test_labels_of_other_data_than_were_voted_on_are_refused(tmp_path, monkeypatch):
+    poisoning.main(poisoning.Args("train", tmp_path, partition="ContentHash(3)", learner="NearestNeighbors()"))
+    poisoning.main(poisoning.Args("vote", tmp_path, max=2))
+    monkeypatch.setattr("certify.data.Dataset.checksum", lambda _: "other")
+    with pytest.raises(ValueError, match="is not the data that the models voted on"):
+        poisoning.main(poisoning.Args("certify", tmp_path))
 
 
 def test_the_script_explains_missing_steps(tmp_path):
