@@ -40,11 +40,15 @@ def item_rewards(achieved: Any, desired: Any) -> Any:
     Returns:
         ``[..., goals]``, of the type of ``desired``.
     """
-    presence = desired[..., -1]
-    met = presence != 0
+    return _met(achieved, desired) + 0 * desired[..., -1]  # a number of the type of the goals
+
+
+def _met(achieved: Any, desired: Any) -> Any:
+    """Which present rows equal the achieved goal: bool [..., goals]."""
+    met = desired[..., -1] != 0
     for i in range(desired.shape[-1] - 1):  # column by column: .all() over a few columns is many times slower
         met = met & (achieved[..., i, None] == desired[..., i])
-    return met + 0 * presence  # a number of the type of the goals
+    return met
 
 
 def total_reward(rewards: Any, desired: Any) -> Any:
@@ -53,6 +57,17 @@ def total_reward(rewards: Any, desired: Any) -> Any:
     Operators only; of tensors, its gradient in the presence is Equation G.17.
     """
     return (desired[..., -1] ** 2 * rewards).sum(-1)
+
+
+def _total_reward_of_met(achieved: Array, desired: Array) -> NDArray[np.float64]:
+    """:func:`total_reward` of :func:`item_rewards`, the same numbers in half the time, as sums of few terms."""
+    met = _met(achieved, desired)
+    sets = np.flatnonzero(met) // met.shape[-1]
+    if (sets[1:] == sets[:-1]).any():  # a goal is there twice, and the order in which terms are added counts
+        return total_reward(item_rewards(achieved, desired), desired).astype(np.float64)
+    total = np.zeros(met.shape[:-1])
+    total.reshape(-1)[sets] = np.broadcast_to(desired[..., -1], met.shape)[met] ** 2
+    return total[()]  # a number for a single set
 
 
 def pack_goals(items: ArrayLike, max_goals: int) -> Array:
@@ -120,4 +135,6 @@ class MultiGoalTask(Task):
         return item_rewards(achieved, desired)
 
     def reward(self, achieved: Array, desired: Array) -> NDArray[np.float64]:
+        if type(self).item_rewards is MultiGoalTask.item_rewards:
+            return _total_reward_of_met(achieved, desired)
         return total_reward(self.item_rewards(achieved, desired), desired).astype(np.float64)

@@ -79,7 +79,7 @@ class ParallelVectorEnv(VectorEnv[Rows, Any, NDArray[Any]]):
             theirs.close()
             self._processes.append(process)
             self._connections.append(ours)
-        self._collect()  # environments that cannot be made are known here
+        self._answers()  # environments that cannot be made are known here
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -90,17 +90,17 @@ class ParallelVectorEnv(VectorEnv[Rows, Any, NDArray[Any]]):
             seeds = [int(seeds) + i for i in range(self.num_envs)]
         if len(seeds) != self.num_envs:
             raise ValueError(f"seed: got {len(seeds)} seeds, expected an integer or one for each of {self.num_envs}")
-        self._send(("reset", (list(seeds), options)))
-        self._collect()
+        self._command("reset", (list(seeds), options))
         return self._shared.copies("now"), {}
 
     def step(
         self, actions: Any
     ) -> tuple[Rows, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        self._shared.actions[:] = actions
-        self._send(("step", None))
-        ended = {row: info for infos in self._collect() for row, info in infos.items()}
-        shared = self._shared
+        shared, actions = self._shared, np.asarray(actions)
+        if actions.shape != shared.actions.shape:  # others would be broadcast
+            raise ValueError(f"action: got shape {actions.shape}, expected {shared.actions.shape}")
+        shared.actions[:] = actions
+        ended = {row: info for infos in self._command("step") for row, info in infos.items()}
         return (
             shared.copies("now"),
             shared.rewards.copy(),
@@ -128,28 +128,41 @@ class ParallelVectorEnv(VectorEnv[Rows, Any, NDArray[Any]]):
             process.join(timeout=5)
             if process.is_alive():
                 process.terminate()
+                process.join()
         self._connections.clear()
         self._local.close()
 
-    def _send(self, message: tuple[str, Any]) -> None:
+    def _command(self, name: str, argument: Any = None) -> list[dict[int, dict[str, Any]]]:
+        """Let all workers do something; their answers."""
         if not self._connections:
             raise ValueError("environments: are closed; make new ones")
-        for connection in self._connections:
-            with contextlib.suppress(OSError):  # a worker's end is noticed and told below
-                connection.send(message)
+        try:
+            for connection in self._connections:
+                with contextlib.suppress(OSError):  # a worker's end is noticed and told below
+                    connection.send((name, argument))
+        except BaseException:
+            self.close()
+            raise
+        return self._answers()
 
-    def _collect(self) -> list[dict[int, dict[str, Any]]]:
+    def _answers(self) -> list[dict[int, dict[str, Any]]]:
         """What the workers answer: infos of ended episodes."""
         answers: list[Any] = []
-        for connection in self._connections:
-            try:
-                answers.append(connection.recv())
-            except (EOFError, OSError):
-                answers.append("was killed from outside, perhaps for want of memory; use fewer environments or workers")
-        failures = [answer for answer in answers if isinstance(answer, str)]
-        if failures:
+        try:
+            for connection in self._connections:
+                try:
+                    answers.append(connection.recv())
+                except (EOFError, OSError):
+                    answers.append(
+                        "was killed from outside, perhaps for want of memory; use fewer environments or workers"
+                    )
+            failures = [answer for answer in answers if isinstance(answer, str)]
+            if failures:
+                raise ChildProcessError(f"a worker of {self.num_envs} environments: {failures[0]}")
+        except BaseException:
+            # after Ctrl-C, too: answers that were not read would be taken for those to the next command
             self.close()
-            raise ChildProcessError(f"a worker of {self.num_envs} environments: {failures[0]}")
+            raise
         return answers
 
     def _final(self, ended: dict[int, dict[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import get_flattened_obs_dim
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
@@ -81,6 +81,10 @@ class NormalizedExtractor(BaseFeaturesExtractor):
         missing = [key for key in keys if key not in observation_space.spaces]
         if missing:
             raise ValueError(f"keys: got {missing[0]!r}, expected some of {', '.join(observation_space.spaces)}")
+        for key in keys:  # as others are preprocessed: one-hot, or from 0 to 1
+            space = observation_space[key]
+            if not isinstance(space, spaces.Box | spaces.MultiBinary) or is_image_space(space):
+                raise ValueError(f"keys: got {key!r} with the space {space}, expected a Box that is no image, or bits")
         for name, value in (("clip", clip), ("clip_raw", clip_raw), ("epsilon", epsilon)):
             if not (np.isfinite(value) and value > 0):
                 raise ValueError(f"{name}: got {value}, expected a finite number above 0")

@@ -67,8 +67,8 @@ class GoalConditioned(OffPolicyAlgorithm):
             the goal's coordinates and averaged over the batch. 0 trains as Stable-Baselines3 does.
         goal_gradient: what is differentiated and which transitions count; by default the policy's own rule if it has
             one, else ReenGAGE for sparse rewards with -1 for not reaching the goal (Eq. 8.9).
-        target_range: smallest and largest possible return; TD targets are clipped to it. The target of the goal
-            gradient is not: where a value is clipped, its gradient still says where the goal lies.
+        target_range: smallest and largest possible return (for SAC with its entropy); TD targets are clipped to it. The
+            target of the goal gradient is not: where a value is clipped, its gradient still says where the goal lies.
 
     Everything else is as in Stable-Baselines3. Logged are the TD part of the loss, under the name that it has there,
     and ``train/goal_gradient_loss``, the other part with its coefficient.

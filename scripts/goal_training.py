@@ -14,6 +14,7 @@ import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.metadata import version
@@ -132,29 +133,36 @@ class Run:
         if not relabels:  # sets of goals are large: no more memory than the run fills, which changes nothing
             steps = self.plan["steps"] + 2 * env.num_envs
             options["buffer_size"] = min(options["buffer_size"], steps)
-        return ALGORITHMS[self.algorithm](
-            self.policy,
-            env,
-            replay_buffer_class=rl.HerReplayBuffer if relabels else rl.GoalSetReplayBuffer,
-            replay_buffer_kwargs=dict(self.hindsight or {}),
-            seed=self.seed,
-            device=device,
-            tensorboard_log=None if tensorboard is None else str(tensorboard),
-            **options | {"policy_kwargs": policy},
-        )
+        try:
+            return ALGORITHMS[self.algorithm](
+                self.policy,
+                env,
+                replay_buffer_class=rl.HerReplayBuffer if relabels else rl.GoalSetReplayBuffer,
+                replay_buffer_kwargs=dict(self.hindsight or {}),
+                seed=self.seed,
+                device=device,
+                tensorboard_log=None if tensorboard is None else str(tensorboard),
+                **options | {"policy_kwargs": policy},
+            )
+        except BaseException:
+            env.close()
+            raise
 
     def train(self, folder: Path, device: str, tensorboard: Path | None, workers: int = 1) -> None:
         """From the last checkpoint, or from the beginning, to the end of the plan."""
-        model, plan = self.make_model(device, tensorboard, workers), Plan(**self.plan)
-        eval_env = self.make_env(min(plan.eval_episodes, 64), workers)
+        plan = Plan(**self.plan)
 
         def report(text: str) -> None:
             print(f"seed {self.seed}: {text}", flush=True)
 
-        run(model, eval_env, plan, folder, resume=True, report=report, log_name=f"{folder.parent.name}-{folder.name}")
-        eval_env.close()
-        assert model.env is not None
-        model.env.close()
+        name = f"{folder.parent.name}-{folder.name}"
+        with ExitStack() as stack:  # environments may have processes
+            model = self.make_model(device, tensorboard, workers)
+            assert model.env is not None
+            stack.callback(model.env.close)
+            eval_env = self.make_env(min(plan.eval_episodes, 64), workers)
+            stack.callback(eval_env.close)
+            run(model, eval_env, plan, folder, resume=True, report=report, log_name=name)
 
 
 def spec_of(env: str) -> EnvSpec:
@@ -232,6 +240,7 @@ def train_all(run_: Run, args: RunArgs, prog: str, workers: int = 1) -> None:
             them.
     """
     check(args)
+    Plan(**run_.plan)
     work = {args.out / f"seed-{seed}": replace(run_, seed=seed) for seed in args.seeds}
     model = run_.make_model(args.device)
     assert model.env is not None

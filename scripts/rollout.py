@@ -8,6 +8,7 @@ The agent is the one of the last checkpoint, and acts deterministically.
 from __future__ import annotations
 
 import io
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -109,11 +110,15 @@ def check_rendering(env: gymnasium.Env[Any, Any]) -> None:
 
 def main(args: Args) -> None:
     out, run = check(args), read_run(args.run)
-    env = gymnasium.make(run.env, render_mode="rgb_array", **run.env_arguments)
-    check_rendering(env)
-    model = replace(run, num_envs=1).make_model("cpu")
-    load_checkpoint(model, args.run / STATE, buffer=False)
-    episodes = [play(model, env, args.seed if i == 0 else None) for i in range(args.episodes)]
+    with ExitStack() as stack:  # simulations may have a window or processes
+        env = gymnasium.make(run.env, render_mode="rgb_array", **run.env_arguments)
+        stack.callback(env.close)
+        check_rendering(env)
+        model = replace(run, num_envs=1).make_model("cpu")
+        assert model.env is not None
+        stack.callback(model.env.close)
+        load_checkpoint(model, args.run / STATE, buffer=False)
+        episodes = [play(model, env, args.seed if i == 0 else None) for i in range(args.episodes)]
     for i, episode in enumerate(episodes):
         success = "" if episode.success is None else f", {'success' if episode.success else 'no success'}"
         print(f"episode {i}: return {sum(episode.rewards):.3f}, {len(episode.rewards)} steps{success}")

@@ -20,12 +20,13 @@ from; 50 cycles make an epoch. ``laptop`` is the same with 8 times two episodes 
     squared actions in the actor's loss, 1.0    action_l2
     noise 0.2, random actions 0.3               noise, random_action
     hindsight, 4 future goals                   HerReplayBuffer
-    a million transitions                       buffer_size
+    a million transitions for each worker       buffer_size, all of a published run; a million in all for laptop
     success in the last step                    is_success of the environment, at the end of an episode
     190 test episodes per epoch                 eval_episodes, without noise
 
 There, 19 learners average their gradients, each from a buffer and with statistics of its own episodes before these are
-averaged; here one learner sees the 19-fold batch. Goal gradients are those of the raw goal, through the normalization.
+averaged; here one learner sees the 19-fold batch. Weights begin as PyTorch's do, not as Glorot's. Goal gradients are
+those of the raw goal, through the normalization.
 """
 
 from __future__ import annotations
@@ -44,15 +45,16 @@ SHARE = 2 / 3  # of the free memory that a replay buffer may take
 
 @dataclass(frozen=True)
 class Preset:
-    """How many episodes run side by side in a cycle, how large batches are, how often and how long to evaluate."""
+    """How many episodes run side by side in a cycle, how large batches are, how long to train and to evaluate."""
 
     num_envs: int
     batch_size: int
     epochs: int
     eval_episodes: int
+    buffer_size: int = 1_000_000
 
 
-PRESETS = {"published": Preset(38, 19 * 256, 50, 190), "laptop": Preset(16, 256, 50, 96)}
+PRESETS = {"published": Preset(38, 19 * 256, 50, 190, 19_000_000), "laptop": Preset(16, 256, 50, 96)}
 
 
 @dataclass
@@ -69,7 +71,7 @@ class Args(goal_training.RunArgs):
     eval_every: int | None = cli.arg("steps between evaluations; by default an epoch", None)
     eval_episodes: int | None = cli.arg("episodes per evaluation; by default the preset's", None)
     checkpoint_every: int | None = cli.arg("steps between checkpoints; by default an epoch", None)
-    buffer_size: int = cli.arg("transitions that are remembered", 1_000_000)
+    buffer_size: int | None = cli.arg("transitions that are remembered; by default the preset's", None)
     normalize: bool = cli.arg("weigh goal gradients by the variance of the goals (Appendix G.4)", False)
 
 
@@ -79,7 +81,8 @@ def configuration(args: Args) -> goal_training.Run:
     limit = goal_training.spec_of(env).max_episode_steps
     if limit is None:
         raise ValueError(f"env: got {env!r}, which has no time limit; expected episodes of one length")
-    for name in ("workers", "epochs", "buffer_size"):
+    counts = ("workers", "epochs", "steps", "batch_size", "eval_every", "eval_episodes", "checkpoint_every")
+    for name in (*counts, "buffer_size"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"{name.replace('_', '-')}: got {value}, expected at least 1")
@@ -87,11 +90,14 @@ def configuration(args: Args) -> goal_training.Run:
     gamma = 1 - 1 / limit
     cycle = preset.num_envs * limit
     epoch = CYCLES * cycle
-    steps = args.steps if args.steps is not None else epoch * (args.epochs or preset.epochs)
+    if args.steps is not None and args.epochs is not None:
+        raise ValueError(f"epochs: got {args.epochs} and {args.steps} steps, expected one of both")
+    steps = args.steps or epoch * (args.epochs or preset.epochs)
     arguments = {
         "learning_rate": args.lr,
         "batch_size": args.batch_size or preset.batch_size,
-        "buffer_size": -(-args.buffer_size // cycle) * cycle,  # whole episodes, so that none is cut when it is full
+        "buffer_size": -(-(args.buffer_size or preset.buffer_size) // cycle)
+        * cycle,  # whole episodes, so that none is cut when it is full
         "learning_starts": 0,
         "gamma": gamma,
         "tau": 0.05,

@@ -11,6 +11,7 @@ The defaults are the published ones (Table G.4); smaller networks and fewer goal
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from scripts import cli, goal_training
@@ -52,7 +53,16 @@ def encoder_arguments(args: Args) -> dict[str, Any]:
     return {"embedding_dim": args.embedding, **own[args.encoder]}
 
 
+def check_encoder(args: Args) -> None:
+    """Raise for arguments of an encoder other than the chosen one, which would have no effect."""
+    for encoder, names in {"deep-sets": ("layers",), "attention": ("width", "blocks")}.items():
+        for name in names:
+            if encoder != args.encoder and getattr(args, name) != getattr(Args(Path()), name):
+                raise ValueError(f"{name}: has no effect on --encoder {args.encoder}, only on {encoder}; leave it out")
+
+
 def configuration(args: Args) -> goal_training.Run:
+    check_encoder(args)
     if any(width < 1 for width in args.head):
         raise ValueError(f"head: got {args.head}, expected widths of at least 1")
     arguments = {

@@ -95,6 +95,31 @@ def test_the_gradient_of_the_reward_in_the_presence():
     assert desired.grad.tolist() == [[0, 0, 2], [0, 0, 0], [0, 0, 0]]
 
 
+@pytest.mark.parametrize("shapes", [((), ()), ((9,), (9,)), ((4, 1), (3,)), ((0,), (0,))])
+@pytest.mark.parametrize("goals", [1, 6])
+def test_the_quick_reward_is_the_sum_of_item_rewards(shapes, goals):
+    """Bit for bit: goals that are there several times, and presences between 0 and 1."""
+    rng = np.random.default_rng(goals)
+    for gates in (False, True):
+        achieved, desired = random_sets(rng, shapes[0])[0], random_sets(rng, shapes[1], goals=goals)[1]
+        if gates:
+            desired[..., -1] *= rng.uniform(size=desired.shape[:-1]).astype(np.float32)
+        rewards = envs.DriveSeek().reward(achieved, desired)
+        expected = total_reward(item_rewards(achieved, desired), desired).astype(np.float64)
+        assert type(rewards) is type(expected)
+        assert rewards.dtype == np.float64
+        assert np.array_equal(rewards, expected)
+
+
+def test_a_task_with_item_rewards_of_its_own():
+    class Near(envs.DriveSeek):
+        def item_rewards(self, achieved, desired):
+            return 0.5 * item_rewards(achieved, desired)
+
+    achieved, desired = random_sets(np.random.default_rng(0))
+    assert np.array_equal(Near().reward(achieved, desired), envs.DriveSeek().reward(achieved, desired) / 2)
+
+
 @pytest.mark.parametrize("env_id", IDS)
 def test_rewards_of_both_kinds_of_environments(env_id):
     vector = gymnasium.make_vec(env_id, 4, "vector_entry_point", max_goals=3)

@@ -112,6 +112,26 @@ def test_a_worker_that_is_killed_is_told() -> None:
         env.step(np.zeros((2, 2), np.float32))
 
 
+def test_what_was_interrupted_is_closed() -> None:
+    """Answers that nobody read would be taken for those to the next command."""
+    env = ParallelVectorEnv(SEEK, 4, 2, d=2)
+    env.reset(seed=0)
+    processes, first = env._processes, env._connections[0]
+
+    class Interrupted:
+        send, close = first.send, first.close
+
+        def recv(self) -> Any:
+            raise KeyboardInterrupt
+
+    env._connections[0] = Interrupted()  # type: ignore[call-overload]
+    with pytest.raises(KeyboardInterrupt):
+        env.step(np.zeros((4, 2), np.float32))
+    assert not any(process.is_alive() for process in processes)
+    with pytest.raises(ValueError, match="closed"):
+        env.step(np.zeros((4, 2), np.float32))
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="workers: got 3 for 2"):
         ParallelVectorEnv(SEEK, 2, 3)
@@ -120,4 +140,7 @@ def test_bad_arguments() -> None:
     env = ParallelVectorEnv(SEEK, 2, 1, d=2)
     with pytest.raises(ValueError, match="seed: got 3 seeds"):
         env.reset(seed=[1, 2, 3])
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="action: got shape"):  # and is not broadcast
+        env.step(np.zeros(2, np.float32))
     env.close()

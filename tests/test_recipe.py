@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import stable_baselines3 as sb3
 import torch
+from gymnasium import spaces
 from safetensors.torch import load_file
 
 import rl
@@ -186,6 +187,14 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
 def test_delays_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="multiple of policy_delay"):
         agent("TD3", policy_delay=2, target_update_interval=3)
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.Box(0, 255, (36, 36, 3), np.uint8)])
+def test_what_is_preprocessed_is_not_normalized(space: spaces.Space[Any]) -> None:
+    """Statistics are those of numbers in the buffer, not of one-hot vectors, or pixels from 0 to 1."""
+    everything = spaces.Dict({"observation": space, GOAL: spaces.Box(-1, 1, (2,))})
+    with pytest.raises(ValueError, match="keys: got 'observation' with the space"):
+        NormalizedExtractor(everything)
 
 
 def test_normalization_of_bits_and_saving(tmp_path: Path) -> None:

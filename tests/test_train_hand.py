@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from rl.training import STATE, Evaluations
-from scripts import rollout, train_hand
+from scripts import goal_training, rollout, train_hand
 from scripts.goal_training import read_run
 from scripts.train_hand import Args, Preset, configuration
 
@@ -24,7 +25,7 @@ def test_the_published_setting() -> None:
     assert run.arguments["batch_size"] == 4_864
     assert run.arguments["gamma"] == pytest.approx(0.98)
     assert run.arguments["target_range"] == pytest.approx([-50, 0])
-    assert run.arguments["buffer_size"] >= 1_000_000
+    assert run.arguments["buffer_size"] >= 19_000_000  # a million for each worker
     block = configuration(Args(Path("x"), env="HandManipulateBlock-v1", normalize=True))
     assert block.arguments["gamma"] == pytest.approx(0.99)
     assert block.goal_gradient == {"normalize": True}
@@ -55,6 +56,11 @@ def test_a_run_that_is_continued_equals_one_that_was_not(tmp_path: Path, monkeyp
         ({"env": "gymnasium:Nothing-v0"}, "not registered"),
         ({"workers": 0}, "workers: got 0"),
         ({"epochs": 0}, "epochs: got 0"),
+        ({"epochs": 1, "steps": 1_000}, "epochs: got 1 and 1000 steps"),
+        ({"steps": 0}, "steps: got 0"),
+        ({"eval_every": 0}, "eval-every: got 0"),
+        ({"eval_episodes": -1}, "eval-episodes: got -1"),
+        ({"checkpoint_every": 0}, "checkpoint-every: got 0"),
         ({"env": "envs:ContinuousSeek-v0"}, "no time limit"),
     ],
 )
@@ -69,6 +75,22 @@ def test_too_little_memory_is_told_before_training(tmp_path: Path, monkeypatch: 
     with pytest.raises(ValueError, match="of free memory"):
         train_hand.main(Args(tmp_path / "out", seeds=[0, 1], jobs=2))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_fails_ends_its_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(train_hand.PRESETS, "laptop", Preset(num_envs=2, batch_size=16, epochs=1, eval_episodes=2))
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        assert len(multiprocessing.active_children()) == 2
+        raise FloatingPointError("diverged")
+
+    monkeypatch.setattr(goal_training, "run", fail)
+    with pytest.raises(FloatingPointError, match="diverged"):
+        train_hand.main(Args(tmp_path, preset="laptop", workers=1, buffer_size=1_000))
+    assert multiprocessing.active_children() == []
+    with pytest.raises(ValueError, match="goal_gradient_coef"):
+        train_hand.main(Args(tmp_path / "x", preset="laptop", goal_gradient_coef=-1, buffer_size=1_000))
+    assert multiprocessing.active_children() == []
 
 
 def test_pictures_need_a_way_to_draw() -> None:

@@ -18,13 +18,15 @@ from scripts import cli, evaluate, goal_training, rollout
 from scripts import train_multi_goal as script
 
 SMALL = (
-    "--max-goals 5 --layers 8 --head 8 --embedding 4 --steps 1100 --eval-every 500 --eval-episodes 3"
+    "--max-goals 5 --head 8 --embedding 4 --steps 1100 --eval-every 500 --eval-episodes 3"
     " --checkpoint-every 1000 --batch-size 8 --goal-gradient-coef 0.1"
 )
 
 
 def train(out: Path, options: str = "") -> None:
-    script.main(cli.parse_args(script.Args, [str(out), *SMALL.split(), *options.split()], script.__name__))
+    script.main(
+        cli.parse_args(script.Args, [str(out), *SMALL.split(), "--layers", "8", *options.split()], script.__name__)
+    )
 
 
 def log(folder: Path) -> dict[str, Any]:
@@ -84,6 +86,13 @@ def test_hyperparameters_of_table_g4() -> None:
     [
         ("--max-goals 0", "max_goals: got 0"),
         ("--layers 8 0", r"layers: got \[8, 0\]"),
+        ("--encoder attention --layers 8", "layers: has no effect on --encoder attention"),
+        ("--encoder cnn --width 8", "width: has no effect on --encoder cnn"),
+        ("--blocks 1", "blocks: has no effect on --encoder deep-sets"),
+        ("--num-envs 0", "num_envs: got 0"),
+        ("--eval-every 0", "eval_every: got 0"),
+        ("--batch-size 0", "batch-size: got 0"),
+        ("--lr -1", "lr: got"),
         ("--head 0", r"head: got \[0\]"),
         ("--embedding 0", r"embedding_dim: got \[0\]"),
         ("--env NoisySeek-v0 --encoder cnn", "expected 2 and 6, those of DriveSeek"),
