@@ -242,7 +242,9 @@ def train_all(run_: Run, args: RunArgs, prog: str, workers: int = 1) -> None:
     check(args)
     Plan(**run_.plan)
     work = {args.out / f"seed-{seed}": replace(run_, seed=seed) for seed in args.seeds}
-    model = run_.make_model(args.device)
+    # one simulation is enough to try the arguments
+    simulated = spec_of(run_.env).vector_entry_point is None
+    model = (replace(run_, num_envs=1) if simulated else run_).make_model(args.device)
     assert model.env is not None
     model.env.close()
     for folder, each in work.items():

@@ -213,10 +213,10 @@ def check_used(args: Args) -> None:
     """Raise if an argument was given that the step does not look at; help texts end in the steps that do."""
     for field in fields(args):
         steps = re.search(r"\(([a-z, ]+)\)$", field.metadata["help"])
-        if args.step != "all" and steps and args.step not in steps[1].split(", "):
-            if getattr(args, field.name) != field.default:
-                name = field.name.replace("_", "-")
-                raise ValueError(f"{name}: is for {steps[1]}, not for {args.step}; leave it out")
+        foreign = args.step != "all" and steps is not None and args.step not in steps[1].split(", ")
+        if steps is not None and foreign and getattr(args, field.name) != field.default:
+            name = field.name.replace("_", "-")
+            raise ValueError(f"{name}: is for {steps[1]}, not for {args.step}; leave it out")
 
 
 def main(args: Args) -> None:

@@ -52,9 +52,11 @@ class Preset:
     epochs: int
     eval_episodes: int
     buffer_size: int = 1_000_000
+    checkpoint_epochs: int = 1
 
 
-PRESETS = {"published": Preset(38, 19 * 256, 50, 190, 19_000_000), "laptop": Preset(16, 256, 50, 96)}
+# the published buffer makes checkpoints of some gigabytes
+PRESETS = {"published": Preset(38, 19 * 256, 50, 190, 19_000_000, 5), "laptop": Preset(16, 256, 50, 96)}
 
 
 @dataclass
@@ -70,7 +72,7 @@ class Args(goal_training.RunArgs):
     lr: float | None = cli.arg("learning rate", 0.001)
     eval_every: int | None = cli.arg("steps between evaluations; by default an epoch", None)
     eval_episodes: int | None = cli.arg("episodes per evaluation; by default the preset's", None)
-    checkpoint_every: int | None = cli.arg("steps between checkpoints; by default an epoch", None)
+    checkpoint_every: int | None = cli.arg("steps between checkpoints; by default the preset's", None)
     buffer_size: int | None = cli.arg("transitions that are remembered; by default the preset's", None)
     normalize: bool = cli.arg("weigh goal gradients by the variance of the goals (Appendix G.4)", False)
 
@@ -93,11 +95,11 @@ def configuration(args: Args) -> goal_training.Run:
     if args.steps is not None and args.epochs is not None:
         raise ValueError(f"epochs: got {args.epochs} and {args.steps} steps, expected one of both")
     steps = args.steps or epoch * (args.epochs or preset.epochs)
+    size = args.buffer_size or preset.buffer_size
     arguments = {
         "learning_rate": args.lr,
         "batch_size": args.batch_size or preset.batch_size,
-        "buffer_size": -(-(args.buffer_size or preset.buffer_size) // cycle)
-        * cycle,  # whole episodes, so that none is cut when it is full
+        "buffer_size": -(-size // cycle) * cycle,  # whole episodes, so that none is cut when it is full
         "learning_starts": 0,
         "gamma": gamma,
         "tau": 0.05,
@@ -114,7 +116,7 @@ def configuration(args: Args) -> goal_training.Run:
         "steps": steps,
         "eval_every": args.eval_every or epoch,
         "eval_episodes": args.eval_episodes or preset.eval_episodes,
-        "checkpoint_every": args.checkpoint_every or epoch,
+        "checkpoint_every": args.checkpoint_every or epoch * preset.checkpoint_epochs,
     }
     return goal_training.Run(
         env=env,

@@ -20,7 +20,7 @@ from scripts.train_hand import Args, Preset, configuration
 
 def test_the_published_setting() -> None:
     run = configuration(Args(Path("x")))
-    assert run.plan == {"steps": 4_750_000, "eval_every": 95_000, "eval_episodes": 190, "checkpoint_every": 95_000}
+    assert run.plan == {"steps": 4_750_000, "eval_every": 95_000, "eval_episodes": 190, "checkpoint_every": 475_000}
     assert run.num_envs * run.arguments["train_freq"] == 1_900  # steps of a cycle
     assert run.arguments["batch_size"] == 4_864
     assert run.arguments["gamma"] == pytest.approx(0.98)
