@@ -22,6 +22,7 @@ import numpy as np
 from certify.files import write_atomically
 from certify.results import read_config, read_samples
 from scripts import cli, report
+from scripts.tables import Run, aligned, percent, plot, radius_text, spread
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Entry:
         inputs_per_copy: forward passes that one copy took.
     """
 
-    run: report.Run
+    run: Run
     path: Path
     data: tuple[str, str] | None = None
     samples: dict[int, int] | None = None
@@ -140,21 +141,17 @@ def summary_of(entry: Entry, radii: list[float]) -> dict[str, Any]:
 
 def table(summaries: list[dict[str, Any]]) -> str:
     """Plain text, two lines per run; results are rounded down."""
-    head = ["images", "clean", "abstain", "ACR", *(f"r={report.radius_text(r)}" for r in summaries[0]["radii"])]
+    head = ["images", "clean", "abstain", "ACR", *(f"r={radius_text(r)}" for r in summaries[0]["radii"])]
     head += ["passes", "s/image"]
     lines = []
     for s in summaries:
-        share = ("-" if s[key] is None else report.percent(s[key]) for key in ("clean_accuracy", "abstained"))
+        share = ("-" if s[key] is None else percent(s[key]) for key in ("clean_accuracy", "abstained"))
         acr, passes, seconds = s["average_certified_radius"], s["passes_per_image"], s["seconds_per_image"]
-        cells = [str(s["images"]), *share, "-" if acr is None else report.radius_text(acr)]
-        cells += map(report.percent, s["certified_accuracy"])
+        cells = [str(s["images"]), *share, "-" if acr is None else radius_text(acr)]
+        cells += map(percent, s["certified_accuracy"])
         cells += ["-" if passes is None else f"{passes:,.0f}", "-" if seconds is None else f"{seconds:.3g}"]
         lines.append((s["name"], cells))
-    widths = [max(len(head[i]), *(len(cells[i]) for _, cells in lines)) for i in range(len(head))]
-    text = ["  " + "  ".join(h.rjust(w) for h, w in zip(head, widths, strict=True))]
-    for name, cells in lines:
-        text += [name, "  " + "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True))]
-    return "\n".join(text)
+    return aligned(head, lines)
 
 
 def main(args: Args) -> None:
@@ -170,7 +167,7 @@ def main(args: Args) -> None:
     remarks = budget_remarks(entries, args.tolerance)
     if args.equal_budget and remarks:
         raise ValueError(f"equal-budget: {remarks[0]}")
-    radii = args.radii or report.spread([entry.run for entry in entries])
+    radii = args.radii or spread([entry.run for entry in entries])
     summaries = [summary_of(entry, radii) for entry in entries]
     threats = list(dict.fromkeys(entry.run.threat for entry in entries if entry.path.is_dir()))
     if len(threats) > 1:
@@ -183,12 +180,12 @@ def main(args: Args) -> None:
     out = args.out or (args.runs[0] if args.runs[0].is_dir() else args.runs[0].parent)
     document = {"command": cli.command_line("scripts.compare", args), "remarks": remarks, "runs": summaries}
     write_atomically(out / "compare.json", json.dumps(document, indent=2).encode() + b"\n")
-    groups: dict[str, list[report.Run]] = {}
+    groups: dict[str, list[Run]] = {}
     for entry in entries:
         # a log does not say what its radii are: it is drawn with the first run
         threat = entry.run.threat if entry.path.is_dir() or not threats else threats[0]
         groups.setdefault(threat, []).append(entry.run)
-    report.plot(groups, out / "compare.png")
+    plot(groups, out / "compare.png")
     print(f"wrote {out / 'compare.json'} and {out / 'compare.png'}")
 
 
