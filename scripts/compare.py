@@ -21,8 +21,9 @@ import numpy as np
 
 from certify.files import write_atomically
 from certify.results import read_config, read_samples
+from certify.threats import NOT_CERTIFIED
 from scripts import cli, report
-from scripts.tables import Run, aligned, percent, plot, radius_text, spread
+from scripts.tables import Run, aligned, percent, plot, radius_text, spread, what
 
 
 @dataclass
@@ -134,7 +135,17 @@ def budget_remarks(entries: list[Entry], tolerance: float) -> list[str]:
 
 def summary_of(entry: Entry, radii: list[float]) -> dict[str, Any]:
     summary = entry.run.summary(radii, 0.001)
-    kept = ("name", "threat", "alpha", "images", "clean_accuracy", "abstained", "average_certified_radius", "radii")
+    kept = (
+        "name",
+        "threat",
+        "alpha",
+        "guaranteed",
+        "images",
+        "clean_accuracy",
+        "abstained",
+        "average_certified_radius",
+        "radii",
+    )
     cost = {"passes_per_image": entry.passes, "seconds_per_image": entry.seconds}
     return {name: summary[name] for name in kept} | {"certified_accuracy": summary["certified_accuracy"]} | cost
 
@@ -150,7 +161,7 @@ def table(summaries: list[dict[str, Any]]) -> str:
         cells = [str(s["images"]), *share, "-" if acr is None else radius_text(acr)]
         cells += map(percent, s["certified_accuracy"])
         cells += ["-" if passes is None else f"{passes:,.0f}", "-" if seconds is None else f"{seconds:.3g}"]
-        lines.append((s["name"], cells))
+        lines.append((s["name"] if s["guaranteed"] else f"{s['name']} [{NOT_CERTIFIED}]", cells))
     return aligned(head, lines)
 
 
@@ -172,8 +183,9 @@ def main(args: Args) -> None:
     threats = list(dict.fromkeys(entry.run.threat for entry in entries if entry.path.is_dir()))
     if len(threats) > 1:
         remarks.append(f"radii of different threat models cannot be compared: {'; '.join(threats)}")
+    kind = what(guaranteed=all(s["guaranteed"] for s in summaries))
     print(
-        f"certified accuracy at radius r, {threats[0] if threats else 'radius'}; forward passes of the base classifier "
+        f"{kind} accuracy at radius r, {threats[0] if threats else 'radius'}; forward passes of the base classifier "
         "and seconds per image"
     )
     print(table(summaries), *remarks, sep="\n")

@@ -211,6 +211,7 @@ def main(args: Args) -> None:
         raise ValueError(f"radii: got {args.radii}, expected finite numbers, at least 0")
     sizes = [patches.parse_size(text) for text in args.patch or ()]
     groups: dict[str, list[Run]] = {}
+    restated = {"p": False, "pixels": False}
     for path in args.runs:
         run = read_run(path, args)
         if args.bound and run.threat == str(Patch()) and patches.is_structured(path):
@@ -218,14 +219,21 @@ def main(args: Args) -> None:
                 groups.setdefault(each.threat, []).append(each)
             continue
         if args.p is not None and run.threat == str(L1()):
-            run = through_norms(run, args.p)
+            run, restated["p"] = through_norms(run, args.p), True
         for each in (run, *top_k_runs(path, args)):
-            each = in_pixels(each, path) if args.pixels else each
+            threat, each = each.threat, in_pixels(each, path) if args.pixels else each
+            restated["pixels"] |= each.threat != threat
             groups.setdefault(each.threat, []).append(each)
     if args.bound and str(Patch()) not in groups:
         raise ValueError(
             f"bound: got {' '.join(args.bound)}, but no run is one against patches; --bounds is another option"
         )
+    for name, used, text in (
+        ("p", args.p is not None, "from l1, in lp"),
+        ("pixels", args.pixels, "from l2, in pixels"),
+    ):
+        if used and not restated[name]:
+            raise ValueError(f"{name}: no run has radii to restate {text}; leave the option out")
     summaries = []
     for runs in groups.values():
         radii = args.radii or spread(runs)
