@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from certify.results import ROW_COLUMNS, read_rows
-
-COLUMNS = ROW_COLUMNS[:6]
+from certify.stored import LOG_COLUMNS as COLUMNS
+from certify.stored import read_rows
 
 
 def read_log(path: str | Path) -> dict[str, np.ndarray]:

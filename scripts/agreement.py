@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from certify.results import read_config, read_rows, read_samples
+from certify.results import UNPROVEN_RADIUS, read_config, read_rows, read_samples
+from certify.threats import NOT_CERTIFIED
 from scripts import cli
 
 _SAME = ("scheme", "checkpoint_sha256", "data_sha256", "split", "vote")
@@ -73,6 +74,8 @@ def compare(run: Path, against: Path) -> Agreement:
     decisions = []
     for folder in (run, against):
         rows = read_rows(folder)
+        if UNPROVEN_RADIUS in rows:
+            raise ValueError(f"{folder}: its radii are {NOT_CERTIFIED}; decisions are about certificates")
         held = (rows["correct"] > 0) & (rows["radius"] >= radius)
         decisions.append(dict(zip(rows["idx"].astype(int).tolist(), held.tolist(), strict=True)))
     common = sorted(set(decisions[0]) & set(decisions[1]))

@@ -21,7 +21,9 @@ import numpy as np
 
 from certify.files import write_atomically
 from certify.results import read_config, read_samples
+from certify.threats import NOT_CERTIFIED
 from scripts import cli, report
+from scripts.tables import Run, aligned, percent, plot, radius_text, spread, what
 
 
 @dataclass
@@ -51,7 +53,7 @@ class Entry:
         inputs_per_copy: forward passes that one copy took.
     """
 
-    run: report.Run
+    run: Run
     path: Path
     data: tuple[str, str] | None = None
     samples: dict[int, int] | None = None
@@ -133,28 +135,34 @@ def budget_remarks(entries: list[Entry], tolerance: float) -> list[str]:
 
 def summary_of(entry: Entry, radii: list[float]) -> dict[str, Any]:
     summary = entry.run.summary(radii, 0.001)
-    kept = ("name", "threat", "alpha", "images", "clean_accuracy", "abstained", "average_certified_radius", "radii")
+    kept = (
+        "name",
+        "threat",
+        "alpha",
+        "guaranteed",
+        "images",
+        "clean_accuracy",
+        "abstained",
+        "average_certified_radius",
+        "radii",
+    )
     cost = {"passes_per_image": entry.passes, "seconds_per_image": entry.seconds}
     return {name: summary[name] for name in kept} | {"certified_accuracy": summary["certified_accuracy"]} | cost
 
 
 def table(summaries: list[dict[str, Any]]) -> str:
     """Plain text, two lines per run; results are rounded down."""
-    head = ["images", "clean", "abstain", "ACR", *(f"r={report.radius_text(r)}" for r in summaries[0]["radii"])]
+    head = ["images", "clean", "abstain", "ACR", *(f"r={radius_text(r)}" for r in summaries[0]["radii"])]
     head += ["passes", "s/image"]
     lines = []
     for s in summaries:
-        share = ("-" if s[key] is None else report.percent(s[key]) for key in ("clean_accuracy", "abstained"))
+        share = ("-" if s[key] is None else percent(s[key]) for key in ("clean_accuracy", "abstained"))
         acr, passes, seconds = s["average_certified_radius"], s["passes_per_image"], s["seconds_per_image"]
-        cells = [str(s["images"]), *share, "-" if acr is None else report.radius_text(acr)]
-        cells += map(report.percent, s["certified_accuracy"])
+        cells = [str(s["images"]), *share, "-" if acr is None else radius_text(acr)]
+        cells += map(percent, s["certified_accuracy"])
         cells += ["-" if passes is None else f"{passes:,.0f}", "-" if seconds is None else f"{seconds:.3g}"]
-        lines.append((s["name"], cells))
-    widths = [max(len(head[i]), *(len(cells[i]) for _, cells in lines)) for i in range(len(head))]
-    text = ["  " + "  ".join(h.rjust(w) for h, w in zip(head, widths, strict=True))]
-    for name, cells in lines:
-        text += [name, "  " + "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True))]
-    return "\n".join(text)
+        lines.append((s["name"] if s["guaranteed"] else f"{s['name']} [{NOT_CERTIFIED}]", cells))
+    return aligned(head, lines)
 
 
 def main(args: Args) -> None:
@@ -170,25 +178,26 @@ def main(args: Args) -> None:
     remarks = budget_remarks(entries, args.tolerance)
     if args.equal_budget and remarks:
         raise ValueError(f"equal-budget: {remarks[0]}")
-    radii = args.radii or report.spread([entry.run for entry in entries])
+    radii = args.radii or spread([entry.run for entry in entries])
     summaries = [summary_of(entry, radii) for entry in entries]
     threats = list(dict.fromkeys(entry.run.threat for entry in entries if entry.path.is_dir()))
     if len(threats) > 1:
         remarks.append(f"radii of different threat models cannot be compared: {'; '.join(threats)}")
+    kind = what(guaranteed=all(s["guaranteed"] for s in summaries))
     print(
-        f"certified accuracy at radius r, {threats[0] if threats else 'radius'}; forward passes of the base classifier "
+        f"{kind} accuracy at radius r, {threats[0] if threats else 'radius'}; forward passes of the base classifier "
         "and seconds per image"
     )
     print(table(summaries), *remarks, sep="\n")
     out = args.out or (args.runs[0] if args.runs[0].is_dir() else args.runs[0].parent)
     document = {"command": cli.command_line("scripts.compare", args), "remarks": remarks, "runs": summaries}
     write_atomically(out / "compare.json", json.dumps(document, indent=2).encode() + b"\n")
-    groups: dict[str, list[report.Run]] = {}
+    groups: dict[str, list[Run]] = {}
     for entry in entries:
         # a log does not say what its radii are: it is drawn with the first run
         threat = entry.run.threat if entry.path.is_dir() or not threats else threats[0]
         groups.setdefault(threat, []).append(entry.run)
-    report.plot(groups, out / "compare.png")
+    plot(groups, out / "compare.png")
     print(f"wrote {out / 'compare.json'} and {out / 'compare.png'}")
 
 

@@ -32,10 +32,11 @@ from torch import Tensor
 from certify.data import Dataset, load
 from certify.poisoning import Ensemble, TrainingLabels, TrainingSamples, count_votes
 from certify.poisoning.job import Job, ensemble_config, environment_of, read_ensemble, read_job
-from certify.results import ResultFolder, Row, votes_line
+from certify.results import ResultFolder, Row, read_rows, votes_line
 from certify.scheme import Certified
 from certify.votes import Votes
 from scripts import classifier_runs, cli, report
+from scripts.tables import percent
 
 Step = Literal["train", "vote", "certify", "report", "all"]
 STEPS: tuple[Step, ...] = get_args(Step)
@@ -199,7 +200,7 @@ def show(args: Args) -> None:
     if not runs:
         raise FileNotFoundError(f"{args.out}: nothing certified yet; do the step certify first")
     report.main(report.Args(runs, out=args.out, radii=args.radii))
-    base = {report.percent(float(report.read_rows(run)["label_share"].mean())) for run in runs}
+    base = {percent(float(read_rows(run)["label_share"].mean())) for run in runs}
     print(f"accuracy of a single model: {', '.join(sorted(base))}")
 
 
@@ -213,8 +214,8 @@ def check_used(args: Args) -> None:
     """Raise if an argument was given that the step does not look at; help texts end in the steps that do."""
     for field in fields(args):
         steps = re.search(r"\(([a-z, ]+)\)$", field.metadata["help"])
-        foreign = args.step != "all" and steps is not None and args.step not in steps[1].split(", ")
-        if steps is not None and foreign and getattr(args, field.name) != field.default:
+        elsewhere = steps is not None and args.step not in ("all", *steps[1].split(", "))
+        if steps and elsewhere and getattr(args, field.name) != field.default:
             name = field.name.replace("_", "-")
             raise ValueError(f"{name}: is for {steps[1]}, not for {args.step}; leave it out")
 

@@ -26,8 +26,9 @@ from certify.poisoning import ContentHash, Ensemble, TrainingLabels, TrainingSam
 from certify.poisoning.job import read_ensemble
 from certify.scheme import Certified
 from certify.threats import TrainingSet
-from scripts import cli, report
+from scripts import cli
 from scripts.poisoning import in_memory
+from scripts.tables import percent
 
 
 @dataclass
@@ -151,7 +152,7 @@ def main(args: Args) -> None:
     print(f"{args.attack}: accuracy under attack, {args.data}, {args.partition}, {args.learner}")
     print(f"{'size':>6}{'one model':>12}{'partitions':>12}{'certified':>12}")
     for line in lines:
-        cells = (report.percent(line[name]) for name in ("undefended", "partitions", "certified"))
+        cells = (percent(line[name]) for name in ("undefended", "partitions", "certified"))
         print(f"{line['size']:>6}" + "".join(f"{cell:>12}" for cell in cells))
     write_atomically(args.out / "attack.json", json.dumps(lines, indent=2).encode() + b"\n")
     plot(lines, args, args.out / "attack.png")

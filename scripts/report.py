@@ -34,7 +34,6 @@ from __future__ import annotations
 
 import json
 import math
-import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -42,16 +41,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from certify import L0, L1, L2, Lp, Patch, RandomizedAblation, SampledScheme, metrics, spec, topk, topk_l2
+from certify import L0, L1, L2, Lp, Patch, RandomizedAblation, SampledScheme, spec, topk, topk_l2
 from certify.confidence import predict_or_abstain
 from certify.files import write_atomically
 from certify.gaussian import GaussianScheme
 from certify.logs import read_log
-from certify.results import UNPROVEN_RADIUS, floor_text, read_config, read_rows, read_votes
+from certify.results import UNPROVEN_RADIUS, read_config, read_rows, read_votes
 from certify.smooth import vote_uniforms
-from certify.threats import NOT_CERTIFIED
 from certify.variable_lambda import radius_through_norms
 from scripts import cli, patches
+from scripts.tables import Run, percent, plot, spread, table
 
 
 @dataclass
@@ -79,55 +78,6 @@ class Args:
         "certificates against patches, from the stored votes (default: location)", None
     )
     rho: float = cli.arg("failure probability of the bound for the whole data set", 0.001)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run's rows and what is known about it."""
-
-    name: str
-    threat: str
-    alpha: float | None  # None: exact certificates
-    rows: dict[str, np.ndarray]
-    top_k: int | None = None  # None: certificates of the prediction
-    until: str | None = None  # the question that sequential sampling settled
-
-    @property
-    def guaranteed(self) -> bool:
-        """Whether radii are certificates."""
-        return NOT_CERTIFIED not in self.threat
-
-    def summary(self, radii: list[float], rho: float) -> dict[str, Any]:
-        rows = self.rows
-        correct, radius = rows["correct"] > 0, rows["radius"]
-        clean = rows.get("clean", rows["predict"])
-        summary: dict[str, Any] = {
-            "name": self.name,
-            "threat": self.threat,
-            "alpha": self.alpha,
-            "guaranteed": self.guaranteed,
-            "top_k": self.top_k,
-            "images": len(correct),
-            "clean_accuracy": metrics.clean_accuracy(clean, rows["label"]),
-            "abstained": metrics.abstention_rate(clean),
-            "certificates_abstained": metrics.abstention_rate(rows["predict"]),
-            "median_certified_robustness": metrics.median_certified_robustness(correct, radius),
-            "average_certified_radius": metrics.average_certified_radius(correct, radius),
-            "radii": radii,
-            "certified_accuracy": metrics.certified_accuracy(correct, radius, radii).tolist(),
-        }
-        if summary["median_certified_robustness"] == -math.inf:
-            summary["median_certified_robustness"] = None
-        if self.until is not None:  # sampling stopped when its question was settled: nothing else was found out
-            for key in ("clean_accuracy", "median_certified_robustness", "average_certified_radius"):
-                summary[key] = None
-            summary["abstained"] = summary["certificates_abstained"] = None
-        elif "label_share" in rows:
-            summary["base_accuracy"] = float(rows["label_share"].mean())
-        if self.alpha is not None and self.guaranteed:
-            bound = metrics.certified_accuracy_lower_bound(correct, radius, radii, alpha=self.alpha, rho=rho)
-            summary["certified_accuracy_high_probability"] = bound.tolist()
-        return summary
 
 
 def _check_fixed_size(path: Path, sampling: dict[str, Any]) -> None:
@@ -256,90 +206,12 @@ def in_pixels(run: Run, path: Path) -> Run:
     return replace(run, name=f"{run.name}, from l2", threat=threat, rows=run.rows | {"radius": radius})
 
 
-def spread(runs: list[Run]) -> list[float]:
-    """About eight round radii that cover what the runs certify."""
-    top = max(float(run.rows["radius"].max()) for run in runs)
-    if top <= 0:
-        return [0.0]
-    raw = top / 7
-    unit = 10.0 ** np.floor(np.log10(raw))
-    step = next(s for s in (1, 2, 2.5, 5, 10) if s * unit >= raw) * unit
-    if all(np.array_equal(run.rows["radius"], np.rint(run.rows["radius"])) for run in runs):
-        step = max(1.0, np.ceil(step))
-    return [round(float(i * step), 10) for i in range(int(top / step) + 1)]
-
-
-def percent(share: float) -> str:
-    """Rounded down to two digits; the tiny excess lets 0.35 be 35.00 %."""
-    return f"{math.floor(share * 10_000 + 1e-6) / 100:.2f}%"
-
-
-def radius_text(value: float) -> str:
-    """Rounded down to four decimals, or to three significant digits where those are more."""
-    digits = 4 if value <= 0 else max(4, 2 - math.floor(math.log10(value)))
-    return floor_text(value, min(digits, 12))
-
-
-def table(summaries: list[dict[str, Any]], rho: float) -> str:
-    """Plain text, one line per run; everything is rounded down."""
-    radii = summaries[0]["radii"]
-    head = ["images", "clean", "abstain", "median", "ACR", *(f"r={radius_text(r)}" for r in radii)]
-    lines = []
-    for s in summaries:
-        median = s["median_certified_robustness"]
-        cells = [
-            str(s["images"]),
-            *("-" if s[key] is None else percent(s[key]) for key in ("clean_accuracy", "abstained")),
-            "-" if s["clean_accuracy"] is None else "N/A" if median is None else radius_text(median),
-            "-" if s["average_certified_radius"] is None else radius_text(s["average_certified_radius"]),
-            *map(percent, s["certified_accuracy"]),
-        ]
-        lines.append((s["name"], cells))
-        if "certified_accuracy_high_probability" in s:
-            bound = [percent(value) for value in s["certified_accuracy_high_probability"]]
-            lines.append((f"  all images at once with probability {1 - rho:g}", [""] * 5 + bound))
-    widths = [max(len(head[i]), *(len(cells[i]) for _, cells in lines)) for i in range(len(head))]
-    what = "certified" if summaries[0]["guaranteed"] else "CLAIMED"
-    text = [f"{what} accuracy at radius r, {summaries[0]['threat']} (clean, abstain: of the prediction)"]
-    text.append("  " + "  ".join(h.rjust(w) for h, w in zip(head, widths, strict=True)))
-    for name, cells in lines:
-        text += [name, "  " + "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True))]
-    return "\n".join(text)
-
-
-def plot(groups: dict[str, list[Run]], path: Path) -> None:
-    """Certified accuracy against radius, a panel per threat model."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(groups), figsize=(5.2 * len(groups), 3.9), squeeze=False, layout="constrained")
-    for axis, (threat, runs) in zip(axes[0], groups.items(), strict=True):
-        for run in runs:
-            correct, radius = run.rows["correct"] > 0, run.rows["radius"]
-            grid = np.unique(np.concatenate(([0.0], radius[correct & (radius >= 0)])))
-            values = metrics.certified_accuracy(correct, radius, grid)
-            # Certified accuracy falls just after each radius that some image reaches; a number of pixels or training
-            # samples can only be exceeded by a whole one.
-            ends = grid + 1 if threat.startswith(("l0", "patch", "poisoning")) else grid
-            axis.step([0, *ends, ends[-1]], [values[0], *values, 0], where="pre", label=textwrap.fill(run.name, 64))
-        axis.set(xlabel=f"radius, {threat}", ylabel="certified accuracy", ylim=(0, 1.02))
-        if not runs[0].guaranteed:
-            axis.set(title=NOT_CERTIFIED, ylabel="claimed accuracy")
-        axis.set_xlim(left=0)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
 def main(args: Args) -> None:
     if args.radii and not all(math.isfinite(r) and r >= 0 for r in args.radii):
         raise ValueError(f"radii: got {args.radii}, expected finite numbers, at least 0")
     sizes = [patches.parse_size(text) for text in args.patch or ()]
     groups: dict[str, list[Run]] = {}
+    restated = {"p": False, "pixels": False}
     for path in args.runs:
         run = read_run(path, args)
         if args.bound and run.threat == str(Patch()) and patches.is_structured(path):
@@ -347,14 +219,21 @@ def main(args: Args) -> None:
                 groups.setdefault(each.threat, []).append(each)
             continue
         if args.p is not None and run.threat == str(L1()):
-            run = through_norms(run, args.p)
+            run, restated["p"] = through_norms(run, args.p), True
         for each in (run, *top_k_runs(path, args)):
-            each = in_pixels(each, path) if args.pixels else each
+            threat, each = each.threat, in_pixels(each, path) if args.pixels else each
+            restated["pixels"] |= each.threat != threat
             groups.setdefault(each.threat, []).append(each)
     if args.bound and str(Patch()) not in groups:
         raise ValueError(
             f"bound: got {' '.join(args.bound)}, but no run is one against patches; --bounds is another option"
         )
+    for name, used, text in (
+        ("p", args.p is not None, "from l1, in lp"),
+        ("pixels", args.pixels, "from l2, in pixels"),
+    ):
+        if used and not restated[name]:
+            raise ValueError(f"{name}: no run has radii to restate {text}; leave the option out")
     summaries = []
     for runs in groups.values():
         radii = args.radii or spread(runs)

@@ -18,6 +18,7 @@ from certify.training import Checkpoint, save_checkpoint
 from scripts import certify as certify_script
 from scripts import compare as compare_script
 from scripts import logits as logits_script
+from scripts import report as report_script
 
 ROWS = [(0, 3, 3, 0.5), (20, 1, -1, -1.0), (40, 2, 2, 1.25), (60, 7, 4, 0.25)]  # idx, label, predict, radius
 
@@ -124,6 +125,26 @@ def test_other_threats_are_remarked(tmp_path):
     assert compare([first, other], tmp_path)["remarks"] == [
         "radii of different threat models cannot be compared: l1; l2"
     ]
+
+
+def test_radii_that_are_no_certificates_stay_marked(tmp_path, capsys):
+    proven = write_run(tmp_path / "first", threat="l2")
+    claimed = write_run(tmp_path / "other", threat="l2, NOT certified (as printed)")
+    result = compare([proven, claimed], tmp_path, names=["sound", "printed"])
+    assert [run["guaranteed"] for run in result["runs"]] == [True, False]
+    text = capsys.readouterr().out
+    assert text.startswith("CLAIMED accuracy")
+    assert "printed [NOT certified]" in text
+    assert "sound [" not in text
+
+
+def test_restating_nothing_is_refused(tmp_path):
+    run = write_run(tmp_path / "run")
+    with pytest.raises(ValueError, match="pixels: no run has radii to restate from l2"):
+        report_script.main(report_script.Args(runs=[run], pixels=True))
+    squares = write_run(tmp_path / "squares", threat="l2")
+    with pytest.raises(ValueError, match="p: no run has radii to restate from l1"):
+        report_script.main(report_script.Args(runs=[squares], p=0.5))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,156 @@
+"""Reading results on disk; see :mod:`certify.results`, which writes them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from certify.images import Shape
+from certify.packed import unpack_votes
+from certify.votes import Votes
+
+BY_COPY = "by_copy"  # the column of votes copy by copy, for schemes that need them
+LOG_COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")  # those of Cohen et al. (2019)
+
+
+def read_table(path: Path, *, columns: Sequence[str] | None = None) -> list[dict[str, str]]:
+    """The finished lines of a TSV file as dictionaries.
+
+    Args:
+        columns: of a file that has no header; it is known by a number in its first cell.
+    """
+    text = path.read_text(encoding="utf-8")
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    if not lines:
+        raise ValueError(f"{path}: got an empty file, expected a header and rows")
+    if columns is not None and lines[0].split("\t")[0].isdecimal():
+        lines.insert(0, "\t".join(columns))
+    columns = lines[0].split("\t")
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        cells = line.split("\t")
+        if len(cells) != len(columns):
+            raise ValueError(f"{path}, line {number}: got {len(cells)} cells, expected {len(columns)} ({lines[0]!r})")
+        rows.append(dict(zip(columns, cells, strict=True)))
+    return rows
+
+
+def _dense(text: str, num_classes: int) -> list[int]:
+    counts = [0] * num_classes
+    if text != "-":
+        for cell in text.split(","):
+            c, n = map(int, cell.split(":"))
+            if not (0 <= c < num_classes and n > 0):
+                raise ValueError(f"stored votes: got {cell!r}, expected class:count with a class below {num_classes}")
+            counts[c] = n
+    return counts
+
+
+@dataclass(frozen=True)
+class StoredVotes:
+    """The votes of a run, merged over its shards and ordered by index.
+
+    Attributes:
+        idx, label: int64 ``[N]``.
+        votes: of all N images.
+    """
+
+    idx: torch.Tensor
+    label: torch.Tensor
+    votes: Votes
+
+
+def table_paths(folder: Path, kind: str) -> list[Path]:
+    """The files of all shards of a run."""
+    return sorted(p for p in folder.glob(f"{kind}*.tsv") if re.fullmatch(rf"{kind}(-\d+-of-\d+)?\.tsv", p.name))
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The configuration of a run."""
+    path = Path(folder) / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such run; certify one with 'python -m scripts.certify'")
+    return json.loads(path.read_text())
+
+
+def read_rows(source: str | Path) -> dict[str, np.ndarray]:
+    """Rows of a run (all shards merged) or of one TSV file, ordered by index: a float64 array per column.
+
+    Files that only have the six columns of Cohen et al. are read as well, with a header or without one; see
+    :func:`certify.logs.read_log`.
+    """
+    source = Path(source)
+    paths = table_paths(source, "rows") if source.is_dir() else [source]
+    if not paths or not all(path.exists() for path in paths):
+        raise FileNotFoundError(f"{source}: no rows*.tsv; certify first with 'python -m scripts.certify'")
+    by_index: dict[int, dict[str, str]] = {}
+    for path in paths:
+        for row in read_table(path, columns=LOG_COLUMNS):
+            try:
+                by_index[int(row["idx"])] = row
+            except (KeyError, ValueError) as error:
+                raise ValueError(f"{path}: got a row {row}, expected an image's index as idx") from error
+    if not by_index:
+        raise ValueError(f"{source}: got no finished row; resume the run first")
+    rows = [by_index[idx] for idx in sorted(by_index)]
+    return {name: np.array([_number(row[name]) for row in rows]) for name in rows[0]}
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        time = re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)", text)  # those of published logs
+        if time is None:
+            return math.nan
+        days, hours, minutes, seconds = (float(part or 0) for part in time.groups())
+        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def read_votes(folder: str | Path) -> StoredVotes:
+    """All stored votes of a run."""
+    folder, config = Path(folder), read_config(folder)
+    shape: Shape = tuple(config["shape"])
+    rows = {int(r["idx"]): r for path in table_paths(folder, "votes") for r in read_table(path)}
+    ordered = [rows[idx] for idx in sorted(rows)]
+    if not ordered:
+        raise ValueError(f"{folder}: got no stored votes; resume the run first")
+    sizes = {(r["n0"], r["n"]) for r in ordered}
+    if "until" in (config.get("sampling") or {}) or len(sizes) > 1:
+        raise ValueError(
+            f"{folder}: got votes of different numbers of samples, which were stopped by what they said; bounds for a "
+            "fixed number do not hold for them"
+        )
+    classes = config["num_classes"]
+    selection = None
+    if int(ordered[0]["n0"]) > 0:
+        selection = torch.tensor([_dense(r["selection"], classes) for r in ordered])
+    counts = torch.tensor([_dense(r["counts"], classes) for r in ordered])
+    idx = torch.tensor(sorted(rows))
+    n = int(ordered[0]["n"])
+    votes = Votes(counts, selection, shape, n, idx, by_copy=_read_by_copy(folder, ordered, n, counts))
+    return StoredVotes(idx, torch.tensor([int(r["label"]) for r in ordered]), votes)
+
+
+def read_samples(folder: str | Path) -> dict[int, int]:
+    """How many copies each image of a run took, selection and estimation together, by index."""
+    rows = [row for path in table_paths(Path(folder), "votes") for row in read_table(path)]
+    return {int(row["idx"]): int(row["n0"]) + int(row["n"]) for row in rows}
+
+
+def _read_by_copy(folder: Path, rows: list[dict[str, str]], n: int, counts: torch.Tensor) -> torch.Tensor | None:
+    if BY_COPY not in rows[0]:
+        return None
+    by_copy = torch.stack([unpack_votes(row[BY_COPY], n, counts.shape[1]) for row in rows])
+    wrong = (by_copy.sum(1) != counts).any(1).nonzero()[:, 0].tolist()
+    if wrong:
+        raise ValueError(f"{folder}: the votes of image {rows[wrong[0]]['idx']} do not add up to its counts")
+    return by_copy
