@@ -16,7 +16,7 @@ from certify.draws import TRAINING, Draws
 from certify.models import DENOISERS, MODELS, Denoised, DenoisedSpec, DnCNN, ModelSpec, read_spec
 from certify.training import Trainer, TrainingConfig, denoising_errors, load_checkpoint, save_checkpoint
 from certify.training.checkpoint import Checkpoint
-from certify.training.trainer import _generator
+from certify.training.trainer import generator_for
 from scripts import certify as certify_script
 from scripts import cli
 from scripts import train as train_script
@@ -119,7 +119,7 @@ def test_default_training_is_plain_noise_training(tmp_path):
     torch.manual_seed(0)
     model = spec.build()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    order = torch.randperm(150, generator=_generator(0, 0))
+    order = torch.randperm(150, generator=generator_for(0, 0))
     for position, index in enumerate(order.split(32)):
         draws = Draws(0, TRAINING, torch.full((len(index), 1), position), torch.arange(len(index))[:, None])
         optimizer.zero_grad()
