@@ -18,6 +18,10 @@ Certified accuracy against patches of several sizes, with both certificates:
 
     python -m scripts.report runs/mnist-s2/test --patch 5 3x7 --bound location published
 
+Accuracy under attack, of this and of other classifiers, above the certified curve; all of the images that all have:
+
+    python -m scripts.report runs/w/test --attack runs/w/attack runs/clean/attack
+
 Settings against patches (s, theta) are chosen on validation images, here every second test image, by the same table;
 the other half is then certified with ``--shard 1/2``:
 
@@ -36,21 +40,24 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from certify import L1, Lp, Patch, RandomizedAblation, SampledScheme, metrics, spec, topk
+from certify import L1, Lp, Patch, RandomizedAblation, SampledScheme, spec, topk
 from certify.confidence import predict_or_abstain
 from certify.files import write_atomically
-from certify.results import floor_text, read_config, read_rows, read_votes
+from certify.results import read_config, read_rows, read_votes
 from certify.smooth import vote_uniforms
 from certify.variable_lambda import radius_through_norms
-from scripts import cli, patches
+from scripts import attacked, cli, curves, patches
+from scripts.certified import Run
+from scripts.tables import aligned, percent, radius_text, spread
 
 
 @dataclass
 class Args:
     """Certified accuracy of one or several runs: a table on the screen, report.json and certified_accuracy.png."""
 
-    runs: list[Path] = cli.arg("result folders, or TSV files with the columns of Cohen et al.", positional=True)
-    out: Path | None = cli.arg("folder for report.json and the plot, by default the first run's", None)
+    runs: list[Path] = cli.arg("result folders, or TSV files with the columns of Cohen et al.", [], positional=True)
+    attack: list[Path] | None = cli.arg("result folders of scripts.attack: accuracy under attack, too", None)
+    out: Path | None = cli.arg("folder for report.json and the plot, by default that of the first attack or run", None)
     radii: list[float] | None = cli.arg("radii of the table, by default spread over the certified ones", None)
     alpha: float | None = cli.arg(
         "certify the stored votes again at this failure probability; settle on one value before looking, the best of "
@@ -70,47 +77,6 @@ class Args:
     rho: float = cli.arg("failure probability of the bound for the whole data set", 0.001)
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run's rows and what is known about it."""
-
-    name: str
-    threat: str
-    alpha: float | None  # None: exact certificates
-    rows: dict[str, np.ndarray]
-    top_k: int | None = None  # None: certificates of the prediction
-    until: str | None = None  # the question that sequential sampling settled
-
-    def summary(self, radii: list[float], rho: float) -> dict[str, Any]:
-        rows = self.rows
-        correct, radius = rows["correct"] > 0, rows["radius"]
-        clean = rows.get("clean", rows["predict"])
-        summary: dict[str, Any] = {
-            "name": self.name,
-            "threat": self.threat,
-            "alpha": self.alpha,
-            "top_k": self.top_k,
-            "images": len(correct),
-            "clean_accuracy": metrics.clean_accuracy(clean, rows["label"]),
-            "abstained": metrics.abstention_rate(clean),
-            "median_certified_robustness": metrics.median_certified_robustness(correct, radius),
-            "average_certified_radius": metrics.average_certified_radius(correct, radius),
-            "radii": radii,
-            "certified_accuracy": metrics.certified_accuracy(correct, radius, radii).tolist(),
-        }
-        if summary["median_certified_robustness"] == -math.inf:
-            summary["median_certified_robustness"] = None
-        if self.until is not None:  # sampling stopped when its question was settled: nothing else was found out
-            for key in ("clean_accuracy", "abstained", "median_certified_robustness", "average_certified_radius"):
-                summary[key] = None
-        elif "label_share" in rows:
-            summary["base_accuracy"] = float(rows["label_share"].mean())
-        if self.alpha is not None:
-            bound = metrics.certified_accuracy_lower_bound(correct, radius, radii, alpha=self.alpha, rho=rho)
-            summary["certified_accuracy_high_probability"] = bound.tolist()
-        return summary
-
-
 def _check_fixed_size(path: Path, sampling: dict[str, Any]) -> None:
     if "until" in sampling:
         raise ValueError(
@@ -125,12 +91,12 @@ def read_run(path: Path, args: Args) -> Run:
         return Run(path.name, "radius", None, read_rows(path))
     config = read_config(path)
     if "attack" in config:
-        raise ValueError(f"{path}: holds an attack, not certificates; 'python -m scripts.attack' prints its summary")
+        raise ValueError(f"{path}: holds an attack, not certificates; name it after --attack")
     sampling, name = config["sampling"], f"{config['data']}, {config['scheme']}"
     if args.alpha is None and args.bounds is None and args.interval is None:
         until = (sampling or {}).get("until")
         name = name if until is None else f"{name}, until {until}"
-        return Run(name, config["threat"], sampling and sampling["alpha"], read_rows(path), until=until)
+        return Run(name, config["threat"], sampling and sampling["alpha"], read_rows(path), None, until, config)
     scheme = spec.parse_scheme(config["scheme"])
     if not isinstance(scheme, SampledScheme):
         raise ValueError(f"{path}: {config['scheme']} is exact; --alpha, --bounds, --interval are for sampled schemes")
@@ -160,7 +126,7 @@ def read_run(path: Path, args: Args) -> Run:
         "clean": predict_or_abstain(votes.counts, alpha).numpy(),
         "label_share": (votes.counts.gather(1, stored.label[:, None])[:, 0] / votes.n).numpy(),
     }
-    return Run(f"{name}, alpha={alpha}, {bounds}, {interval}", config["threat"], alpha, rows)
+    return Run(f"{name}, alpha={alpha}, {bounds}, {interval}", config["threat"], alpha, rows, config=config)
 
 
 def top_k_runs(path: Path, args: Args) -> list[Run]:
@@ -192,7 +158,7 @@ def top_k_runs(path: Path, args: Args) -> list[Run]:
             "correct": (radius >= 0).numpy(),
         }
         name = f"{config['data']}, {config['scheme']}, top-{k}, alpha={alpha}"
-        runs.append(Run(name, config["threat"], alpha, rows, k))
+        runs.append(Run(name, config["threat"], alpha, rows, k, config=config))
     return runs
 
 
@@ -201,7 +167,7 @@ def bound_runs(path: Path, args: Args) -> list[Run]:
     config = read_config(path)
     name = f"{config['data']}, {config['scheme']}, {config['vote']}"
     return [
-        Run(f"{name}, {bound} bound", config["threat"], None, patches.rows_of_bound(path, bound))
+        Run(f"{name}, {bound} bound", config["threat"], None, patches.rows_of_bound(path, bound), config=config)
         for bound in args.bound or ()
     ]
 
@@ -210,30 +176,6 @@ def through_norms(run: Run, p: float) -> Run:
     """A run with l1 radii, restated in lp."""
     radius = radius_through_norms(torch.from_numpy(run.rows["radius"]), p).numpy()
     return replace(run, name=f"{run.name}, through norms", threat=str(Lp(p)), rows=run.rows | {"radius": radius})
-
-
-def spread(runs: list[Run]) -> list[float]:
-    """About eight round radii that cover what the runs certify."""
-    top = max(float(run.rows["radius"].max()) for run in runs)
-    if top <= 0:
-        return [0.0]
-    raw = top / 7
-    unit = 10.0 ** np.floor(np.log10(raw))
-    step = next(s for s in (1, 2, 2.5, 5, 10) if s * unit >= raw) * unit
-    if all(np.array_equal(run.rows["radius"], np.rint(run.rows["radius"])) for run in runs):
-        step = max(1.0, np.ceil(step))
-    return [round(float(i * step), 10) for i in range(int(top / step) + 1)]
-
-
-def percent(share: float) -> str:
-    """Rounded down to two digits; the tiny excess lets 0.35 be 35.00 %."""
-    return f"{math.floor(share * 10_000 + 1e-6) / 100:.2f}%"
-
-
-def radius_text(value: float) -> str:
-    """Rounded down to four decimals, or to three significant digits where those are more."""
-    digits = 4 if value <= 0 else max(4, 2 - math.floor(math.log10(value)))
-    return floor_text(value, min(digits, 12))
 
 
 def table(summaries: list[dict[str, Any]], rho: float) -> str:
@@ -254,44 +196,12 @@ def table(summaries: list[dict[str, Any]], rho: float) -> str:
         if "certified_accuracy_high_probability" in s:
             bound = [percent(value) for value in s["certified_accuracy_high_probability"]]
             lines.append((f"  all images at once with probability {1 - rho:g}", [""] * 5 + bound))
-    widths = [max(len(head[i]), *(len(cells[i]) for _, cells in lines)) for i in range(len(head))]
-    text = [f"certified accuracy at radius r, {summaries[0]['threat']} (clean, abstain: of the prediction)"]
-    text.append("  " + "  ".join(h.rjust(w) for h, w in zip(head, widths, strict=True)))
-    for name, cells in lines:
-        text += [name, "  " + "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True))]
-    return "\n".join(text)
+    title = f"certified accuracy at radius r, {summaries[0]['threat']} (clean, abstain: of the prediction)"
+    return "\n".join([title, *aligned(head, lines)])
 
 
-def plot(groups: dict[str, list[Run]], path: Path) -> None:
-    """Certified accuracy against radius, a panel per threat model."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(groups), figsize=(5.2 * len(groups), 3.9), squeeze=False, layout="constrained")
-    for axis, (threat, runs) in zip(axes[0], groups.items(), strict=True):
-        for run in runs:
-            correct, radius = run.rows["correct"] > 0, run.rows["radius"]
-            grid = np.unique(np.concatenate(([0.0], radius[correct & (radius >= 0)])))
-            values = metrics.certified_accuracy(correct, radius, grid)
-            # Certified accuracy falls just after each radius that some image reaches; a number of pixels can only be
-            # exceeded by a whole one.
-            ends = grid + 1 if threat.startswith(("l0", "patch")) else grid
-            axis.step([0, *ends, ends[-1]], [values[0], *values, 0], where="pre", label=run.name)
-        axis.set(xlabel=f"radius, {threat}", ylabel="certified accuracy", ylim=(0, 1.02))
-        axis.set_xlim(left=0)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def main(args: Args) -> None:
-    if args.radii and not all(math.isfinite(r) and r >= 0 for r in args.radii):
-        raise ValueError(f"radii: got {args.radii}, expected finite numbers, at least 0")
-    sizes = [patches.parse_size(text) for text in args.patch or ()]
+def read_groups(args: Args) -> dict[str, list[Run]]:
+    """All runs, by threat model."""
     groups: dict[str, list[Run]] = {}
     for path in args.runs:
         run = read_run(path, args)
@@ -307,19 +217,56 @@ def main(args: Args) -> None:
         raise ValueError(
             f"bound: got {' '.join(args.bound)}, but no run is one against patches; --bounds is another option"
         )
+    return groups
+
+
+def read_attacks(args: Args, groups: dict[str, list[Run]]) -> dict[str, list[attacked.AttackRun]]:
+    """All attacks, by threat model. The runs that they are compared with are cut down to the images that all have."""
+    found: dict[str, list[attacked.AttackRun]] = {}
+    for attack in map(attacked.read_attack, args.attack or ()):
+        found.setdefault(attack.threat, []).append(attack)
+    for threat, own in found.items():
+        runs = groups.get(threat, [])
+        attacked.check_same_images([each.config for each in (*runs, *own)])
+        rows = attacked.on_common_images([each.rows for each in (*runs, *own)])
+        if runs:
+            groups[threat] = [replace(run, rows=each) for run, each in zip(runs, rows, strict=False)]
+        found[threat] = [replace(attack, rows=each) for attack, each in zip(own, rows[len(runs) :], strict=True)]
+    return found
+
+
+def main(args: Args) -> None:
+    if args.radii and not all(math.isfinite(r) and r >= 0 for r in args.radii):
+        raise ValueError(f"radii: got {args.radii}, expected finite numbers, at least 0")
+    folders = [*(args.attack or ()), *args.runs]
+    if not folders:
+        raise ValueError("runs: got none, expected result folders")
+    sizes = [patches.parse_size(text) for text in args.patch or ()]
+    groups = read_groups(args)
+    attacks = read_attacks(args, groups)
     summaries = []
-    for runs in groups.values():
-        radii = args.radii or spread(runs)
+    for threat in groups | attacks:
+        runs, own = groups.get(threat, []), attacks.get(threat, [])
+        magnitudes = [attack.rows["verified"] for attack in own]
+        radii = args.radii or spread([run.rows["radius"] for run in runs] or [m[np.isfinite(m)] for m in magnitudes])
         group = [run.summary(radii, args.rho) for run in runs]
-        print(table(group, args.rho), end="\n\n")
-        summaries += group
+        if runs:
+            print(table(group, args.rho), end="\n\n")
+        if own:
+            print(attacked.table(own, radii))
+            for run in runs:
+                for attack in own:
+                    if run.config is not None and run.top_k is None:
+                        print(attacked.within_certificates(attack, run.config, run.rows) or "", end="")
+            print()
+        summaries += group + [attack.summary(radii) for attack in own]
     if sizes:
         lines = [line for path in args.runs for line in patches.patch_accuracy(path, sizes, args.bound or ["location"])]
         print(patches.table(lines, percent), end="\n\n")
         summaries += [line.summary() for line in lines]
-    out = args.out or (args.runs[0] if args.runs[0].is_dir() else args.runs[0].parent)
+    out = args.out or (folders[0] if folders[0].is_dir() else folders[0].parent)
     write_atomically(out / "report.json", json.dumps(summaries, indent=2).encode() + b"\n")
-    plot(groups, out / "certified_accuracy.png")
+    curves.plot(groups, attacks, out / "certified_accuracy.png")
     print(f"wrote {out / 'report.json'} and {out / 'certified_accuracy.png'}")
 
 

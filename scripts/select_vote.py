@@ -22,7 +22,7 @@ from certify.patch import StructuredAblation
 from certify.training import load_checkpoint
 from certify.votes import VoteEngine, VoteRule
 from scripts import classifier_runs, cli, patches
-from scripts.report import percent
+from scripts.tables import percent
 
 
 @dataclass
