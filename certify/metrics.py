@@ -25,6 +25,15 @@ def _effective(correct: ArrayLike, radius: ArrayLike) -> NDArray[Any]:
     return np.where(right & (radii >= 0), radii, -np.inf)
 
 
+def _magnitudes(magnitude: ArrayLike) -> NDArray[Any]:
+    magnitudes = np.asarray(magnitude, np.float64)
+    if magnitudes.ndim != 1 or magnitudes.size == 0:
+        raise ValueError(f"magnitude: got shape {magnitudes.shape}, expected [N], N >= 1")
+    if not (magnitudes >= 0).all():  # refuses NaN as well
+        raise ValueError("magnitude: got NaN or a negative number, expected 0 or more (infinity: no success)")
+    return magnitudes
+
+
 def certified_accuracy(correct: ArrayLike, radius: ArrayLike, at: Sequence[float] | NDArray[Any]) -> NDArray[Any]:
     """Share of images that are right and certified at each radius of ``at`` (inclusive)."""
     effective = np.sort(_effective(correct, radius))
@@ -48,12 +57,15 @@ def median_attack_magnitude(magnitude: ArrayLike) -> float:
     robustness is never overstated (published tables take their mean: 16.5 where this is 16). The median certified
     robustness takes the other middle value; compare the two on an odd number of images.
     """
-    magnitudes = np.asarray(magnitude, np.float64)
-    if magnitudes.ndim != 1 or magnitudes.size == 0:
-        raise ValueError(f"magnitude: got shape {magnitudes.shape}, expected [N], N >= 1")
-    if not (magnitudes >= 0).all():  # refuses NaN as well
-        raise ValueError("magnitude: got NaN or a negative number, expected 0 or more (infinity: no success)")
+    magnitudes = _magnitudes(magnitude)
     return float(np.sort(magnitudes)[(magnitudes.size - 1) // 2])
+
+
+def attacked_accuracy(magnitude: ArrayLike, at: Sequence[float] | NDArray[Any]) -> NDArray[Any]:
+    """Share of images that an attack did not break up to each radius of ``at`` (inclusive): an upper bound on the
+    accuracy that holds against every perturbation of that size. ``magnitude`` as in :func:`median_attack_magnitude`."""
+    magnitudes = np.sort(_magnitudes(magnitude))
+    return 1 - np.searchsorted(magnitudes, np.asarray(at, np.float64), side="right") / magnitudes.size
 
 
 def average_certified_radius(correct: ArrayLike, radius: ArrayLike) -> float:

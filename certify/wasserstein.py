@@ -122,7 +122,7 @@ class WassersteinNoise(SampledScheme):
         copies = torch.empty((len(x), keys.shape[1], *shape), device=x.device)
         at_once = max(1, _CHUNK // math.prod(shape)) if x.device.type == "cpu" else keys.shape[1]
         for own, part in zip(keys.split(at_once, 1), copies.split(at_once, 1), strict=True):
-            part[:] = self._noised(image, own).mul_(self.brightness(shape) / self.steps)
+            torch.mul(self._noised(image, own), self.brightness(shape) / self.steps, out=part)
         return copies
 
     def _noised(self, image: Tensor, keys: Tensor) -> Tensor:

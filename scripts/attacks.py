@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from certify import Smoothed, metrics
+from certify import L0, LInf, Patch, Smoothed, Wasserstein, metrics, spec
 from certify.attacks import Attacked, linf_attack, patch_attack, pointwise_attack, wasserstein_attack
 from certify.attacks.gradient import check_differentiable
 from certify.attacks.linf import check_linf_options
@@ -17,6 +17,7 @@ from certify.attacks.patch import check_patch_options, copies_reached
 from certify.attacks.pointwise import check_options
 from certify.attacks.wasserstein import Growth, check_attackable
 from certify.images import Shape, to_float
+from certify.threats import Threat
 from scripts.patches import parse_size
 
 Options = dict[str, Any]  # of one attack, as on the command line
@@ -45,6 +46,8 @@ class Attack:
         check_classifier: raises unless it can attack this classifier on these images.
         copies: how many copies of an image of this shape are classified side by side.
         summary: what the rows say of the classifier, in one paragraph.
+        unit: what magnitudes are measured in, and the radius that a magnitude of 1 is, given the threat model of the
+            classifier's scheme.
     """
 
     defaults: Options
@@ -53,6 +56,7 @@ class Attack:
     check_classifier: Callable[[Smoothed, Tensor], None]
     copies: Callable[[Smoothed, Shape, Options], int]
     summary: Callable[[Rows, Options], str]
+    unit: Callable[[Options, Threat], tuple[Threat, float]]
 
 
 def number(text: str) -> float:
@@ -108,6 +112,11 @@ def patch(smoothed: Smoothed, batch: Images, options: Options, on_queries: Calla
     )
 
 
+def patch_unit(options: Options, _threat: Threat) -> tuple[Threat, float]:
+    height, width = parse_size(options["patch"])
+    return (Patch(), float(height)) if height == width else (Patch(height, width), 1.0)
+
+
 def linf_options(options: Options) -> Options:
     return {
         "eps": [number(text) for text in options["eps"]],
@@ -140,6 +149,12 @@ def wasserstein(smoothed: Smoothed, batch: Images, options: Options, on_queries:
     )
 
 
+def wasserstein_threat(options: Options, threat: Threat) -> Threat:
+    if options["metric"] is None:
+        return threat if isinstance(threat, Wasserstein) else Wasserstein()
+    return Wasserstein(options["metric"])
+
+
 def accuracy_summary(rows: Rows, under: dict[str, float]) -> str:
     """Empirical accuracy: the share of images that no attack up to a magnitude broke."""
     magnitude = rows["magnitude"]
@@ -156,6 +171,7 @@ ATTACKS: dict[str, Attack] = {
         check_classifier=lambda smoothed, images: None,
         copies=lambda smoothed, shape, options: options["restarts"] * smoothed.copies_per_image(shape),
         summary=median_summary,
+        unit=lambda options, threat: (threat if isinstance(threat, L0) else L0(), 1.0),
     ),
     "patch": Attack(
         defaults={"patch": "5", "restarts": 80, "steps": 150, "step_size": "0.05"},
@@ -166,6 +182,7 @@ ATTACKS: dict[str, Attack] = {
             options["restarts"] * copies_reached(smoothed, shape, parse_size(options["patch"]))
         ),
         summary=lambda rows, options: accuracy_summary(rows, {f"patch {options['patch']}": 1.0}),
+        unit=patch_unit,
     ),
     "linf": Attack(
         defaults={"eps": ["1/255", "2/255", "4/255", "8/255"], "steps": 50, "step_size": "0.5/255"},
@@ -174,6 +191,7 @@ ATTACKS: dict[str, Attack] = {
         check_classifier=lambda smoothed, images: check_differentiable(smoothed, to_float(images)),
         copies=lambda smoothed, shape, options: smoothed.copies_per_image(shape),
         summary=lambda rows, options: accuracy_summary(rows, {text: number(text) for text in options["eps"]}),
+        unit=lambda options, threat: (LInf(), 1.0),
     ),
     "wasserstein": Attack(
         defaults={
@@ -190,6 +208,7 @@ ATTACKS: dict[str, Attack] = {
         check_classifier=lambda smoothed, images: check_attackable(smoothed, to_float(images)),
         copies=lambda smoothed, shape, options: smoothed.copies_per_image(shape),
         summary=median_summary,
+        unit=lambda options, threat: (wasserstein_threat(options, threat), 1.0),
     ),
 }
 OPTIONS = sorted({name for attack in ATTACKS.values() for name in attack.defaults})
@@ -205,3 +224,9 @@ def options_of(attack: str, given: Options) -> Options:
             f"{name.replace('_', '-')}: is no option of the {attack} attack, which has {', '.join(defaults)}"
         )
     return defaults | given
+
+
+def measured_in(config: dict[str, Any]) -> tuple[Threat, float]:
+    """The threat model of the magnitudes of an attack's rows, and the radius that a magnitude of 1 is."""
+    options = config["attack"]
+    return ATTACKS[options["name"]].unit(options, spec.parse_scheme(config["scheme"]).threat)

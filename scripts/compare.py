@@ -23,7 +23,8 @@ from certify.files import write_atomically
 from certify.results import read_config, read_samples
 from certify.threats import NOT_CERTIFIED
 from scripts import cli, report
-from scripts.tables import Run, aligned, percent, plot, radius_text, spread, what
+from scripts.curves import plot
+from scripts.tables import Run, aligned, percent, radius_text, spread, what
 
 
 @dataclass
@@ -178,7 +179,7 @@ def main(args: Args) -> None:
     remarks = budget_remarks(entries, args.tolerance)
     if args.equal_budget and remarks:
         raise ValueError(f"equal-budget: {remarks[0]}")
-    radii = args.radii or spread([entry.run for entry in entries])
+    radii = args.radii or spread([entry.run.rows["radius"] for entry in entries])
     summaries = [summary_of(entry, radii) for entry in entries]
     threats = list(dict.fromkeys(entry.run.threat for entry in entries if entry.path.is_dir()))
     if len(threats) > 1:

@@ -23,6 +23,10 @@ A published log of per-image results (the six columns of Cohen et al., with or w
 
     python -m scripts.report runs/cifar/test noise_0.50/test/sigma_0.50
 
+Accuracy under attack, of this and of other classifiers, above the certified curve; all of the images that all have:
+
+    python -m scripts.report runs/w/test --attack runs/w/attack runs/clean/attack
+
 Settings against patches (s, theta) are chosen on validation images, here every second test image, by the same table;
 the other half is then certified with ``--shard 1/2``:
 
@@ -49,16 +53,17 @@ from certify.logs import read_log
 from certify.results import UNPROVEN_RADIUS, read_config, read_rows, read_votes
 from certify.smooth import vote_uniforms
 from certify.variable_lambda import radius_through_norms
-from scripts import cli, patches
-from scripts.tables import Run, percent, plot, spread, table
+from scripts import attacked, cli, curves, patches
+from scripts.tables import Run, percent, spread, table
 
 
 @dataclass
 class Args:
     """Certified accuracy of one or several runs: a table on the screen, report.json and certified_accuracy.png."""
 
-    runs: list[Path] = cli.arg("result folders, or TSV files with the columns of Cohen et al.", positional=True)
-    out: Path | None = cli.arg("folder for report.json and the plot, by default the first run's", None)
+    runs: list[Path] = cli.arg("result folders, or TSV files with the columns of Cohen et al.", [], positional=True)
+    attack: list[Path] | None = cli.arg("result folders of scripts.attack: accuracy under attack, too", None)
+    out: Path | None = cli.arg("folder for report.json and the plot, by default that of the first attack or run", None)
     radii: list[float] | None = cli.arg("radii of the table, by default spread over the certified ones", None)
     alpha: float | None = cli.arg(
         "certify the stored votes again at this failure probability; settle on one value before looking, the best of "
@@ -98,7 +103,7 @@ def read_run(path: Path, args: Args) -> Run:
         return Run(path.name, "radius", None, read_log(path))
     config = read_config(path)
     if "attack" in config:
-        raise ValueError(f"{path}: holds an attack, not certificates; 'python -m scripts.attack' prints its summary")
+        raise ValueError(f"{path}: holds an attack, not certificates; name it after --attack")
     sampling, name = config["sampling"], f"{config['data']}, {config['scheme']}"
     if args.alpha is None and args.bounds is None and args.interval is None:
         until = (sampling or {}).get("until")
@@ -106,7 +111,7 @@ def read_run(path: Path, args: Args) -> Run:
         rows = read_rows(path)
         if UNPROVEN_RADIUS in rows:
             rows["radius"] = rows.pop(UNPROVEN_RADIUS)
-        return Run(name, config["threat"], sampling and sampling["alpha"], rows, until=until)
+        return Run(name, config["threat"], sampling and sampling["alpha"], rows, None, until, config)
     exact = f"{path}: {config['scheme']} is exact; --alpha, --bounds, --interval are for sampled schemes"
     if sampling is None:
         raise ValueError(exact)
@@ -139,7 +144,7 @@ def read_run(path: Path, args: Args) -> Run:
         "clean": predict_or_abstain(votes.counts, alpha).numpy(),
         "label_share": (votes.counts.gather(1, stored.label[:, None])[:, 0] / votes.n).numpy(),
     }
-    return Run(f"{name}, alpha={alpha}, {bounds}, {interval}", config["threat"], alpha, rows)
+    return Run(f"{name}, alpha={alpha}, {bounds}, {interval}", config["threat"], alpha, rows, config=config)
 
 
 def top_k_runs(path: Path, args: Args) -> list[Run]:
@@ -176,7 +181,7 @@ def top_k_runs(path: Path, args: Args) -> list[Run]:
             "correct": (radius >= 0).numpy(),
         }
         name = f"{config['data']}, {config['scheme']}, top-{k}, alpha={alpha}"
-        runs.append(Run(name, config["threat"], alpha, rows, k))
+        runs.append(Run(name, config["threat"], alpha, rows, k, config=config))
     return runs
 
 
@@ -185,7 +190,7 @@ def bound_runs(path: Path, args: Args) -> list[Run]:
     config = read_config(path)
     name = f"{config['data']}, {config['scheme']}, {config['vote']}"
     return [
-        Run(f"{name}, {bound} bound", config["threat"], None, patches.rows_of_bound(path, bound))
+        Run(f"{name}, {bound} bound", config["threat"], None, patches.rows_of_bound(path, bound), config=config)
         for bound in args.bound or ()
     ]
 
@@ -206,10 +211,8 @@ def in_pixels(run: Run, path: Path) -> Run:
     return replace(run, name=f"{run.name}, from l2", threat=threat, rows=run.rows | {"radius": radius})
 
 
-def main(args: Args) -> None:
-    if args.radii and not all(math.isfinite(r) and r >= 0 for r in args.radii):
-        raise ValueError(f"radii: got {args.radii}, expected finite numbers, at least 0")
-    sizes = [patches.parse_size(text) for text in args.patch or ()]
+def read_groups(args: Args) -> dict[str, list[Run]]:
+    """All runs, by threat model."""
     groups: dict[str, list[Run]] = {}
     restated = {"p": False, "pixels": False}
     for path in args.runs:
@@ -234,19 +237,56 @@ def main(args: Args) -> None:
     ):
         if used and not restated[name]:
             raise ValueError(f"{name}: no run has radii to restate {text}; leave the option out")
+    return groups
+
+
+def read_attacks(args: Args, groups: dict[str, list[Run]]) -> dict[str, list[attacked.AttackRun]]:
+    """All attacks, by threat model. The runs that they are compared with are cut down to the images that all have."""
+    found: dict[str, list[attacked.AttackRun]] = {}
+    for attack in map(attacked.read_attack, args.attack or ()):
+        found.setdefault(attack.threat, []).append(attack)
+    for threat, own in found.items():
+        runs = groups.get(threat, [])
+        attacked.check_same_images([each.config for each in (*runs, *own)])
+        rows = attacked.on_common_images([each.rows for each in (*runs, *own)])
+        if runs:
+            groups[threat] = [replace(run, rows=each) for run, each in zip(runs, rows, strict=False)]
+        found[threat] = [replace(attack, rows=each) for attack, each in zip(own, rows[len(runs) :], strict=True)]
+    return found
+
+
+def main(args: Args) -> None:
+    if args.radii and not all(math.isfinite(r) and r >= 0 for r in args.radii):
+        raise ValueError(f"radii: got {args.radii}, expected finite numbers, at least 0")
+    folders = [*(args.attack or ()), *args.runs]
+    if not folders:
+        raise ValueError("runs: got none, expected result folders")
+    sizes = [patches.parse_size(text) for text in args.patch or ()]
+    groups = read_groups(args)
+    attacks = read_attacks(args, groups)
     summaries = []
-    for runs in groups.values():
-        radii = args.radii or spread(runs)
+    for threat in groups | attacks:
+        runs, own = groups.get(threat, []), attacks.get(threat, [])
+        magnitudes = [attack.rows["verified"] for attack in own]
+        radii = args.radii or spread([run.rows["radius"] for run in runs] or [m[np.isfinite(m)] for m in magnitudes])
         group = [run.summary(radii, args.rho) for run in runs]
-        print(table(group, args.rho), end="\n\n")
-        summaries += group
+        if runs:
+            print(table(group, args.rho), end="\n\n")
+        if own:
+            print(attacked.table(own, radii))
+            for run in runs:
+                for attack in own:
+                    if run.config is not None and run.top_k is None and run.guaranteed:
+                        print(attacked.within_certificates(attack, run.config, run.rows) or "", end="")
+            print()
+        summaries += group + [attack.summary(radii) for attack in own]
     if sizes:
         lines = [line for path in args.runs for line in patches.patch_accuracy(path, sizes, args.bound or ["location"])]
         print(patches.table(lines, percent), end="\n\n")
         summaries += [line.summary() for line in lines]
-    out = args.out or (args.runs[0] if args.runs[0].is_dir() else args.runs[0].parent)
+    out = args.out or (folders[0] if folders[0].is_dir() else folders[0].parent)
     write_atomically(out / "report.json", json.dumps(summaries, indent=2).encode() + b"\n")
-    plot(groups, out / "certified_accuracy.png")
+    curves.plot(groups, out / "certified_accuracy.png", attacks)
     print(f"wrote {out / 'report.json'} and {out / 'certified_accuracy.png'}")
 
 

@@ -1,12 +1,10 @@
-"""Tables and plots of certified accuracy: what scripts.report and scripts.compare show of rows."""
+"""Tables of certified accuracy: what scripts.report and scripts.compare say of rows. Plots are in scripts.curves."""
 
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +24,7 @@ class Run:
     rows: dict[str, np.ndarray]
     top_k: int | None = None  # None: certificates of the prediction
     until: str | None = None  # the question that sequential sampling settled
+    config: dict[str, Any] | None = None  # of a result folder
 
     @property
     def guaranteed(self) -> bool:
@@ -65,15 +64,15 @@ class Run:
         return summary
 
 
-def spread(runs: list[Run]) -> list[float]:
-    """About eight round radii that cover what the runs certify."""
-    top = max(float(run.rows["radius"].max()) for run in runs)
+def spread(values: Sequence[np.ndarray]) -> list[float]:
+    """About eight round radii from 0 to the largest of these."""
+    top = max(float(each.max(initial=0)) for each in values)
     if top <= 0:
         return [0.0]
     raw = top / 7
     unit = 10.0 ** np.floor(np.log10(raw))
     step = next(s for s in (1, 2, 2.5, 5, 10) if s * unit >= raw) * unit
-    if all(np.array_equal(run.rows["radius"], np.rint(run.rows["radius"])) for run in runs):
+    if all(np.array_equal(each, np.rint(each)) for each in values):
         step = max(1.0, np.ceil(step))
     return [round(float(i * step), 10) for i in range(int(top / step) + 1)]
 
@@ -81,6 +80,11 @@ def spread(runs: list[Run]) -> list[float]:
 def percent(share: float) -> str:
     """Rounded down to two digits; the tiny excess lets 0.35 be 35.00 %."""
     return f"{math.floor(share * 10_000 + 1e-6) / 100:.2f}%"
+
+
+def percent_above(share: float) -> str:
+    """Rounded up to two digits, for upper bounds."""
+    return f"{math.ceil(share * 10_000 - 1e-6) / 100:.2f}%"
 
 
 def radius_text(value: float) -> str:
@@ -124,31 +128,3 @@ def table(summaries: list[dict[str, Any]], rho: float) -> str:
     kind = what(guaranteed=summaries[0]["guaranteed"])
     title = f"{kind} accuracy at radius r, {summaries[0]['threat']} (clean, abstain: of the prediction)"
     return f"{title}\n{aligned(head, lines)}"
-
-
-def plot(groups: dict[str, list[Run]], path: Path) -> None:
-    """Certified accuracy against radius, a panel per threat model."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(groups), figsize=(5.2 * len(groups), 3.9), squeeze=False, layout="constrained")
-    for axis, (threat, runs) in zip(axes[0], groups.items(), strict=True):
-        for run in runs:
-            correct, radius = run.rows["correct"] > 0, run.rows["radius"]
-            grid = np.unique(np.concatenate(([0.0], radius[correct & (radius >= 0)])))
-            values = metrics.certified_accuracy(correct, radius, grid)
-            # Certified accuracy falls just after each radius that some image reaches; a number of pixels or training
-            # samples can only be exceeded by a whole one.
-            ends = grid + 1 if threat.startswith(("l0", "patch", "poisoning")) else grid
-            axis.step([0, *ends, ends[-1]], [values[0], *values, 0], where="pre", label=textwrap.fill(run.name, 64))
-        axis.set(xlabel=f"radius, {threat}", ylabel="certified accuracy", ylim=(0, 1.02))
-        if not runs[0].guaranteed:
-            axis.set(title=NOT_CERTIFIED, ylabel="claimed accuracy")
-        axis.set_xlim(left=0)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)

@@ -1,0 +1,114 @@
+"""Accuracy under attack beside certified accuracy, from the rows of both; a part of ``scripts.report``.
+
+An attack bounds robustness from above, a certificate from below: on the same images and for the same classifier, the
+curve of the attack is above that of the certificate. Of a sampled classifier, an example counts once fresh samples
+confirm it (``verified``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from certify import metrics
+from certify.results import read_config, read_rows
+from scripts import attacks
+from scripts.tables import aligned, percent_above, radius_text
+
+
+@dataclass(frozen=True)
+class AttackRun:
+    """The rows of an attack; ``magnitude`` and ``verified`` in the unit of ``threat``."""
+
+    name: str
+    threat: str
+    rows: dict[str, np.ndarray]
+    config: dict[str, Any]
+
+    def summary(self, radii: list[float]) -> dict[str, Any]:
+        verified = self.rows["verified"]
+        median = metrics.median_attack_magnitude(verified)
+        return {
+            "name": self.name,
+            "threat": self.threat,
+            "attack": self.config["attack"],
+            "images": len(verified),
+            "median_attack_magnitude": median if np.isfinite(median) else None,
+            "radii": radii,
+            "attacked_accuracy": metrics.attacked_accuracy(verified, radii).tolist(),
+        }
+
+    def steps(self, right: float) -> tuple[list[float], list[float]]:
+        """Where accuracy falls and to what, from 0 to ``right``."""
+        verified = self.rows["verified"]
+        grid = np.unique(np.concatenate(([0.0], verified[verified <= right])))
+        values = metrics.attacked_accuracy(verified, grid)
+        return [*grid, right], [*values, values[-1]]
+
+
+def read_attack(path: Path) -> AttackRun:
+    """The rows of ``python -m scripts.attack``."""
+    config = read_config(path)
+    if "attack" not in config:
+        raise ValueError(f"{path}: holds certificates, expected an attack; name it before --attack")
+    threat, unit = attacks.measured_in(config)
+    rows = read_rows(path)
+    scaled = {name: rows[name] * unit for name in ("magnitude", "verified")}
+    name = f"{config['data']}, {config['scheme']}, {config['attack']['name']} attack"
+    return AttackRun(name, str(threat), rows | scaled, config)
+
+
+def check_same_images(configs: Sequence[dict[str, Any] | None]) -> None:
+    """Raise unless all runs are of the same images."""
+    if None in configs:
+        raise ValueError("attack: is compared with result folders; got a table of rows, which does not name its images")
+    parts = {(config["data"], config["split"], config["data_sha256"]) for config in configs if config is not None}
+    if len(parts) > 1:
+        named = " and ".join(sorted({f"{data} ({split})" for data, split, _ in parts}))
+        raise ValueError(f"attack: got runs of {named}, in different versions or parts; expected one data set")
+
+
+def on_common_images(all_rows: Sequence[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """The rows of the images that all runs have: only then can their curves be compared."""
+    common = reduce(np.intersect1d, [rows["idx"] for rows in all_rows])
+    if len(common) == 0:
+        raise ValueError("attack: no image is in all runs; give scripts.certify and scripts.attack the same --skip")
+    masks = [np.isin(rows["idx"], common) for rows in all_rows]
+    return [{k: v[mask] for k, v in rows.items()} for rows, mask in zip(all_rows, masks, strict=True)]
+
+
+def within_certificates(attack: AttackRun, config: dict[str, Any], rows: dict[str, np.ndarray]) -> str | None:
+    """What the attack did inside the certified radii of the same classifier, on the same images; None for another one.
+
+    Exact certificates allow for nothing, sampled ones for another class with probability alpha per image; that too few
+    samples make ``predict`` abstain is no contradiction.
+    """
+    if any(attack.config[key] != config[key] for key in ("checkpoint_sha256", "scheme", "vote")):
+        return None
+    inside = (rows["correct"] > 0) & (attack.rows["magnitude"] <= rows["radius"])
+    found, before = attack.rows["predict"], attack.rows["clean"]
+    broken = inside & (found != -1) & (found != rows["predict"])
+    abstained = inside & (found == -1) & (before != -1)
+    certified = int((rows["correct"] > 0).sum())
+    return (
+        f"{attack.name}: of {certified} images that are right and certified, {int(broken.sum())} got another class "
+        f"within the certified radius, {int(abstained.sum())} an abstention\n"
+    )
+
+
+def table(found: Sequence[AttackRun], radii: list[float]) -> str:
+    """Plain text, one line per attack; accuracies, which are upper bounds, are rounded up."""
+    head = ["images", "clean", "median", *(f"r={radius_text(r)}" for r in radii)]
+    lines = []
+    for attack in found:
+        verified, clean = attack.rows["verified"], attack.rows["clean"] == attack.rows["label"]
+        cells = [str(len(verified)), percent_above(float(clean.mean()))]
+        cells.append(f"{metrics.median_attack_magnitude(verified):.4g}")
+        cells += map(percent_above, metrics.attacked_accuracy(verified, radii))
+        lines.append((attack.name, cells))
+    return f"accuracy under attack up to radius r, {found[0].threat}\n{aligned(head, lines)}"
