@@ -45,7 +45,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from certify import L0, L1, L2, Lp, Patch, RandomizedAblation, SampledScheme, spec, topk, topk_l2
+from certify import L0, L1, L2, Lp, Patch, RandomizedAblation, SampledScheme, WassersteinNoise, spec, topk, topk_l2
 from certify.confidence import predict_or_abstain
 from certify.files import write_atomically
 from certify.gaussian import GaussianScheme
@@ -79,8 +79,10 @@ class Args:
     p: float | None = cli.arg("restate l1 radii in lp for this p, through norm inequalities (Eqs. 4.25, 4.26)", None)
     pixels: bool = cli.arg("restate l2 radii as numbers of pixels, all channels of which may change", False)
     patch: list[str] | None = cli.arg("also certified accuracy against patches of these sizes, such as 5 3x7", None)
-    bound: list[Literal["location", "published"]] | None = cli.arg(
-        "certificates against patches, from the stored votes (default: location)", None
+    bound: list[Literal["location", "published", "tight"]] | None = cli.arg(
+        "certificates from the stored votes: location or published against patches (default: location), tight or "
+        "published of Laplace noise against Wasserstein perturbations (default: the scheme's)",
+        None,
     )
     rho: float = cli.arg("failure probability of the bound for the whole data set", 0.001)
 
@@ -93,8 +95,12 @@ def _check_fixed_size(path: Path, sampling: dict[str, Any]) -> None:
         )
 
 
-def read_run(path: Path, args: Args) -> Run:
-    """Rows as stored, or certified again from the stored votes."""
+def read_run(path: Path, args: Args, bound: str | None = None) -> Run:
+    """Rows as stored, or certified again from the stored votes.
+
+    Args:
+        bound: certify again with this bound, of a scheme that has several.
+    """
     if not path.is_dir():
         if args.alpha is not None or args.bounds is not None or args.interval is not None:
             raise ValueError(
@@ -105,7 +111,7 @@ def read_run(path: Path, args: Args) -> Run:
     if "attack" in config:
         raise ValueError(f"{path}: holds an attack, not certificates; name it after --attack")
     sampling, name = config["sampling"], f"{config['data']}, {config['scheme']}"
-    if args.alpha is None and args.bounds is None and args.interval is None:
+    if bound is None and args.alpha is None and args.bounds is None and args.interval is None:
         until = (sampling or {}).get("until")
         name = name if until is None else f"{name}, until {until}"
         rows = read_rows(path)
@@ -118,6 +124,9 @@ def read_run(path: Path, args: Args) -> Run:
     scheme = spec.parse_scheme(config["scheme"])
     if not isinstance(scheme, SampledScheme):
         raise ValueError(exact)
+    if bound is not None and isinstance(scheme, WassersteinNoise):
+        scheme = replace(scheme, bound=bound)
+        name = f"{config['data']}, {spec.to_text(scheme)}"
     _check_fixed_size(path, sampling)
     stored = read_votes(path)
     alpha = sampling["alpha"] if args.alpha is None else args.alpha
@@ -185,14 +194,35 @@ def top_k_runs(path: Path, args: Args) -> list[Run]:
     return runs
 
 
+def has_bounds(run: Run, path: Path) -> bool:
+    """Whether there are several certificates for the votes of a run."""
+    if run.config is None:
+        return False
+    if run.threat == str(Patch()):
+        return patches.is_structured(path)
+    return isinstance(spec.parse_scheme(run.config["scheme"]), WassersteinNoise)
+
+
 def bound_runs(path: Path, args: Args) -> list[Run]:
-    """One run for each certificate against patches, with the side of the largest certified square as radius."""
+    """One run for each bound; against patches, with the side of the largest certified square as radius."""
     config = read_config(path)
+    foreign = set(args.bound or ()) - (
+        {"location", "published"} if patches.is_structured(path) else {"tight", "published"}
+    )
+    if foreign:
+        raise ValueError(f"bound: got {foreign.pop()}, which {config['scheme']} does not have")
+    if not patches.is_structured(path):
+        return [read_run(path, args, bound) for bound in args.bound or ()]
     name = f"{config['data']}, {config['scheme']}, {config['vote']}"
     return [
         Run(f"{name}, {bound} bound", config["threat"], None, patches.rows_of_bound(path, bound), config=config)
-        for bound in args.bound or ()
+        for bound in patch_bounds(args)
     ]
+
+
+def patch_bounds(args: Args) -> list[Literal["location", "published"]]:
+    """The bounds that are asked for, of those against patches; by default the one per location."""
+    return [bound for bound in args.bound or () if bound != "tight"] or ["location"]
 
 
 def through_norms(run: Run, p: float) -> Run:
@@ -217,7 +247,7 @@ def read_groups(args: Args) -> dict[str, list[Run]]:
     restated = {"p": False, "pixels": False}
     for path in args.runs:
         run = read_run(path, args)
-        if args.bound and run.threat == str(Patch()) and patches.is_structured(path):
+        if args.bound and has_bounds(run, path):
             for each in bound_runs(path, args):
                 groups.setdefault(each.threat, []).append(each)
             continue
@@ -227,9 +257,10 @@ def read_groups(args: Args) -> dict[str, list[Run]]:
             threat, each = each.threat, in_pixels(each, path) if args.pixels else each
             restated["pixels"] |= each.threat != threat
             groups.setdefault(each.threat, []).append(each)
-    if args.bound and str(Patch()) not in groups:
+    if args.bound and not any(threat.startswith((str(Patch()), "Wasserstein")) for threat in groups):
         raise ValueError(
-            f"bound: got {' '.join(args.bound)}, but no run is one against patches; --bounds is another option"
+            f"bound: got {' '.join(args.bound)}, but no run is one against patches or Wasserstein perturbations; "
+            "--bounds is another option"
         )
     for name, used, text in (
         ("p", args.p is not None, "from l1, in lp"),
@@ -281,7 +312,7 @@ def main(args: Args) -> None:
             print()
         summaries += group + [attack.summary(radii) for attack in own]
     if sizes:
-        lines = [line for path in args.runs for line in patches.patch_accuracy(path, sizes, args.bound or ["location"])]
+        lines = [line for path in args.runs for line in patches.patch_accuracy(path, sizes, patch_bounds(args))]
         print(patches.table(lines, percent), end="\n\n")
         summaries += [line.summary() for line in lines]
     out = args.out or (folders[0] if folders[0].is_dir() else folders[0].parent)
