@@ -104,6 +104,12 @@ def read_rows(source: str | Path) -> dict[str, np.ndarray]:
     return {name: np.array([_number(row[name]) for row in rows]) for name in rows[0]}
 
 
+def read_texts(folder: str | Path, column: str) -> dict[int, str]:
+    """One column of a run's rows as text, by index."""
+    rows = [row for path in table_paths(Path(folder), "rows") for row in read_table(path)]
+    return {int(row["idx"]): row[column] for row in rows}
+
+
 def _number(text: str) -> float:
     try:
         return float(text)

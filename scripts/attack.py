@@ -87,6 +87,19 @@ def changes(image: Tensor, adversarial: Tensor) -> str:
     return " ".join(f"{i}:{values[i]}" for i in (old != adversarial).flatten().nonzero()[:, 0].tolist()) or "-"
 
 
+def changed(image: Tensor, text: str, *, floats: bool) -> Tensor:
+    """The adversarial image that :func:`changes` tells of.
+
+    Args:
+        floats: the values are floats in [0, 1], whatever the image is.
+    """
+    adversarial = (to_float(image) if floats else image).clone()
+    for change in [] if text == "-" else text.split(" "):
+        feature, value = change.split(":")
+        adversarial.view(-1)[int(feature)] = float(value)
+    return adversarial
+
+
 def one_of_each_class(data: Dataset) -> Tensor:
     """The first image of each of the first ten classes: starting points where noise does not do."""
     first = {label: i for i, label in reversed(list(enumerate(data.labels.tolist())))}
