@@ -85,8 +85,9 @@ def on_common_images(all_rows: Sequence[dict[str, np.ndarray]]) -> list[dict[str
 def within_certificates(attack: AttackRun, config: dict[str, Any], rows: dict[str, np.ndarray]) -> str | None:
     """What the attack did inside the certified radii of the same classifier, on the same images; None for another one.
 
-    Exact certificates allow for nothing, sampled ones for another class with probability alpha per image; that too few
-    samples make ``predict`` abstain is no contradiction.
+    Exact certificates allow for nothing, sampled ones for another class with probability alpha per image. That
+    ``predict`` abstains from too few samples is no contradiction, but counts as broken: with fewer samples than the
+    certificate took, accuracy under attack may even start below certified accuracy.
     """
     if any(attack.config[key] != config[key] for key in ("checkpoint_sha256", "scheme", "vote")):
         return None
@@ -95,9 +96,11 @@ def within_certificates(attack: AttackRun, config: dict[str, Any], rows: dict[st
     broken = inside & (found != -1) & (found != rows["predict"])
     abstained = inside & (found == -1) & (before != -1)
     certified = int((rows["correct"] > 0).sum())
+    sizes = [(each["sampling"] or {}).get("n") for each in (attack.config, config)]
+    few = "" if sizes[0] == sizes[1] else f" (attacked with n = {sizes[0]}, certified with {sizes[1]})"
     return (
-        f"{attack.name}: of {certified} images that are right and certified, {int(broken.sum())} got another class "
-        f"within the certified radius, {int(abstained.sum())} an abstention\n"
+        f"{attack.name}{few}: of {certified} images that are right and certified, {int(broken.sum())} got another "
+        f"class within the certified radius, {int(abstained.sum())} an abstention\n"
     )
 
 

@@ -14,11 +14,21 @@ from scripts.attacked import AttackRun
 from scripts.tables import Run, what
 
 
+def _classifier(run: Run | AttackRun) -> tuple[str, ...]:
+    """What tells classifiers apart; certificates of the same one that differ in name count as several."""
+    if run.config is None:
+        return (run.name,)
+    name = run.name if isinstance(run, Run) and run.name != f"{run.config['data']}, {run.config['scheme']}" else ""
+    return (*(run.config[key] for key in ("checkpoint_sha256", "scheme", "vote")), name)
+
+
 def draw(axis: Any, runs: list[Run], found: list[AttackRun]) -> None:
     """Certified accuracy of runs, and accuracy under attacks (dashed), against the radius; of one threat model."""
     ends = [run.rows["radius"][run.rows["correct"] > 0] for run in runs] + [a.rows["verified"] for a in found]
-    right = 1.05 * max(float(each[np.isfinite(each)].max(initial=0)) for each in ends)
+    right = 1.05 * max(float(each[np.isfinite(each)].max(initial=0)) for each in ends) or 1.0
     threat = (runs or found)[0].threat
+    # one color per classifier, for its certificates and for the attacks on it
+    color = {key: f"C{i % 10}" for i, key in enumerate(dict.fromkeys(_classifier(each) for each in (*runs, *found)))}
     for run in runs:
         correct, radius = run.rows["correct"] > 0, run.rows["radius"]
         grid = np.unique(np.concatenate(([0.0], radius[correct & (radius >= 0)])))
@@ -26,14 +36,18 @@ def draw(axis: Any, runs: list[Run], found: list[AttackRun]) -> None:
         # Certified accuracy falls just after each radius that some image reaches; a number of pixels or training
         # samples can only be exceeded by a whole one.
         last = grid + 1 if threat.startswith(("l0", "patch", "poisoning")) else grid
-        axis.step([0, *last, last[-1]], [values[0], *values, 0], where="pre", label=textwrap.fill(run.name, 64))
+        label = textwrap.fill(run.name, 64)
+        axis.step(
+            [0, *last, last[-1]], [values[0], *values, 0], where="pre", color=color[_classifier(run)], label=label
+        )
     for attack in found:
-        axis.step(*attack.steps(right), where="post", linestyle="--", label=textwrap.fill(attack.name, 64))
+        label = textwrap.fill(attack.name, 64)
+        axis.step(*attack.steps(right), where="post", linestyle="--", color=color[_classifier(attack)], label=label)
     guaranteed = all(run.guaranteed for run in runs)
     kind = what(guaranteed=guaranteed).lower()
     axis.set(xlabel=f"radius, {threat}", ylim=(0, 1.02), title="" if guaranteed else NOT_CERTIFIED)
     axis.set(ylabel=f"accuracy, {kind} (solid) and under attack" if found else f"{kind} accuracy")
-    axis.set_xlim(left=0)
+    axis.set_xlim(0, right if found else None)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7)
 

@@ -30,7 +30,7 @@ from certify.attacks.jobs import Jobs
 from certify.attacks.noise import LEVELS, salt_and_pepper
 from certify.attacks.oracle import Oracle
 from certify.data import load
-from certify.metrics import median_attack_magnitude
+from certify.metrics import attacked_accuracy, median_attack_magnitude
 from certify.models import ModelSpec
 from certify.results import read_config, read_rows
 from certify.spec import parse
@@ -441,6 +441,13 @@ def test_median_attack_magnitude():
 def test_median_is_the_least_magnitude_that_breaks_half(magnitudes):
     breaking = [m for m in [*magnitudes, math.inf] if 2 * sum(v <= m for v in magnitudes) >= len(magnitudes)]
     assert median_attack_magnitude(magnitudes) == min(breaking)
+
+
+@given(st.lists(st.integers(0, 5) | st.just(math.inf), min_size=1))
+def test_attacked_accuracy_is_the_share_not_broken(magnitudes):
+    radii = [0, 0.5, 1, 4, 5, 9]
+    expected = [sum(m > r for m in magnitudes) / len(magnitudes) for r in radii]
+    assert attacked_accuracy(magnitudes, radii).tolist() == pytest.approx(expected)
 
 
 # --- command line ----------------------------------------------------------------------------------------------------

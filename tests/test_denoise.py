@@ -239,7 +239,7 @@ def test_interrupted_training_ends_in_the_identical_model(tmp_path, clean, monke
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": "mse"}, "loss: got 'mse', expected one of cross_entropy, stability, denoiser_mse"),
+        ({"loss": "mse"}, "loss: got 'mse', expected one of cross_entropy, stability, smoothadv, macer, denoiser_mse"),
         ({"loss": "stability", "stability_weight": -1.0}, "stability_weight: got -1.0"),
         ({"stability_weight": float("inf")}, "stability_weight: got inf"),
         ({"optimizer": "lion"}, "optimizer: got 'lion'"),

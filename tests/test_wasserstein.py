@@ -17,7 +17,7 @@ from certify import DeterministicSplittingNoise, Smoothed, Wasserstein, Wasserst
 from certify.draws import ESTIMATION, Draws, splitmix64
 from certify.splitting import cell_centres
 from certify.threats import normalized
-from certify.transport import edges, flow_distance, transport_distance
+from certify.transport import edges, flow_distance, shortest_flow, transport_distance
 from certify.wasserstein import _edges, _laplace, _moved, _on_grid, _uniform
 
 VARIANTS: list[dict[str, Any]] = [
@@ -68,6 +68,9 @@ def test_flow_form_and_transport_form_agree_and_the_metrics_are_within_sqrt_2(si
     x, y = x / x.sum(), y / y.sum()
     flow, l1, l2 = flow_distance(x, y), transport_distance(x, y, "l1"), transport_distance(x, y, "l2")
     assert flow == pytest.approx(l1, rel=1e-6, abs=1e-9)
+    plan = shortest_flow(x, y)
+    assert np.abs(plan).sum() == pytest.approx(flow)
+    assert np.allclose(divergence(x.shape) @ plan.ravel(), (y - x).ravel(), atol=1e-9)
     assert l2 <= l1 * (1 + 1e-6)
     assert l1 <= math.sqrt(2) * l2 * (1 + 1e-6)
     assert np.abs(x - y).sum() <= 2 * l2 * (1 + 1e-6) + 1e-12
@@ -88,6 +91,8 @@ def test_distances_that_are_known():
     assert Wasserstein("l1").distance(in_one_line[:1], in_one_line[1:]).item() == pytest.approx(expected)
     colours = torch.zeros((2, 2, 1, 2))
     colours[0, 0, 0, 0] = colours[1, 1, 0, 0] = 1  # no mass moves between channels
+    with pytest.raises(ValueError, match="channels of different mass"):
+        shortest_flow(*colours.double().numpy())
     for metric in ("l1", "l2"):
         assert Wasserstein(metric).distance(colours[:1], colours[1:]).item() == math.inf
     with pytest.raises(ValueError, match="all zeros for number 1"):
