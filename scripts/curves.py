@@ -19,7 +19,7 @@ def _classifier(run: Run | AttackRun) -> tuple[str, ...]:
     if run.config is None:
         return (run.name,)
     name = run.name if isinstance(run, Run) and run.name != f"{run.config['data']}, {run.config['scheme']}" else ""
-    return (*(run.config[key] for key in ("checkpoint_sha256", "scheme", "vote")), name)
+    return (*(str(run.config.get(key)) for key in ("checkpoint_sha256", "scheme", "vote")), name)
 
 
 def draw(axis: Any, runs: list[Run], found: list[AttackRun]) -> None:
