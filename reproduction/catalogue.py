@@ -147,6 +147,12 @@ class Entry:
         results = [r for r in (column.result, row.result, run.result) if r is not None]
         return Cell(column.quantity, dict(column.options) | own, column.unit, results[0])
 
+    def results(self, run: Run) -> set[str]:
+        """The result folders of a run that its cells read."""
+        return {
+            self.cell(row, column, run).result for row in self.rows if row.run == run.name for column in self.columns
+        }
+
 
 @dataclass(frozen=True)
 class Catalogue:
@@ -162,7 +168,7 @@ class Catalogue:
 
 def chapter_of(name: str) -> str:
     """The chapter, appendix or paper that an entry's name begins with."""
-    found = re.fullmatch(r"(?:table|figure|section)-(\d+|[a-zA-Z])\..+", name)
+    found = re.fullmatch(r"[a-z]+-(\d+|[a-zA-Z])\..+", name)
     if found:
         return found[1].upper()
     for paper in PAPERS:

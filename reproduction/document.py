@@ -66,7 +66,7 @@ def _cells(line: Line) -> list[str]:
 def _number_table(entry: Entry, results: Mapping[str, Result]) -> list[str]:
     measured = {label for result in results.values() for label, _ in result.values}
     rows = [row for row in entry.rows if len(entry.rows) <= ALL_ROWS or row.label in measured]
-    lines = [line for row in rows for line in lines_of(entry, row, results)]
+    lines = [line for row in rows for line in lines_of(entry, row, results) if line.what]
     text = _table(["", "", *map(_escaped, heads(entry))], map(_cells, lines), right=2)
     left = len(entry.rows) - len(rows)
     if left:
@@ -84,12 +84,13 @@ def _how(catalogue: Catalogue, entry: Entry, result: Result) -> list[str]:
     text = [f"Budget `{result.budget}`{cost}{named}; {made}."]
     less: dict[str, list[str]] = {}
     for name in result.runs:
-        for item in reductions(catalogue.runs[name], result.budget):
+        run = catalogue.runs[name]
+        for item in reductions(run, result.budget, entry.results(run)):
             less.setdefault(item, []).append(name)
     if less:
         everywhere = len(result.runs)
         items = [i if len(names) == everywhere else f"{i}, for {', '.join(names)}" for i, names in less.items()]
-        text += ["", "Other than published:", "", *(f"- {_escaped(item)}" for item in items)]
+        text += ["", "Other than in the published setting:", "", *(f"- {_escaped(item)}" for item in items)]
     commands = [line for lines in result.runs.values() for line in lines]
     return [*text, "", "```", *commands, "```"]
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -13,79 +12,17 @@ from typing import Any, Literal
 import numpy as np
 from scipy.special import stdtrit
 
-from certify import L1, Lp, RandomizedAblation, metrics, spec
+from certify import RandomizedAblation, metrics, spec
 from certify.results import read_config
+from reproduction.sources import Options, Source
 from reproduction.values import LEVEL, Value, mean, median, share
 from rl.evaluation import area_under_curve
-from rl.logs import Method, read_method
-from scripts import patches, report
-from scripts.attacked import AttackRun, read_attack
+from scripts import patches
 from scripts.attacks import number
 from scripts.learning_efficiency import TASKS
 from scripts.tables import Run
 
-Options = Mapping[str, Any]
 Rounding = Literal["down", "up", "nearest"]
-
-
-class Source:
-    """A result folder; what is read of it is kept, as many cells read the same."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._kept: dict[Any, Any] = {}
-
-    def _keep(self, key: Any, read: Callable[[], Any]) -> Any:
-        if key not in self._kept:
-            self._kept[key] = read()
-        return self._kept[key]
-
-    def certificates(self, options: Options) -> Run:
-        """Rows of certificates: as stored, or certified again from the votes where ``bound``, ``top_k`` or ``alpha``
-        ask for it; restated where ``p`` or ``pixels`` do."""
-        chosen = {name: options.get(name) for name in ("bound", "top_k", "alpha", "p", "pixels")}
-        return self._keep(tuple(chosen.values()), lambda: self._certificates(**chosen))
-
-    def _certificates(
-        self, bound: str | None, top_k: int | None, alpha: float | None, p: float | str | None, pixels: bool | None
-    ) -> Run:
-        args = report.Args(runs=[self.path], alpha=alpha)
-        if top_k is not None:
-            (run,) = report.top_k_runs(self.path, replace(args, top_k=[top_k]))
-        elif bound is not None:
-            stored = report.read_run(self.path, args)
-            if not report.has_bounds(stored, self.path):
-                raise ValueError(f"{self.path}: {stored.name} has no certificates to choose a bound from")
-            (run,) = report.bound_runs(self.path, replace(args, bound=[bound]))
-        else:
-            run = report.read_run(self.path, args)
-        if p is not None:
-            run = self._in_lp(run, number(str(p)))
-        return report.in_pixels(run, self.path) if pixels else run
-
-    def _in_lp(self, run: Run, p: float) -> Run:
-        if run.threat == str(L1()):
-            return report.through_norms(run, p)
-        if run.threat != str(Lp(p)):
-            raise ValueError(f"{self.path}: got {run.threat}, which cannot be restated in lp with p = {p}")
-        return run
-
-    def attack(self) -> AttackRun:
-        return self._keep("attack", lambda: read_attack(self.path))
-
-    def method(self, metric: Literal["success", "return"]) -> Method:
-        return self._keep(("method", metric), lambda: read_method(self.path, metric))
-
-    def patch(self, size: str, bound: patches.PatchBound) -> patches.PatchAccuracy:
-        sizes = [patches.parse_size(size)]
-        return self._keep(("patch", size, bound), lambda: patches.patch_accuracy(self.path, sizes, [bound])[0])
-
-    def efficiency(self) -> list[dict[str, Any]]:
-        """The fitted powers that scripts.learning_efficiency wrote."""
-        path = self.path / "efficiency.json"
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: not found; scripts.learning_efficiency writes it")
-        return json.loads(path.read_text())["curves"]
 
 
 def _whole(run: Run, path: Path) -> Run:
@@ -136,6 +73,15 @@ def average_radius(source: Source, options: Options) -> Value:
     correct, radius = run.rows["correct"] > 0, run.rows["radius"]
     found = mean(np.where(correct & (radius >= 0), radius, 0))
     return replace(found, value=metrics.average_certified_radius(correct, radius), guaranteed=run.guaranteed)
+
+
+def average_correct_radius(source: Source, options: Options) -> Value:
+    """Over the images that are right, which is not the average certified radius: wrong ones do not count."""
+    run = _whole(source.certificates(options), source.path)
+    right = (run.rows["correct"] > 0) & (run.rows["radius"] >= 0)
+    if not right.any():
+        return Value(-math.inf, None, None, len(right), run.guaranteed)
+    return replace(mean(run.rows["radius"][right]), guaranteed=run.guaranteed)
 
 
 def seconds(source: Source, options: Options) -> Value:
@@ -198,6 +144,14 @@ def steps_to(source: Source, options: Options) -> Value:
     return mean(method.timesteps[reached.argmax(1)])
 
 
+def setting(source: Source, options: Options) -> Value:
+    """A number of the configuration of a run; exact."""
+    value = source.setting(options["of"])
+    if not _is_number(value):
+        raise ValueError(f"{source.path}: got {options['of']} = {value!r}, expected a number")
+    return Value(float(value), None, None, 1)
+
+
 def exponent(source: Source, options: Options) -> Value:
     """Of the dimension, in the number of transitions that are needed; the interval is that of the fitted line."""
     environment, loss = options["environment"], options["loss"]
@@ -243,6 +197,7 @@ QUANTITIES: dict[str, Quantity] = {
     ),
     "median": Quantity(median_radius, _READ, rounding="down"),
     "acr": Quantity(average_radius, _READ, rounding="down"),
+    "acr-correct": Quantity(average_correct_radius, _READ, rounding="down"),
     "seconds": Quantity(seconds),
     "attacked": Quantity(
         attacked, frozenset({"radius", "patch"}), (frozenset({"radius", "patch"}),), share=True, rounding="up"
@@ -253,6 +208,7 @@ QUANTITIES: dict[str, Quantity] = {
     "return": Quantity(final_return, over="seeds"),
     "height": Quantity(height, _METRIC, share=True, over="seeds"),
     "steps-to": Quantity(steps_to, _METRIC | {"at"}, (frozenset({"at"}),), over="seeds"),
+    "setting": Quantity(setting, frozenset({"of"}), (frozenset({"of"}),), over="configurations"),
     "exponent": Quantity(
         exponent,
         frozenset({"environment", "loss"}),
@@ -272,6 +228,7 @@ OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "pixels": ("true or false", lambda v: isinstance(v, bool)),
     "metric": ("success or return", lambda v: v in ("success", "return")),
     "at": ("a number", lambda v: _is_number(v)),
+    "of": ("a name in the configuration, such as arguments.gamma", lambda v: isinstance(v, str) and v != ""),
     "environment": (" or ".join(TASKS), lambda v: v in TASKS),
     "loss": ("standard or ReenGAGE", lambda v: v in ("standard", "ReenGAGE")),
 }

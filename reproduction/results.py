@@ -12,7 +12,9 @@ from typing import Any
 from certify.files import write_atomically
 from reproduction import running
 from reproduction.catalogue import BUDGETS, Catalogue, Column, Entry, Row, Run
-from reproduction.quantities import Source, Value, measure
+from reproduction.quantities import measure
+from reproduction.sources import Source
+from reproduction.values import Value
 
 RESULTS = Path(__file__).parent / "results"
 KEPT = ("cpu", "full")  # smoke results say nothing

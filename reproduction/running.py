@@ -67,11 +67,14 @@ def script_lines(run: Run, budget: str, root: Path = RUNS) -> list[str]:
 
 
 def _typed(word: str) -> str:
-    """A word in a shell, with ``$RUN`` for the folder."""
-    if RUN_FOLDER not in word:
-        return shlex.quote(word)
-    safe = shlex.quote(word.replace(RUN_FOLDER, "")) in (word.replace(RUN_FOLDER, ""), "''")
-    return word.replace(RUN_FOLDER, "$RUN") if safe else '"' + word.replace(RUN_FOLDER, "$RUN") + '"'
+    """A word in a shell, with ``$RUN`` for the folder, in double quotes where it has single ones."""
+    text = word.replace(RUN_FOLDER, "")
+    quoted = shlex.quote(text)
+    if text == "" or quoted == text:
+        return word.replace(RUN_FOLDER, "$RUN") or "''"
+    if (text != word or "'" in text) and not set('"$`\\!') & set(text):
+        return f'"{word.replace(RUN_FOLDER, "$RUN")}"'
+    return shlex.quote(word)
 
 
 def versions() -> dict[str, str]:
@@ -94,10 +97,12 @@ def parsed(words: Words) -> tuple[Callable[[Any], None], Any]:
 def seeds_of(words: Words) -> list[int]:
     """The seeds that a command takes; empty if it has none."""
     args = parsed(words)[1]
-    if hasattr(args, "seed"):
-        return [args.seed]
-    seeds = getattr(args, "seeds", [])
-    return list(range(seeds)) if isinstance(seeds, int) else seeds
+    seeds = getattr(args, "seeds", None)
+    if isinstance(seeds, list):
+        return seeds
+    if isinstance(seeds, int):
+        return list(range(seeds))
+    return [args.seed] if hasattr(args, "seed") else []
 
 
 def read_state(folder: Path) -> State | None:

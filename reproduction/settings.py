@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import fields
 from typing import Any
 
 from reproduction.catalogue import RUN_FOLDER, Run
 from reproduction.running import Words, parsed
 
+_LAST = ("certify", "attack")  # scripts whose results no other command reads
 # Arguments that say where and how fast, not what.
 _WITHOUT_EFFECT = {"device", "data_root", "resume", "tensorboard", "jobs", "workers", "at_once", "images_per_step"}
 
@@ -16,14 +18,14 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return " ".join(map(str, value))
+        in_a_row = len(value) > 2 and value == list(range(value[0], value[0] + len(value)))
+        return f"{value[0]} to {value[-1]}" if in_a_row else " ".join(map(str, value))
     return "none" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _name(words: Words) -> str:
-    """``train``, or ``certify test`` where the command has a folder of its own below that of the run."""
-    own = [word.removeprefix(f"{RUN_FOLDER}/") for word in words if word.startswith(f"{RUN_FOLDER}/")]
-    return " ".join([words[0].removeprefix("scripts."), *own[:1]])
+def _own_folder(words: Words) -> str:
+    """The folder below that of the run that a command writes to, if it is not that of the run itself."""
+    return next((word.removeprefix(f"{RUN_FOLDER}/") for word in words if word.startswith(f"{RUN_FOLDER}/")), "")
 
 
 def differences(words: Words, published: Words) -> list[str]:
@@ -39,12 +41,20 @@ def differences(words: Words, published: Words) -> list[str]:
     ]
 
 
-def reductions(run: Run, budget: str) -> list[str]:
-    """One text for each command of a budget that is other than in the published setting; empty if that is not known."""
+def reductions(run: Run, budget: str, used: Collection[str]) -> list[str]:
+    """One text for each command of a budget that is other than in the published setting; empty if that is not known.
+
+    Args:
+        used: the result folders that are read; commands that only make others are left out.
+    """
     if budget == "full" or "full" not in run.budgets:
         return []
     texts = []
     for words, published in zip(run.words(budget), run.words("full"), strict=True):
+        script, own = words[0].removeprefix("scripts."), _own_folder(words)
+        if script in _LAST and own not in used:
+            continue
         found = differences(words, published)
-        texts += [f"{_name(words)}: {', '.join(found)}"] if found else []
+        name = f"{script} {own}" if own else script
+        texts += [f"{name}: {', '.join(found)}"] if found else []
     return texts

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from certify.threats import NOT_CERTIFIED
 from reproduction.catalogue import Catalogue, Column, Entry, Printed, Row
-from reproduction.quantities import QUANTITIES, Rounding, Value
+from reproduction.quantities import QUANTITIES, Rounding
 from reproduction.results import Result
+from reproduction.values import Value
 
 MARK = "†"
 FOOTNOTE = f"{MARK} radii that no theorem supports: {NOT_CERTIFIED}"
@@ -62,17 +63,20 @@ def number_text(number: float, decimals: int | None, rounding: Rounding = "neare
     return text if exact or "." not in text else text.rstrip("0").rstrip(".")
 
 
-def _style(entry: Entry, index: int) -> tuple[int | None, bool]:
+def _style(entry: Entry, index: int, value: float) -> tuple[int | None, bool]:
     """Decimals of our numbers in a column, and whether zeros at the end stay."""
     column, printed = entry.columns[index], decimals_of(entry, index)
     if column.unit == "%":
         return max(2, printed or 0), True
-    return (None if printed is None else printed + 1), False
+    if printed is None:
+        return None, False
+    size = math.floor(math.log10(abs(value))) if value and math.isfinite(value) else 0
+    return max(printed + 1, _DIGITS - 2 - size), False
 
 
 def value_text(entry: Entry, index: int, value: Value) -> str:
     """``96.68 [96.14, 97.17]``, the interval rounded outwards."""
-    decimals, exact = _style(entry, index)
+    decimals, exact = _style(entry, index, value.value)
     text = number_text(value.value, decimals, QUANTITIES[entry.columns[index].quantity].rounding, exact=exact)
     text += "" if value.guaranteed else MARK
     if value.low is None or value.high is None:
@@ -120,14 +124,19 @@ def _published_line(entry: Entry, row: Row) -> Line:
     return Line(row.label, "published", tuple(cells), (False,) * len(cells))
 
 
+def _difference_text(entry: Entry, index: int, published: float | None, value: Value) -> str:
+    gap = difference(published, value)
+    if gap is None:
+        return ""
+    decimals, exact = _style(entry, index, value.value)
+    text = number_text(abs(gap), decimals, exact=exact)
+    return text if not text.strip("0.") else f"{'-' if gap < 0 else '+'}{text}"
+
+
 def _difference_line(entry: Entry, row: Row, values: Sequence[Value]) -> Line:
-    cells = []
-    for i, (number, value) in enumerate(zip(row.published, values, strict=True)):
-        gap, (decimals, exact) = difference(number, value), _style(entry, i)
-        text = "" if gap is None else number_text(abs(gap), decimals, exact=exact)
-        cells.append(text if gap is None else f"{'-' if gap < 0 else '+'}{text}")
-    surprising = tuple(is_surprising(*pair) for pair in zip(row.published, values, strict=True))
-    return Line("", "difference", tuple(cells), surprising)
+    pairs = list(zip(row.published, values, strict=True))
+    cells = tuple(_difference_text(entry, i, *pair) for i, pair in enumerate(pairs))
+    return Line("", "difference", cells, tuple(is_surprising(*pair) for pair in pairs))
 
 
 def lines_of(entry: Entry, row: Row, results: Mapping[str, Result]) -> list[Line]:

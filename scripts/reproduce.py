@@ -135,7 +135,7 @@ def print_commands(catalogue: Catalogue, entry: Entry, args: Args) -> None:
         needs = f", needs {', '.join(entry.needs)}" if budget == "full" and entry.needs else ""
         print(f"\n{budget}{cost}{needs}: python -m scripts.reproduce run {entry.name} --budget {budget}, which is")
         for run in results.runs_of(catalogue, entry, budget):
-            for text in reductions(run, budget) if budget == "cpu" else ():
+            for text in reductions(run, budget, entry.results(run)) if budget == "cpu" else ():
                 print(textwrap.fill(text, WIDTH, initial_indent="  # ", subsequent_indent="  #     "))
             for line in running.script_lines(run, budget, args.runs):
                 print(f"  {line}")

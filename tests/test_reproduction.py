@@ -14,9 +14,10 @@ import torch
 from certify.variable_lambda import radius_through_norms
 from reproduction import document, results, running
 from reproduction.catalogue import Catalogue, chapter_of, order_of
-from reproduction.quantities import Source, measure
+from reproduction.quantities import measure
 from reproduction.reading import load
 from reproduction.running import LOCK, read_state, run_commands, script_lines
+from reproduction.sources import Source
 from reproduction.tables import decimals_of, number_text, text_table, value_text
 from reproduction.values import Value, mean, median, share
 from scripts import cli
@@ -227,6 +228,7 @@ def test_quantities_of_certificates(tmp_path):
     assert measure(source, "certified", {"radius": 1.5}, "").value == pytest.approx(0.4)
     assert measure(source, "median", {}, "").value == 0.5
     assert measure(source, "acr", {}, "").value == pytest.approx(4.5 / 5)
+    assert measure(source, "acr-correct", {}, "").value == pytest.approx(4.5 / 3)
     assert measure(source, "base", {}, "").value == 0.75
     assert measure(source, "seconds", {}, "").value == 0.5
     certified = measure(source, "certified", {"radius": 1.5}, "%")
@@ -297,6 +299,12 @@ def test_quantities_of_agents(tmp_path):
     assert measure(source, "height", {"metric": "return"}, "").value == pytest.approx(-10 + 10 * 0.625)
     assert measure(source, "steps-to", {"at": 0.9}, "").value == 250
     assert measure(source, "steps-to", {"at": 1.1}, "").value == math.inf
+    (tmp_path / "seed-0/config.json").write_text(json.dumps({"arguments": {"net_arch": [256, 128], "gamma": 0.95}}))
+    assert measure(source, "setting", {"of": "arguments.gamma"}, "").value == 0.95
+    assert measure(source, "setting", {"of": "arguments.net_arch.1"}, "").value == 128
+    for of, message in (("arguments.tau", "has no arguments.tau"), ("arguments.net_arch", "expected a number")):
+        with pytest.raises(ValueError, match=message):
+            measure(source, "setting", {"of": of}, "")
 
 
 def test_share_of_copies_that_a_perturbation_touches(tmp_path):
