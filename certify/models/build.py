@@ -96,6 +96,7 @@ class ModelSpec:
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
     def build(self) -> nn.Module:
+        """The network, with new parameters."""
         if self.name == PARTITION_MLP:
             return self._build_partition_mlp()
         if self.name not in MODELS:

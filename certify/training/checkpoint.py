@@ -57,6 +57,7 @@ class Checkpoint:
 
 
 def save_checkpoint(path: str | Path, module: nn.Module, checkpoint: Checkpoint) -> None:
+    """Write parameters and what they are to a safetensors file, atomically."""
     header = {
         "format": FORMAT,
         "model": asdict(checkpoint.model),
