@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from certify.ablation import DeterministicAblation
 from certify.models.cnn3d import cnn3d
 from certify.models.mnist_cnn import mnist_cnn
-from certify.models.network_in_network import network_in_network
+from certify.models.network_in_network import network_in_network, nin_block
 from certify.models.partition_mlp import PartitionMLP
 from certify.models.pointnet import pointnet, pointnet_basic, pointnet_small
 from certify.models.resnet import cifar_resnet110, resnet18, resnet50
@@ -29,6 +29,7 @@ MODELS: dict[str, Callable[[int, int, Any], nn.Module]] = {
     "resnet110": cifar_resnet110,
     "wide_resnet40_2": wide_resnet40_2,
     "network_in_network": network_in_network,
+    "nin_block": nin_block,
     "small_cnn": small_cnn,
     "linear": linear,
     "pointnet": pointnet,
