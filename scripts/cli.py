@@ -85,7 +85,7 @@ def progress() -> Progress:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True, force_jupyter=False),  # the same in a notebook: text on standard error
+        console=Console(stderr=True),
     )
 
 
