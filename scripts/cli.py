@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
+import re
 import shlex
 import subprocess
 import sys
@@ -75,6 +76,25 @@ def command_line(prog: str, args: Any) -> str:
         if not isinstance(value, bool):
             words += [str(v) for v in value] if isinstance(value, list) else [str(value)]
     return shlex.join(words)
+
+
+def check_used(args: Any, step: str) -> None:
+    """Raise if an argument was given that a step does not look at.
+
+    Args:
+        step: of a script that has several; help texts end in the steps that an argument is for, such as "(vote)". A
+            step "all" looks at everything.
+    """
+    for field in dataclasses.fields(args):
+        steps = re.search(r"\(([a-z, ]+)\)$", field.metadata["help"])
+        if steps is None or step in ("all", *steps[1].split(", ")):
+            continue
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if getattr(args, field.name) != default:
+            name = field.name.replace("_", "-")
+            raise ValueError(f"{name}: is for {steps[1]}, not for {step}; leave it out")
 
 
 def progress() -> Progress:

@@ -28,9 +28,8 @@ The published partition and network on MNIST, for a GPU (set CUBLAS_WORKSPACE_CO
 
 from __future__ import annotations
 
-import re
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -247,18 +246,8 @@ def provenance(args: Args) -> dict[str, Any]:
     return {"command": cli.command_line("scripts.poisoning", args), "commit": cli.commit(), "started": started}
 
 
-def check_used(args: Args) -> None:
-    """Raise if an argument was given that the step does not look at; help texts end in the steps that do."""
-    for field in fields(args):
-        steps = re.search(r"\(([a-z, ]+)\)$", field.metadata["help"])
-        elsewhere = steps is not None and args.step not in ("all", *steps[1].split(", "))
-        if steps and elsewhere and getattr(args, field.name) != field.default:
-            name = field.name.replace("_", "-")
-            raise ValueError(f"{name}: is for {steps[1]}, not for {args.step}; leave it out")
-
-
 def main(args: Args) -> None:
-    check_used(args)
+    cli.check_used(args, args.step)
     steps = STEPS[:-1] if args.step == "all" else (args.step,)
     for step in steps:
         if step == "certify":

@@ -1,0 +1,269 @@
+"""What a cell of a table measures, read from the rows on disk of a run. Nothing is computed again that is stored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from scipy.special import stdtrit
+
+from certify import RandomizedAblation, metrics, spec
+from certify.results import read_config
+from reproduction.sources import Options, Source
+from reproduction.values import LEVEL, Value, mean, median, share
+from rl.evaluation import area_under_curve
+from scripts import patches
+from scripts.attacks import number
+from scripts.learning_efficiency import TASKS
+from scripts.tables import Run
+
+Rounding = Literal["down", "up", "nearest"]
+
+
+def _whole(run: Run, path: Path) -> Run:
+    """The run, unless its sampling stopped at the answer to another question."""
+    if run.until is not None:
+        raise ValueError(f"{path}: was sampled until {run.until} was settled, which says nothing else of the images")
+    return run
+
+
+def clean(source: Source, options: Options) -> Value:
+    rows = _whole(source.certificates(options), source.path).rows
+    return share(metrics.clean_accuracy(rows.get("clean", rows["predict"]), rows["label"]), len(rows["label"]))
+
+
+def abstained(source: Source, options: Options) -> Value:
+    rows = _whole(source.certificates(options), source.path).rows
+    return share(metrics.abstention_rate(rows.get("clean", rows["predict"])), len(rows["label"]))
+
+
+def base(source: Source, options: Options) -> Value:
+    """The mean over images of the share of votes for the true class: accuracy of the base classifier, of a single model
+    of an ensemble."""
+    rows = _whole(source.certificates(options), source.path).rows
+    if "label_share" not in rows:
+        raise ValueError(f"{source.path}: has no shares of votes, from which the base classifier's accuracy follows")
+    return mean(rows["label_share"])
+
+
+def certified(source: Source, options: Options) -> Value:
+    if "patch" in options:
+        found = source.patch(options["patch"], options.get("bound", "location"))
+        return share(found.certified[0], found.images)
+    run = source.certificates(options)
+    correct, radius = run.rows["correct"] > 0, run.rows["radius"]
+    accuracy = float(metrics.certified_accuracy(correct, radius, [options["radius"]])[0])
+    return share(accuracy, len(correct), guaranteed=run.guaranteed)
+
+
+def median_radius(source: Source, options: Options) -> Value:
+    run = _whole(source.certificates(options), source.path)
+    correct, radius = run.rows["correct"] > 0, run.rows["radius"]
+    effective = np.where(correct & (radius >= 0), radius, -np.inf)
+    return median(metrics.median_certified_robustness(correct, radius), effective, guaranteed=run.guaranteed)
+
+
+def average_radius(source: Source, options: Options) -> Value:
+    run = _whole(source.certificates(options), source.path)
+    correct, radius = run.rows["correct"] > 0, run.rows["radius"]
+    found = mean(np.where(correct & (radius >= 0), radius, 0))
+    return replace(found, value=metrics.average_certified_radius(correct, radius), guaranteed=run.guaranteed)
+
+
+def average_correct_radius(source: Source, options: Options) -> Value:
+    """Over the images that are right, which is not the average certified radius: wrong ones do not count."""
+    run = _whole(source.certificates(options), source.path)
+    right = (run.rows["correct"] > 0) & (run.rows["radius"] >= 0)
+    if not right.any():
+        return Value(-math.inf, None, None, len(right), run.guaranteed)
+    return replace(mean(run.rows["radius"][right]), guaranteed=run.guaranteed)
+
+
+def seconds(source: Source, options: Options) -> Value:
+    """Of computing per image, where and with whatever else ran beside it."""
+    rows = read_config(source.path) and source.certificates(options).rows
+    if "time" not in rows:
+        raise ValueError(f"{source.path}: has no times")
+    return mean(rows["time"])
+
+
+def touched(source: Source, options: Options) -> Value:
+    """The share of all copies of an image that a perturbation of so many units can change (Delta), exactly."""
+    config = read_config(source.path)
+    scheme, shape = spec.parse_scheme(config["scheme"]), tuple(config["shape"])
+    if not isinstance(scheme, RandomizedAblation):
+        raise ValueError(f"{source.path}: got {config['scheme']}, expected randomized ablation")
+    units, radius = scheme.units(shape), options["radius"]
+    if radius != int(radius) or radius > units:
+        raise ValueError(f"radius: got {radius}, expected a whole number of at most {units}")
+    left = Fraction(math.comb(units - int(radius), scheme.keep), math.comb(units, scheme.keep))
+    return Value(float(1 - left), None, None, units)
+
+
+def attacked(source: Source, options: Options) -> Value:
+    """Up to a radius in the unit of the threat model, or by a patch of the size that the attack had."""
+    attack = source.attack()
+    verified = attack.rows["verified"]
+    if "patch" in options:
+        had = attack.config["attack"].get("patch")
+        if had is None or patches.parse_size(had) != patches.parse_size(options["patch"]):
+            raise ValueError(f"{source.path}: got an attack with patches {had}, expected {options['patch']}")
+        return share(float(np.isinf(verified).mean()), len(verified))
+    return share(float(metrics.attacked_accuracy(verified, [options["radius"]])[0]), len(verified))
+
+
+def median_attack(source: Source, _options: Options) -> Value:
+    verified = source.attack().rows["verified"]
+    return median(metrics.median_attack_magnitude(verified), verified)
+
+
+def at_the_end(source: Source, options: Options) -> Value:
+    return mean(source.method(options.get("metric", "success")).scores[:, -1])
+
+
+def final_return(source: Source, _options: Options) -> Value:
+    return at_the_end(source, {"metric": "return"})
+
+
+def height(source: Source, options: Options) -> Value:
+    method = source.method(options.get("metric", "success"))
+    return mean(area_under_curve(method.scores, method.timesteps))
+
+
+def steps_to(source: Source, options: Options) -> Value:
+    """The first evaluation of each seed with at least this score; infinite if a seed has none."""
+    method = source.method(options.get("metric", "success"))
+    reached = method.scores >= options["at"]
+    if not reached.any(1).all():
+        return Value(math.inf, None, None, len(reached))
+    return mean(method.timesteps[reached.argmax(1)])
+
+
+def setting(source: Source, options: Options) -> Value:
+    """A number of the configuration of a run; exact."""
+    value = source.setting(options["of"])
+    if not _is_number(value):
+        raise ValueError(f"{source.path}: got {options['of']} = {value!r}, expected a number")
+    return Value(float(value), None, None, 1)
+
+
+def exponent(source: Source, options: Options) -> Value:
+    """Of the dimension, in the number of transitions that are needed; the interval is that of the fitted line."""
+    environment, loss = options["environment"], options["loss"]
+    found = [c for c in source.efficiency() if (c["environment"], c["loss"]) == (environment, loss)]
+    if len(found) != 1:
+        raise ValueError(f"{source.path}: got {len(found)} fits for {environment}, {loss}; expected one")
+    points = sum(map(len, found[0]["needed"].values()))
+    half = float(stdtrit(points - 2, (1 + LEVEL) / 2)) * found[0]["exponent_standard_error"] if points > 2 else None
+    value = found[0]["exponent"]
+    return Value(value, *((None, None) if half is None else (value - half, value + half)), points)
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What can be asked for in a column.
+
+    Attributes:
+        compute: from a result folder and the options of the cell.
+        options: that it knows; ``needs`` are those of which exactly one has to be given, each group for itself.
+        share: its values are shares, which ``unit = "%"`` makes percent.
+        over: what ``n`` counts.
+        rounding: of its values in tables: never towards more robustness than there is.
+    """
+
+    compute: Callable[[Source, Options], Value]
+    options: frozenset[str] = frozenset()
+    needs: tuple[frozenset[str], ...] = ()
+    share: bool = False
+    over: str = "images"
+    rounding: Rounding = "nearest"
+
+
+_READ = frozenset({"bound", "top_k", "alpha", "p", "pixels"})
+_METRIC = frozenset({"metric"})
+
+QUANTITIES: dict[str, Quantity] = {
+    "clean": Quantity(clean, _READ, share=True, rounding="down"),
+    "abstained": Quantity(abstained, _READ, share=True),
+    "base": Quantity(base, share=True),
+    "one-model": Quantity(base, share=True),
+    "certified": Quantity(
+        certified, _READ | {"radius", "patch"}, (frozenset({"radius", "patch"}),), share=True, rounding="down"
+    ),
+    "median": Quantity(median_radius, _READ, rounding="down"),
+    "acr": Quantity(average_radius, _READ, rounding="down"),
+    "acr-correct": Quantity(average_correct_radius, _READ, rounding="down"),
+    "seconds": Quantity(seconds),
+    "attacked": Quantity(
+        attacked, frozenset({"radius", "patch"}), (frozenset({"radius", "patch"}),), share=True, rounding="up"
+    ),
+    "median-attack": Quantity(median_attack, rounding="up"),
+    "touched": Quantity(touched, frozenset({"radius"}), (frozenset({"radius"}),), share=True, over="units"),
+    "success": Quantity(at_the_end, share=True, over="seeds"),
+    "return": Quantity(final_return, over="seeds"),
+    "height": Quantity(height, _METRIC, share=True, over="seeds"),
+    "steps-to": Quantity(steps_to, _METRIC | {"at"}, (frozenset({"at"}),), over="seeds"),
+    "setting": Quantity(setting, frozenset({"of"}), (frozenset({"of"}),), over="configurations"),
+    "exponent": Quantity(
+        exponent,
+        frozenset({"environment", "loss"}),
+        (frozenset({"environment"}), frozenset({"loss"})),
+        over="points",
+    ),
+}
+
+# What each option may be.
+OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "radius": ("a number of at least 0", lambda v: _is_number(v) and v >= 0),
+    "patch": ('a size such as "5" or "3x7"', lambda v: isinstance(v, str) and bool(patches.parse_size(v))),
+    "bound": ("published, location or tight", lambda v: v in ("published", "location", "tight")),
+    "top_k": ("a whole number of at least 1", lambda v: type(v) is int and v >= 1),
+    "alpha": ("a probability between 0 and 1", lambda v: _is_number(v) and 0 < v < 1),
+    "p": ('a number above 0, or text such as "1/3"', lambda v: number(str(v)) > 0),
+    "pixels": ("true or false", lambda v: isinstance(v, bool)),
+    "metric": ("success or return", lambda v: v in ("success", "return")),
+    "at": ("a number", lambda v: _is_number(v)),
+    "of": ("a name in the configuration, such as arguments.gamma", lambda v: isinstance(v, str) and v != ""),
+    "environment": (" or ".join(TASKS), lambda v: v in TASKS),
+    "loss": ("standard or ReenGAGE", lambda v: v in ("standard", "ReenGAGE")),
+}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _holds(legal: Callable[[Any], bool], value: Any) -> bool:
+    try:
+        return legal(value)
+    except ValueError:
+        return False
+
+
+def check_options(quantity: str, options: Options, where: str) -> None:
+    """Raise unless these options, all that a cell has, are legal for the quantity."""
+    known = QUANTITIES[quantity]
+    for name, value in options.items():
+        if name not in known.options:
+            expected = ", ".join(sorted(known.options)) or "none"
+            raise ValueError(f"{where}: got {name} = {value!r}; options of {quantity} are {expected}")
+        text, legal = OPTIONS[name]
+        if not _holds(legal, value):
+            raise ValueError(f"{where}: got {name} = {value!r}, expected {text}")
+    for group in known.needs:
+        if len(group & options.keys()) != 1:
+            raise ValueError(f"{where}: {quantity} needs {' or '.join(sorted(group))}, exactly one of them")
+    if "bound" in options and "top_k" in options:
+        raise ValueError(f"{where}: got bound and top_k, expected at most one of them")
+
+
+def measure(source: Source, quantity: str, options: Options, unit: str) -> Value:
+    """The value of a cell, in its unit."""
+    known = QUANTITIES[quantity]
+    value = known.compute(source, options)
+    return value.scaled(100) if unit == "%" and known.share else value

@@ -1,0 +1,207 @@
+"""Compact results: what an entry's cells are at one budget, as JSON that is kept with the code."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from certify.files import write_atomically
+from reproduction import running
+from reproduction.catalogue import BUDGETS, Catalogue, Column, Entry, Row, Run
+from reproduction.quantities import measure
+from reproduction.sources import Source
+from reproduction.values import Value
+
+RESULTS = Path(__file__).parent / "results"
+KEPT = ("cpu", "full")  # smoke results say nothing
+
+
+@dataclass(frozen=True)
+class Result:
+    """An entry at a budget.
+
+    Attributes:
+        values: by label of the row and name of the column.
+        runs: by name, their commands as one types them.
+        seeds: by name of the run.
+        remark: why the numbers differ from the published ones.
+    """
+
+    entry: str
+    budget: str
+    values: Mapping[tuple[str, str], Value]
+    runs: Mapping[str, list[str]]
+    seeds: Mapping[str, list[int]]
+    versions: Mapping[str, str]
+    remark: str = ""
+
+
+def runs_of(catalogue: Catalogue, entry: Entry, budget: str) -> list[Run]:
+    """The runs of an entry that have this budget; raises if there are none."""
+    found = [catalogue.runs[name] for name in entry.runs if budget in catalogue.runs[name].budgets]
+    if not found:
+        others = ", ".join(catalogue.budgets(entry)) or "none: its numbers are published ones only"
+        raise ValueError(f"{entry.name}: has no run with the budget {budget}; it has {others}")
+    return found
+
+
+def measured(entry: Entry, row: Row, column: Column, run: Run, sources: dict[Path, Source], folder: Path) -> Value:
+    """One cell, from the folder of its run."""
+    cell = entry.cell(row, column, run)
+    path = folder / cell.result if cell.result else folder
+    source = sources.setdefault(path, Source(path))
+    try:
+        return measure(source, cell.quantity, cell.options, cell.unit)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{entry.name}, {row.label}, {column.name}: {error}") from error
+
+
+def finished(runs: list[Run], budget: str, root: Path) -> list[Run]:
+    """Those of the runs that are finished on disk, by the commands that the catalogue has now."""
+    states = [running.read_state(running.folder_of(root, run, budget)) for run in runs]
+    return [
+        run
+        for run, state in zip(runs, states, strict=True)
+        if state is not None and state.complete and state.commands == run.words(budget)
+    ]
+
+
+def collect(catalogue: Catalogue, entry: Entry, budget: str, root: Path = running.RUNS, *, remark: str = "") -> Result:
+    """The cells of an entry, from the rows on disk of those of its runs that are finished.
+
+    Raises:
+        ValueError: if none is.
+    """
+    runs = {run.name: run for run in finished(runs_of(catalogue, entry, budget), budget, root)}
+    if not runs:
+        raise ValueError(
+            f"{entry.name}: no run is finished; do python -m scripts.reproduce run {entry.name} --budget {budget}"
+        )
+    folders = {name: running.folder_of(root, run, budget) for name, run in runs.items()}
+    sources: dict[Path, Source] = {}
+    values = {
+        (row.label, column.name): measured(entry, row, column, runs[row.run], sources, folders[row.run])
+        for row in entry.rows
+        if row.run is not None and row.run in runs
+        for column in entry.columns
+    }
+    return Result(
+        entry.name,
+        budget,
+        values,
+        {name: running.script_lines(run, budget) for name, run in runs.items()},
+        {name: _seeds(run, budget) for name, run in runs.items()},
+        _versions(folders.values()),
+        remark,
+    )
+
+
+def _seeds(run: Run, budget: str) -> list[int]:
+    return sorted({seed for words in run.words(budget) for seed in running.seeds_of(words)})
+
+
+def _versions(folders: Iterable[Path]) -> dict[str, str]:
+    """Of all runs; several where they were made by different ones."""
+    found: dict[str, set[str]] = {}
+    for folder in folders:
+        state = running.read_state(folder)
+        for package, text in (state.versions if state is not None else {}).items():
+            found.setdefault(package, set()).add(text)
+    return {package: ", ".join(sorted(texts)) for package, texts in sorted(found.items())}
+
+
+def on_disk(catalogue: Catalogue, entry: Entry, budget: str, root: Path = running.RUNS) -> Result | None:
+    """The cells of an entry from rows on disk; None if no run at this budget is finished there."""
+    if not finished(runs_of(catalogue, entry, budget), budget, root):
+        return None
+    return collect(catalogue, entry, budget, root)
+
+
+# JSON
+
+
+def _plain(number: float | None) -> float | str | None:
+    """For JSON, which has no infinities; eight significant digits say more than any interval."""
+    if number is None:
+        return None
+    return float(f"{number:.8g}") if math.isfinite(number) else str(number)
+
+
+def path_of(entry: str, budget: str, folder: Path = RESULTS) -> Path:
+    return folder / f"{entry}.{budget}.json"
+
+
+def to_json(result: Result) -> str:
+    """The text of a result's file: the same for the same result."""
+    cells = []
+    for (row, column), value in result.values.items():
+        cell: dict[str, Any] = {"row": row, "column": column, "n": value.n}
+        cell |= {name: _plain(getattr(value, name)) for name in ("value", "low", "high")}
+        cells.append(cell if value.guaranteed else cell | {"guaranteed": False})
+    document: dict[str, Any] = {
+        "entry": result.entry,
+        "budget": result.budget,
+        "cells": cells,
+        "runs": {name: {"commands": lines, "seeds": result.seeds[name]} for name, lines in result.runs.items()},
+        "versions": dict(result.versions),
+    }
+    if result.remark:
+        document["remark"] = result.remark
+    return json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def write(result: Result, folder: Path = RESULTS) -> Path:
+    """Keep a result; returns its file."""
+    if result.budget not in KEPT:
+        raise ValueError(f"{result.entry}: got a result of {result.budget}, which is not kept; expected {KEPT}")
+    path = path_of(result.entry, result.budget, folder)
+    write_atomically(path, to_json(result).encode())
+    return path
+
+
+def _value(cell: Mapping[str, Any]) -> Value:
+    numbers = [None if cell[name] is None else float(cell[name]) for name in ("value", "low", "high")]
+    if numbers[0] is None:
+        raise ValueError(f"got {cell}, expected a value")
+    return Value(numbers[0], numbers[1], numbers[2], cell["n"], cell.get("guaranteed", True))
+
+
+def read(path: Path, catalogue: Catalogue) -> Result:
+    """A kept result, checked against the catalogue: the entry, its rows and columns, and the commands are as now."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        entry = catalogue.entries[document["entry"]]
+        values = {(cell["row"], cell["column"]): _value(cell) for cell in document["cells"]}
+        runs = {name: run["commands"] for name, run in document["runs"].items()}
+        seeds = {name: run["seeds"] for name, run in document["runs"].items()}
+        result = Result(
+            entry.name, document["budget"], values, runs, seeds, document["versions"], document.get("remark", "")
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: is no result of an entry of the catalogue ({error!r}); collect it again") from error
+    if result.budget not in BUDGETS or path.name != path_of(result.entry, result.budget).name:
+        raise ValueError(f"{path}: holds {result.entry} at {result.budget}, expected the file to be named so")
+    expected = {(row.label, column.name) for row in entry.rows if row.run in runs for column in entry.columns}
+    if values.keys() != expected:
+        other = sorted(values.keys() ^ expected)[0]
+        raise ValueError(f"{path}: has not the cells of the entry as it is now, see {other}; collect it again")
+    for name, lines in runs.items():
+        run = catalogue.runs.get(name)
+        if run is None or result.budget not in run.budgets or running.script_lines(run, result.budget) != lines:
+            raise ValueError(f"{path}: was made by other commands of {name} than the catalogue has; run it again")
+    return result
+
+
+def read_all(catalogue: Catalogue, folder: Path = RESULTS) -> dict[str, dict[str, Result]]:
+    """The kept results of all entries, by name and budget."""
+    found: dict[str, dict[str, Result]] = {}
+    for path in sorted(folder.glob("*.json")):
+        result = read(path, catalogue)
+        found.setdefault(result.entry, {})[result.budget] = result
+    return {
+        name: {b: found[name][b] for b in BUDGETS if b in found[name]} for name in catalogue.entries if name in found
+    }

@@ -1,0 +1,91 @@
+"""Result folders as the quantities read them, through the readers that the reports use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from certify import L1, Lp
+from rl.logs import Method, read_config, read_method
+from scripts import patches, report
+from scripts.attacked import AttackRun, read_attack
+from scripts.attacks import number
+from scripts.tables import Run
+
+Options = Mapping[str, Any]
+
+
+class Source:
+    """A result folder; what is read of it is kept, as many cells read the same."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._kept: dict[Any, Any] = {}
+
+    def _keep(self, key: Any, read: Callable[[], Any]) -> Any:
+        if key not in self._kept:
+            self._kept[key] = read()
+        return self._kept[key]
+
+    def certificates(self, options: Options) -> Run:
+        """Rows of certificates: as stored, or certified again from the votes where ``bound``, ``top_k`` or ``alpha``
+        ask for it; restated where ``p`` or ``pixels`` do."""
+        chosen = {name: options.get(name) for name in ("bound", "top_k", "alpha", "p", "pixels")}
+        return self._keep(tuple(chosen.values()), lambda: self._certificates(**chosen))
+
+    def _certificates(
+        self, bound: str | None, top_k: int | None, alpha: float | None, p: float | str | None, pixels: bool | None
+    ) -> Run:
+        args = report.Args(runs=[self.path], alpha=alpha)
+        if top_k is not None:
+            (run,) = report.top_k_runs(self.path, replace(args, top_k=[top_k]))
+        elif bound is not None:
+            stored = report.read_run(self.path, args)
+            if not report.has_bounds(stored, self.path):
+                raise ValueError(f"{self.path}: {stored.name} has no certificates to choose a bound from")
+            (run,) = report.bound_runs(self.path, replace(args, bound=[bound]))
+        else:
+            run = report.read_run(self.path, args)
+        if p is not None:
+            run = self._in_lp(run, number(str(p)))
+        return report.in_pixels(run, self.path) if pixels else run
+
+    def _in_lp(self, run: Run, p: float) -> Run:
+        if run.threat == str(L1()):
+            return report.through_norms(run, p)
+        if run.threat != str(Lp(p)):
+            raise ValueError(f"{self.path}: got {run.threat}, which cannot be restated in lp with p = {p}")
+        return run
+
+    def attack(self) -> AttackRun:
+        return self._keep("attack", lambda: read_attack(self.path))
+
+    def method(self, metric: Literal["success", "return"]) -> Method:
+        return self._keep(("method", metric), lambda: read_method(self.path, metric))
+
+    def patch(self, size: str, bound: patches.PatchBound) -> patches.PatchAccuracy:
+        sizes = [patches.parse_size(size)]
+        return self._keep(("patch", size, bound), lambda: patches.patch_accuracy(self.path, sizes, [bound])[0])
+
+    def efficiency(self) -> list[dict[str, Any]]:
+        """The fitted powers that scripts.learning_efficiency wrote."""
+        path = self.path / "efficiency.json"
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: not found; scripts.learning_efficiency writes it")
+        return json.loads(path.read_text())["curves"]
+
+    def setting(self, dotted: str) -> Any:
+        """A value of the configuration of an agent's first seed: ``"arguments.policy_kwargs.net_arch.0"``."""
+        folders = sorted(self.path.glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
+        if not folders:
+            raise FileNotFoundError(f"{self.path}: got no folders of seeds in it, expected seed-0, seed-1, ...")
+        value: Any = read_config(folders[0])
+        for key in dotted.split("."):
+            try:
+                value = value[int(key) if isinstance(value, list) else key]
+            except (LookupError, TypeError, ValueError) as error:
+                raise ValueError(f"{folders[0]}: its configuration has no {dotted}") from error
+        return value

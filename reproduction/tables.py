@@ -1,0 +1,194 @@
+"""Published numbers and ours, one above the other: the lines that ``show`` prints and RESULTS.md holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from certify.threats import NOT_CERTIFIED
+from reproduction.catalogue import Catalogue, Column, Entry, Printed, Row
+from reproduction.quantities import QUANTITIES, Rounding
+from reproduction.results import Result
+from reproduction.values import Value
+
+MARK = "†"
+FOOTNOTE = f"{MARK} radii that no theorem supports: {NOT_CERTIFIED}"
+_ROUND = {"down": math.floor, "up": math.ceil, "nearest": round}
+_DIGITS = 4  # significant ones where the paper gives no example
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table.
+
+    Attributes:
+        label: of the row; empty on further lines of the same row.
+        what: "published", "here, cpu, 5,000 images", "difference".
+        surprising: which cells are differences that are more than chance.
+    """
+
+    label: str
+    what: str
+    cells: tuple[str, ...]
+    surprising: tuple[bool, ...]
+
+
+def decimals_of(entry: Entry, index: int) -> int | None:
+    """How many decimals the paper prints in a column; None where it prints no number."""
+    found = [row.published[index] for row in entry.rows if row.published]
+    numbers = [number for number in found if number is not None and math.isfinite(number)]
+    return max((number.decimals if isinstance(number, Printed) else 0 for number in numbers), default=None)
+
+
+def rounded(number: float, decimals: int, rounding: Rounding) -> float:
+    """The excess lets 35 percent, which may be 34.99999999999999, be 35.00."""
+    excess = {"down": 1e-6, "up": -1e-6, "nearest": 0.0}[rounding]
+    return _ROUND[rounding](number * 10**decimals + excess) / 10**decimals
+
+
+def number_text(number: float, decimals: int | None, rounding: Rounding = "nearest", *, exact: bool = False) -> str:
+    """A number of a table.
+
+    Args:
+        decimals: None for four significant digits.
+        exact: keep zeros at the end.
+    """
+    if math.isinf(number):
+        return "N/A" if number < 0 else "never"
+    if decimals is None:
+        size = math.floor(math.log10(abs(number))) if number else 0
+        decimals = max(0, _DIGITS - 1 - size)
+    text = f"{rounded(number, decimals, rounding) + 0.0:,.{decimals}f}"
+    return text if exact or "." not in text else text.rstrip("0").rstrip(".")
+
+
+def _style(entry: Entry, index: int, value: float) -> tuple[int | None, bool]:
+    """Decimals of our numbers in a column, and whether zeros at the end stay."""
+    column, printed = entry.columns[index], decimals_of(entry, index)
+    if column.unit == "%":
+        return max(2, printed or 0), True
+    if printed is None:
+        return None, False
+    size = math.floor(math.log10(abs(value))) if value and math.isfinite(value) else 0
+    return max(printed + 1, _DIGITS - 2 - size), False
+
+
+def value_text(entry: Entry, index: int, value: Value) -> str:
+    """``96.68 [96.14, 97.17]``, the interval rounded outwards."""
+    decimals, exact = _style(entry, index, value.value)
+    text = number_text(value.value, decimals, QUANTITIES[entry.columns[index].quantity].rounding, exact=exact)
+    text += "" if value.guaranteed else MARK
+    if value.low is None or value.high is None:
+        return text
+    low = number_text(value.low, decimals, "down", exact=exact)
+    high = number_text(value.high, decimals, "up", exact=exact)
+    return f"{text} [{low}, {high}]"
+
+
+def difference(published: float | None, value: Value) -> float | None:
+    """Ours minus published; None where one of them is no number."""
+    if published is None or not (math.isfinite(published) and math.isfinite(value.value)):
+        return None
+    return value.value - published
+
+
+def is_surprising(published: float | None, value: Value) -> bool:
+    """Whether the published number is outside of our interval."""
+    if difference(published, value) is None or value.low is None or value.high is None:
+        return False
+    assert published is not None
+    return not value.low <= published <= value.high
+
+
+def _counted(column: Column, value: Value) -> tuple[int, str]:
+    return value.n, QUANTITIES[column.quantity].over
+
+
+def sizes_text(columns: Sequence[Column], values: Sequence[Value]) -> str:
+    """``5,000 images``; what the numbers of a line are of."""
+    kinds: dict[str, set[int]] = {}
+    for n, over in map(_counted, columns, values):
+        kinds.setdefault(over, set()).add(n)
+    return ", ".join(
+        f"{' and '.join(f'{n:,}' for n in sorted(sizes))} {over if sizes != {1} else over.removesuffix('s')}"
+        for over, sizes in kinds.items()
+    )
+
+
+def _published_line(entry: Entry, row: Row) -> Line:
+    cells = []
+    for i, number in enumerate(row.published):
+        printed = decimals_of(entry, i)
+        cells.append("" if number is None else number_text(number, printed or 0, exact=True))
+    return Line(row.label, "published", tuple(cells), (False,) * len(cells))
+
+
+def _difference_text(entry: Entry, index: int, published: float | None, value: Value) -> str:
+    gap = difference(published, value)
+    if gap is None:
+        return ""
+    decimals, exact = _style(entry, index, value.value)
+    text = number_text(abs(gap), decimals, exact=exact)
+    return text if not text.strip("0.") else f"{'-' if gap < 0 else '+'}{text}"
+
+
+def _difference_line(entry: Entry, row: Row, values: Sequence[Value]) -> Line:
+    pairs = list(zip(row.published, values, strict=True))
+    cells = tuple(_difference_text(entry, i, *pair) for i, pair in enumerate(pairs))
+    return Line("", "difference", cells, tuple(is_surprising(*pair) for pair in pairs))
+
+
+def lines_of(entry: Entry, row: Row, results: Mapping[str, Result]) -> list[Line]:
+    """A row: the published numbers; for each budget ours, and the difference.
+
+    Args:
+        results: by budget.
+    """
+    lines = [_published_line(entry, row)] if row.published else []
+    for budget, result in results.items():
+        if (row.label, entry.columns[0].name) not in result.values:
+            continue
+        values = [result.values[row.label, column.name] for column in entry.columns]
+        cells = tuple(value_text(entry, i, value) for i, value in enumerate(values))
+        what = f"here, {budget}, {sizes_text(entry.columns, values)}"
+        lines.append(Line("" if lines else row.label, what, cells, (False,) * len(cells)))
+        if row.published:
+            lines.append(_difference_line(entry, row, values))
+    return lines or [Line(row.label, "", ("",) * len(entry.columns), (False,) * len(entry.columns))]
+
+
+def heads(entry: Entry) -> list[str]:
+    """The columns with their units."""
+    return [f"{column.name}, {column.unit}" if column.unit else column.name for column in entry.columns]
+
+
+def minutes_of(catalogue: Catalogue, entry: Entry, budget: str) -> float | None:
+    """Core-minutes of all runs of an entry at a budget; None if one of them is not known."""
+    runs = [catalogue.runs[name] for name in entry.runs if budget in catalogue.runs[name].budgets]
+    minutes = [run.budgets[budget].minutes for run in runs]
+    return sum(m for m in minutes if m is not None) if minutes and None not in minutes else None
+
+
+def text_table(entry: Entry, results: Mapping[str, Result]) -> str:
+    """All rows as plain text; differences that are more than chance have a star."""
+    rows = [line for row in entry.rows for line in lines_of(entry, row, results)]
+    head = heads(entry)
+    starred = [
+        [f"{cell}*" if odd else cell for cell, odd in zip(line.cells, line.surprising, strict=True)] for line in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *starred, strict=True)]
+    left = max(len(line.what) for line in rows) + 4
+    text = [" " * left + "  ".join(h.rjust(w) for h, w in zip(head, widths, strict=True))]
+    for line, cells in zip(rows, starred, strict=True):
+        text += [line.label] if line.label else []
+        if line.what:
+            padded = "  ".join(cell.rjust(w) for cell, w in zip(cells, widths, strict=True))
+            text.append(f"  {line.what.ljust(left - 2)}{padded}".rstrip())
+    return "\n".join(text)
+
+
+def footnotes(results: Mapping[str, Result]) -> list[str]:
+    """What the marks of a table mean, as far as it has them."""
+    claimed = any(not value.guaranteed for result in results.values() for value in result.values.values())
+    return [FOOTNOTE] if claimed else []

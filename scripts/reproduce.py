@@ -1,0 +1,209 @@
+"""Every experiment of the papers by name: published numbers, the commands that make ours, and both side by side.
+
+    python -m scripts.reproduce list                        # all tables and curves
+    python -m scripts.reproduce list patch --chapter 6      # those of a chapter or about something
+    python -m scripts.reproduce show table-6.1              # published numbers, ours, and the commands
+    python -m scripts.reproduce run table-6.1 --budget smoke
+    python -m scripts.reproduce run table-6.1 --budget cpu --remark "A quarter of the epochs"
+    python -m scripts.reproduce document                    # RESULTS.md from all results
+
+Budgets: ``smoke`` takes seconds on embedded data and shows that everything works, ``cpu`` minutes to hours on two
+cores, ``full`` is the published setting. ``run`` leaves models and rows in runs/reproduce, does nothing twice, and goes
+on where it was stopped. What it finds is kept in reproduction/results, except for smoke; ``collect`` makes that file
+again from the rows on disk, after a change of the entry.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import textwrap
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from certify.files import write_atomically
+from reproduction import document, results, running
+from reproduction.catalogue import Catalogue, Entry, chapter_title
+from reproduction.reading import ENTRIES, load
+from reproduction.results import Result
+from reproduction.settings import reductions
+from reproduction.tables import footnotes, minutes_of, text_table
+from scripts import cli
+
+WIDTH = 118
+
+
+@dataclass
+class Args:
+    """The experiments of the papers: list them, show one, run one, collect its numbers, write RESULTS.md."""
+
+    step: Literal["list", "show", "run", "collect", "document"] = cli.arg("what to do", positional=True)
+    names: list[str] = cli.arg(
+        "entries such as table-6.1; of list, words that the title or the source has (list, show, run, collect)",
+        [],
+        positional=True,
+    )
+    budget: Literal["smoke", "cpu", "full"] | None = cli.arg("how much to do (run, collect)", None)
+    chapter: str | None = cli.arg("only of this one: 6, E, topk, smooth-reduce (list)", None)
+    only: list[str] | None = cli.arg("only these runs of the entries, such as one for which there is data (run)", None)
+    remark: str | None = cli.arg("why the numbers differ from the published ones; kept with them (run, collect)", None)
+    runs: Path = cli.arg("folder of models and rows (show, run, collect)", running.RUNS)
+    results: Path = cli.arg("folder of the results that are kept", results.RESULTS)
+    entries: Path = cli.arg("folder of the catalogue", ENTRIES)
+    out: Path = cli.arg("file to write (document)", document.PATH)
+
+
+def find(catalogue: Catalogue, name: str) -> Entry:
+    """The entry of this name, in large or small letters."""
+    by_name = {known.lower(): entry for known, entry in catalogue.entries.items()}
+    if name.lower() in by_name:
+        return by_name[name.lower()]
+    close = difflib.get_close_matches(name.lower(), by_name, n=3, cutoff=0.5)
+    hint = f"; close are {', '.join(close)}" if close else ""
+    raise ValueError(f"names: got {name!r}, which is no entry{hint}. See python -m scripts.reproduce list")
+
+
+def chosen(catalogue: Catalogue, args: Args) -> list[Entry]:
+    """The entries that were named, each once."""
+    if not args.names:
+        raise ValueError(f"names: got none, expected entries to {args.step}; see python -m scripts.reproduce list")
+    return list({entry.name: entry for entry in (find(catalogue, name) for name in args.names)}.values())
+
+
+def matches(entry: Entry, args: Args) -> bool:
+    """Whether ``list`` shows an entry."""
+    text = f"{entry.name} {entry.title} {entry.source} {' '.join(entry.needs)}".lower()
+    in_chapter = args.chapter is None or entry.chapter.lower() == args.chapter.lower()
+    return in_chapter and all(word.lower() in text for word in args.names)
+
+
+def show_list(catalogue: Catalogue, args: Args) -> None:
+    """One line per entry, by chapter."""
+    kept = results.read_all(catalogue, args.results)
+    found = [entry for entry in catalogue.entries.values() if matches(entry, args)]
+    if not found:
+        chapters = ", ".join(dict.fromkeys(entry.chapter for entry in catalogue.entries.values()))
+        raise ValueError(f"list: no entry is like that; chapters are {chapters}")
+    name, title = (max(len(getattr(entry, key)) for entry in found) for key in ("name", "title"))
+    title = min(title, 64)
+    chapter = None
+    for entry in found:
+        if entry.chapter != chapter:
+            chapter = entry.chapter
+            print(f"\n{chapter_title(chapter)}")
+        text = textwrap.shorten(entry.title, title, placeholder=" ...").ljust(title)
+        budgets = " ".join(catalogue.budgets(entry)) or "published numbers only"
+        needs = f"  full needs {', '.join(entry.needs)}" if entry.needs else ""
+        have = f"  RESULTS: {', '.join(kept[entry.name])}" if entry.name in kept else ""
+        print(f"  {entry.name.ljust(name)}  {text}  {budgets.ljust(14)}{have}{needs}".rstrip())
+    print(f"\n{len(found)} entries, {sum(entry.name in kept for entry in found)} with results")
+
+
+def known_results(catalogue: Catalogue, entry: Entry, args: Args) -> dict[str, Result]:
+    """Results by budget: from rows on disk if they have all that is kept, else as they are kept."""
+    found: dict[str, Result] = {}
+    kept = results.read_all(catalogue, args.results).get(entry.name, {})
+    for budget in catalogue.budgets(entry):
+        own = results.on_disk(catalogue, entry, budget, args.runs)
+        if own is not None and (budget not in kept or own.runs.keys() >= kept[budget].runs.keys()):
+            found[budget] = own
+        elif budget in kept:
+            found[budget] = kept[budget]
+    return found
+
+
+def print_entry(entry: Entry, found: dict[str, Result]) -> None:
+    """Published numbers and ours."""
+    print(f"{entry.name}: {entry.title}")
+    for text in (f"{entry.source}. {entry.setting}", entry.note):
+        if text:
+            print(textwrap.fill(" ".join(text.split()), WIDTH))
+    print(f"\n{text_table(entry, found)}\n")
+    if found:
+        print("[low, high]: 95 % over images or seeds; *: the published number is outside of it")
+    for note in (*footnotes(found), *(f"{b}: {r.remark}" for b, r in found.items() if r.remark)):
+        print(textwrap.fill(note, WIDTH))
+
+
+def print_commands(catalogue: Catalogue, entry: Entry, args: Args) -> None:
+    """What each budget runs."""
+    for budget in catalogue.budgets(entry):
+        minutes = minutes_of(catalogue, entry, budget)
+        cost = "" if minutes is None else f", about {minutes:g} core-minutes"
+        needs = f", needs {', '.join(entry.needs)}" if budget == "full" and entry.needs else ""
+        print(f"\n{budget}{cost}{needs}: python -m scripts.reproduce run {entry.name} --budget {budget}, which is")
+        for run in results.runs_of(catalogue, entry, budget):
+            for text in reductions(run, budget, entry.results(run)) if budget == "cpu" else ():
+                print(textwrap.fill(text, WIDTH, initial_indent="  # ", subsequent_indent="  #     "))
+            for line in running.script_lines(run, budget, args.runs):
+                print(f"  {line}")
+
+
+def show(catalogue: Catalogue, args: Args) -> None:
+    for i, entry in enumerate(chosen(catalogue, args)):
+        print("\n" if i else "", end="")
+        print_entry(entry, known_results(catalogue, entry, args))
+        if not entry.runs:
+            print("No run is made for it: these are published numbers only.")
+        print_commands(catalogue, entry, args)
+
+
+def needed_budget(args: Args) -> str:
+    if args.budget is None:
+        raise ValueError("budget: got none, expected --budget smoke, cpu or full")
+    return args.budget
+
+
+def collect(catalogue: Catalogue, args: Args) -> None:
+    """Print what the rows on disk say, and keep it."""
+    budget = needed_budget(args)
+    kept = results.read_all(catalogue, args.results)
+    for entry in chosen(catalogue, args):
+        before = kept.get(entry.name, {}).get(budget)
+        remark = args.remark if args.remark is not None else before.remark if before is not None else ""
+        found = results.collect(catalogue, entry, budget, args.runs, remark=remark)
+        print_entry(entry, {budget: found})
+        missing = [run.name for run in results.runs_of(catalogue, entry, budget) if run.name not in found.runs]
+        if missing:
+            print(f"not finished, and so not in it: {', '.join(missing)}")
+        if budget in results.KEPT:
+            print(f"wrote {results.write(found, args.results)}; the step document puts it into RESULTS.md")
+        else:
+            print("a smoke run says nothing of the method; its numbers are not kept")
+
+
+def run(catalogue: Catalogue, args: Args) -> None:
+    """Do what is left of all runs of the entries, and collect."""
+    budget = needed_budget(args)
+    work = {r.name: r for entry in chosen(catalogue, args) for r in results.runs_of(catalogue, entry, budget)}
+    unknown = [name for name in args.only or () if name not in work]
+    if unknown:
+        raise ValueError(f"only: got {unknown[0]!r}, expected runs of the entries: {', '.join(work)}")
+    for each in work.values():
+        if args.only is None or each.name in args.only:
+            started = time.perf_counter()
+            try:
+                folder = running.run_commands(each, budget, args.runs)
+            except KeyboardInterrupt:
+                print("\ninterrupted; the same command goes on with what is left", file=sys.stderr)
+                sys.exit(130)
+            minutes = (time.perf_counter() - started) / 60
+            print(f"[{each.name}, {budget}] {folder} is finished, after {minutes:.1f} minutes\n")
+    collect(catalogue, args)
+
+
+def main(args: Args) -> None:
+    cli.check_used(args, args.step)
+    catalogue = load(args.entries)
+    if args.step == "document":
+        text = document.render(catalogue, results.read_all(catalogue, args.results))
+        write_atomically(args.out, text.encode())
+        print(f"wrote {args.out}")
+    else:
+        {"list": show_list, "show": show, "run": run, "collect": collect}[args.step](catalogue, args)
+
+
+if __name__ == "__main__":
+    cli.run(main, Args, "scripts.reproduce")
