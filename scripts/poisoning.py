@@ -24,6 +24,12 @@ The published partition and network on MNIST, for a GPU (set CUBLAS_WORKSPACE_CO
 
     python -m scripts.poisoning all runs/mnist-dpa --data mnist --partition "PixelSum(1200)" --device cuda \\
         --at-once 100 --learner "Network('network_in_network', steps=200, batch_size=64, crop=4)"
+
+GTSRB, partitioned by the original pixels; with equalized histograms (Appendix F.8) the data is
+``"gtsrb(whole=True, equalize=True)"``:
+
+    python -m scripts.poisoning all runs/gtsrb-dpa --data "gtsrb(whole=True)" --partition "PixelSum(50)" \\
+        --device cuda --at-once 10 --learner "Network('network_in_network', steps=2000, batch_size=64, crop=4)"
 """
 
 from __future__ import annotations
@@ -128,6 +134,8 @@ def train(args: Args) -> None:
         seen = poisoning_inputs.learned_features(features, images, args.features / "train.safetensors", args.device)
         identity |= {"features": poisoning_inputs.features_identity(features, seen)}
     job = Job(args.out, ensemble, identity, args.at_once, args.mode, environment_of(args.device))
+    if len(job.groups) < args.workers:
+        print(f"{len(job.groups)} groups of models for {args.workers} workers; a smaller --at-once makes more of them")
     originals = poisoning_inputs.originals_of(read)
     parts = ensemble.parts((images, data.labels), features=seen, originals=originals)
     job.start(resume=args.resume, provenance=provenance(args))

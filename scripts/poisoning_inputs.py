@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,15 @@ def images_of(data: Dataset) -> Tensor:
 
 def originals_of(data: Dataset) -> Iterable[Tensor] | None:
     """Images as they were before they were resized, where the files still have them."""
-    return data.images.originals() if isinstance(data.images, FolderImages) else None
+    return _originals(data.images) if isinstance(data.images, FolderImages) else None
+
+
+def _originals(images: FolderImages) -> Iterator[Tensor]:
+    with cli.progress() as bar:
+        task = bar.add_task("partition", total=len(images))
+        for original in images.originals():
+            yield original
+            bar.advance(task)
 
 
 def learned_features(features: Features, images: Tensor, path: Path, device: str) -> Tensor:

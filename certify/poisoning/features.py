@@ -181,7 +181,7 @@ class Features:
                 parts.append(out[: of.stop - of.start].float().cpu())
                 if on_batch is not None:
                     on_batch(of.stop - of.start)
-        return torch.cat(parts)[torch.tensor(place)].clone()
+        return torch.cat(parts)[torch.tensor(place)]
 
     def stored(self, images: Tensor, path: Path, *, device: str = "cpu", **options: Any) -> Tensor:
         """The same, from the file ``path`` if it holds them, otherwise written to it."""
