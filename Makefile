@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-all lint types bench clean
+.PHONY: demo test test-all lint types bench docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m scripts.demo demo
@@ -25,6 +25,15 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.votes
 	$(BIN)/python -m benchmarks.updates
 	$(BIN)/python -m benchmarks.envs
+
+MODULES := certify certify.attacks certify.data certify.models certify.poisoning certify.training certify.confidence \
+	certify.evaluation certify.metrics certify.patch certify.results certify.sequential certify.topk certify.topk_l2 \
+	certify.transport rl rl.evaluation rl.losses envs envs.multi_goal envs.parallel
+
+docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	$(BIN)/python -m pdoc --docformat google --output-directory build/reference $(MODULES) 2> /dev/null
+	@echo "wrote build/reference/index.html"
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo

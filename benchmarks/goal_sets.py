@@ -11,7 +11,7 @@ actor and critic evaluate their common encoder each on its own.
 from __future__ import annotations
 
 import statistics
-import time
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -23,7 +23,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 import rl
-from benchmarks.measure import arguments, median_ratio
+from benchmarks.measure import arguments, median_ratio, seconds_in_turn
 
 BATCH, GOALS, TRANSITIONS = 256, 200, 1_000
 
@@ -72,12 +72,6 @@ def agent(algorithm: Any, policy: Any, **options: Any) -> OffPolicyAlgorithm:
     return model.learn(TRANSITIONS)
 
 
-def milliseconds(model: OffPolicyAlgorithm, updates: int) -> float:
-    started = time.perf_counter()
-    model.train(updates, BATCH)
-    return 1000 * (time.perf_counter() - started) / updates
-
-
 def compare(policy_kwargs: dict[str, Any], rounds: int, updates: int) -> None:
     options = {"policy_kwargs": policy_kwargs}
     agents = {
@@ -85,13 +79,10 @@ def compare(policy_kwargs: dict[str, Any], rounds: int, updates: int) -> None:
         "Multi-ReenGAGE": agent(rl.DDPG, "MultiGoalPolicy", goal_gradient_coef=0.1, **options),
         "Stable-Baselines3's loop": agent(sb3.DDPG, rl.MultiGoalPolicy, **options),
     }
-    times: dict[str, list[float]] = {label: [] for label in agents}
-    for _ in range(rounds):
-        for label, model in agents.items():
-            times[label].append(milliseconds(model, updates))
+    times = seconds_in_turn({label: partial(model.train, updates, BATCH) for label, model in agents.items()}, rounds)
     for label, own in times.items():
         ratio = median_ratio(own, times["DDPG"])
-        print(f"  {label:<26} {ratio:>6.3f}   {statistics.median(own):>8.1f} ms", flush=True)
+        print(f"  {label:<26} {ratio:>6.3f}   {1000 / updates * statistics.median(own):>8.1f} ms", flush=True)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import os
 import statistics
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -22,7 +23,7 @@ import stable_baselines3 as sb3
 import torch
 from stable_baselines3.common.logger import configure
 
-from benchmarks.measure import arguments, median_ratio
+from benchmarks.measure import arguments, median_ratio, seconds_in_turn
 from envs.parallel import ParallelVectorEnv
 from scripts import cli
 from scripts.train_hand import Args, configuration
@@ -87,15 +88,10 @@ def learning(updates: int, rounds: int) -> None:
         model.set_logger(configure(None, []))
         model.gradient_steps = 1
         model.learn(ENVS * 100)
-    times: dict[str, list[float]] = {name: [] for name in agents}
-    for _ in range(rounds):
-        for name, model in agents.items():
-            started = time.perf_counter()
-            model.train(updates, 256)
-            times[name].append((time.perf_counter() - started) / updates)
+    times = seconds_in_turn({name: partial(model.train, updates, 256) for name, model in agents.items()}, rounds)
     for name, own in times.items():
         ratio = median_ratio(times["Stable-Baselines3"], own)
-        print(f"updates: {name:20} {1000 * statistics.median(own):6.2f} ms; ratio of updates/s {ratio:.3f}")
+        print(f"updates: {name:20} {1000 / updates * statistics.median(own):6.2f} ms; ratio of updates/s {ratio:.3f}")
     for model in agents.values():
         model.env.close()
 

@@ -1,10 +1,11 @@
-"""What the benchmarks share: their arguments, and the median of ratios that were measured in turn."""
+"""What the benchmarks share: their arguments, measuring in turn, and the median of the ratios."""
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -12,6 +13,17 @@ def median_ratio(ours: Sequence[float], reference: Sequence[float]) -> float:
     """The median of the pairwise ratios of two measurements that were taken in turn: other work on the machine slows
     both of a pair down."""
     return statistics.median(a / b for a, b in zip(ours, reference, strict=True))
+
+
+def seconds_in_turn(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds that each of these takes, once per round, one after the other."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            started = time.perf_counter()
+            work()
+            times[name].append(time.perf_counter() - started)
+    return times
 
 
 def arguments(prog: str, description: str | None, **options: Any) -> argparse.Namespace:

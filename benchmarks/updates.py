@@ -10,7 +10,7 @@ what counts. The last row is Stable-Baselines3's algorithm with the buffer of th
 from __future__ import annotations
 
 import statistics
-import time
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -21,9 +21,9 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 import envs  # noqa: F401  (registers them)
 import rl
-from benchmarks.measure import arguments, median_ratio
+from benchmarks.measure import arguments, median_ratio, seconds_in_turn
 
-BATCH = 256
+BATCH, UPDATES = 256, 20
 
 
 def agent(algorithm: Any, buffer: Any, **options: Any) -> OffPolicyAlgorithm:
@@ -44,11 +44,9 @@ def agent(algorithm: Any, buffer: Any, **options: Any) -> OffPolicyAlgorithm:
     return model.learn(2_000)
 
 
-def milliseconds(model: OffPolicyAlgorithm, updates: int) -> float:
-    started = time.perf_counter()
-    for _ in range(updates):
+def update(model: OffPolicyAlgorithm) -> None:
+    for _ in range(UPDATES):
         model.train(1, BATCH)
-    return 1000 * (time.perf_counter() - started) / updates
 
 
 def compare(name: str, rounds: int) -> None:
@@ -59,14 +57,11 @@ def compare(name: str, rounds: int) -> None:
         f"{name}, ReenGAGE": agent(ours, rl.HerReplayBuffer, goal_gradient_coef=0.2),
         f"{name}, stock with our buffer": agent(stock, rl.HerReplayBuffer),
     }
-    times: dict[str, list[float]] = {label: [] for label in agents}
-    for _ in range(rounds):
-        for label, model in agents.items():
-            times[label].append(milliseconds(model, 20))
+    times = seconds_in_turn({label: partial(update, model) for label, model in agents.items()}, rounds)
     reference = next(iter(times.values()))
     for label, own in times.items():
         ratio = median_ratio(own, reference)
-        print(f"{label:<32} {ratio:>6.3f}   {statistics.median(own):>7.2f} ms", flush=True)
+        print(f"{label:<32} {ratio:>6.3f}   {1000 / UPDATES * statistics.median(own):>7.2f} ms", flush=True)
 
 
 def main() -> None:

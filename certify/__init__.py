@@ -1,7 +1,8 @@
 """Certified robustness for any PyTorch classifier.
 
 ``Smoothed(base_classifier, scheme, num_classes).certify(images)`` returns predictions with a radius inside which no
-perturbation of the scheme's threat model can change them. Schemes:
+perturbation of the scheme's threat model can change them; :func:`certify_dataset` does it for a data set, with one line
+per image on disk. Schemes:
 
 * :class:`RandomizedAblation`, :class:`BernoulliAblation`, :class:`DiscreteNoise` - l0, randomized;
   :class:`DeterministicAblation` - l0, exact
@@ -21,6 +22,7 @@ from certify.ablation import DeterministicAblation, RandomizedAblation
 from certify.bernoulli_ablation import BernoulliAblation
 from certify.discrete import DiscreteNoise
 from certify.double_masking import DoubleMasking
+from certify.evaluation import certify_dataset
 from certify.gaussian import GaussianNoise
 from certify.multi_windows import MultiBandAblation, MultiBlockAblation
 from certify.patch import PatchCertified
@@ -79,4 +81,5 @@ __all__ = [
     "Wasserstein",
     "WassersteinNoise",
     "argmax_vote",
+    "certify_dataset",
 ]

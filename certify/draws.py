@@ -133,20 +133,6 @@ class Draws:
         words = self._blocks(first, last).movedim(0, -1).reshape(*self.shape, -1)
         return words[..., start - 4 * first : start - 4 * first + count]
 
-    def words_by_lane(self, count: int) -> Tensor:
-        """int64 ``[4, B, n, ceil(count / 4)]``, uniform on [0, 2^32): word l of block i at ``[l, ..., i]``.
-
-        The order in which words come about; to put them into that of :meth:`words` takes longer than to make them.
-        """
-        return self._blocks(0, -(-count // 4))
-
-    def words_at(self, row: Tensor, block: Tensor, lane: Tensor) -> Tensor:
-        """Single words, int64 ``[T]``: word ``lane`` of block ``block`` of the copy ``row``, of all B n counted
-        through."""
-        item, copy = (part.expand(self.shape).flatten()[row] for part in (self.item, self.copy))
-        counter = torch.stack((block, copy, item, torch.full_like(row, self.stream | self.part << 8)))
-        return philox4x32(counter, (self.seed & _WORD, self.seed >> 32)).gather(0, lane[None])[0]
-
     def keys(self) -> Tensor:
         """One number for each copy, of which :func:`splitmix64` makes many: int64 ``[B, n, 1]``, uniform."""
         words = self.words(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -57,6 +58,26 @@ def exact_gradients(base_classifier: BaseClassifier | None = None) -> Iterator[N
     """Gradients under :func:`exact_settings`, also where the caller has switched them off."""
     with exact_settings(base_classifier), torch.inference_mode(False), torch.enable_grad():
         yield
+
+
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """Only algorithms that give the same bits every time; anything else raises."""
+    if device.type == "cuda" and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
+        raise ValueError(
+            "device: got cuda without CUBLAS_WORKSPACE_CONFIG, so training would not be reproducible; set it to "
+            ":4096:8 in the environment before Python starts"
+        )
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    settings: Any = torch.utils.deterministic
+    fill = settings.fill_uninitialized_memory  # for debugging, and slow
+    try:
+        torch.use_deterministic_algorithms(True)
+        settings.fill_uninitialized_memory = False
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        settings.fill_uninitialized_memory = fill
 
 
 def device_of(base_classifier: BaseClassifier, default: torch.device) -> torch.device:

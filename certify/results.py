@@ -87,6 +87,7 @@ class Row:
     label_share: float
 
     def line(self) -> str:
+        """The cells, in the order of :func:`row_columns`."""
         return "\t".join(
             (
                 str(self.idx),
@@ -153,6 +154,7 @@ class TableFile:
         self._handle.flush()
 
     def close(self) -> None:
+        """Close the file."""
         self._handle.close()
 
 
@@ -249,6 +251,7 @@ class ResultFolder:
         self._rows.append(row.line())
 
     def close(self) -> None:
+        """Close all files."""
         while self._open:
             self._open.pop().close()
 

@@ -1,16 +1,15 @@
 """Gaussian noise rounded to whole steps, drawn with integers only.
 
 Probabilities are differences of thresholds ``2^64 Phi((j + 1/2) / s)``, rounded to integers: exact to 2^-64, on every
-device. Numbers are drawn by the alias method (Walker, 1977; Vose, 1991): the first bits of a word choose a column, the
-others one of the two values that share it. Only where they end on the border, once in 2^15 to 2^22 numbers, another 32
-bits are needed.
+device. Numbers are drawn by the alias method (Walker, 1977; Vose, 1991) from 64 random bits each: the first choose a
+column, the others one of the two values that share it.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from fractions import Fraction
 from functools import lru_cache
@@ -18,7 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from certify.draws import Draws
+from certify.draws import Draws, splitmix64
 
 _REACH = Fraction(92, 10)  # standard deviations; less than 2^-64 of the Gaussian lies beyond
 _MOST_VALUES = 1 << 18
@@ -63,38 +62,29 @@ class RoundedGaussian:
 
     def draw(self, draws: Draws, count: int) -> Tensor:
         """Whole numbers as float32 ``[B, n, count]``, exact."""
-        bits, cuts, low_cuts, values = _alias_table(self, draws.item.device)
+        bits, cuts, values = _alias_table(self, draws.item.device)
+        rest = 64 - bits
 
-        def look_up(words: Tensor, rows: Draws) -> Tensor:
-            shape, copies, blocks = words.shape, words.shape[1], words.shape[-1]
-            words = words.flatten()
-            entry = words >> (32 - bits)
-            rest = words.bitwise_and_((1 << (32 - bits)) - 1).sub_(cuts.index_select(0, entry))
-            entry.mul_(2).add_(rest >= 0)
-            ties = (rest == 0).nonzero()[:, 0]
-            if len(ties):
-                block, lane = ties % blocks, ties // (blocks * copies)
-                second = rows.words_at(ties // blocks % copies, blocks + block, lane)
-                entry[ties] -= (second < low_cuts[entry[ties] >> 1]).to(entry.dtype)
-            return values.index_select(0, entry).view(shape)
+        def look_up(longs: Tensor) -> Tensor:
+            entry = (longs >> rest).bitwise_and_((1 << bits) - 1)  # the mask drops the copies of the sign bit
+            above = longs.bitwise_and_((1 << rest) - 1) >= cuts.index_select(0, entry)
+            return values.index_select(0, entry.mul_(2).add_(above))
 
-        return noise_of_words(draws, count, look_up)
+        return noise_of_longs(draws, count, look_up)
 
 
-def noise_of_words(draws: Draws, count: int, make: Callable[[Tensor, Draws], Tensor]) -> Tensor:
-    """float32 ``[B, n, count]``, one number from each word, for a few copies at a time where that fits a cache.
+def noise_of_longs(draws: Draws, count: int, make: Callable[[Tensor], Tensor]) -> Tensor:
+    """float32 ``[B, n, count]``, one number from each 64 random bits, for a few copies at a time: that fits a cache.
 
     Args:
-        make: from words ``[4, R, 1, blocks]`` and the draws ``[R, 1]`` that they come from to numbers of that shape.
+        make: from int64 ``[m]``, uniform, which it may overwrite, to as many numbers.
     """
-    items, copies = (part.expand(draws.shape).reshape(-1, 1) for part in (draws.item, draws.copy))
-    rows, blocks = len(items), -(-count // 4)
-    noise = torch.empty((rows, 4, blocks), dtype=torch.float32, device=items.device)
-    step = max(1, _CHUNK // (4 * blocks)) if items.device.type == "cpu" else rows
-    for start in range(0, rows, step):
-        part = replace(draws, item=items[start : start + step], copy=copies[start : start + step])
-        noise[start : start + step] = make(part.words_by_lane(count), part)[:, :, 0].movedim(0, 1)
-    return noise.view(*draws.shape, 4 * blocks)[..., :count]
+    keys = draws.keys().reshape(-1, 1)
+    noise = torch.empty((len(keys), count), dtype=torch.float32, device=keys.device)
+    at_once = max(1, _CHUNK // count) if keys.device.type == "cpu" else max(1, len(keys))
+    for own, part in zip(keys.split(at_once), noise.split(at_once), strict=True):
+        part.copy_(make(splitmix64(own, count).view(-1)).view(part.shape))
+    return noise.view(*draws.shape, count)
 
 
 @lru_cache(maxsize=16)
@@ -144,9 +134,9 @@ def _pi(digits: int) -> Decimal:
 
 
 @lru_cache(maxsize=16)
-def _alias_table(noise: RoundedGaussian, device: torch.device) -> tuple[int, Tensor, Tensor, Tensor]:
-    """The number of bits that choose a column; the borders inside columns, their first ``32 - bits`` bits and the next
-    32; the two values of each column, those above the border second."""
+def _alias_table(noise: RoundedGaussian, device: torch.device) -> tuple[int, Tensor, Tensor]:
+    """The number of bits that choose a column; the borders inside columns, int64; the two values of each column, those
+    above the border second, float32."""
     weights, reach = noise.weights(), noise.reach
     bits = (len(weights) - 1).bit_length()
     columns, capacity = 1 << bits, 1 << (64 - bits)
@@ -163,6 +153,5 @@ def _alias_table(noise: RoundedGaussian, device: torch.device) -> tuple[int, Ten
         if left[giver] < capacity:
             small.append(giver)
     values = torch.tensor([value - reach for pair in zip(range(columns), other, strict=True) for value in pair])
-    high = torch.tensor([c >> 32 for c in cut], device=device)
-    low = torch.tensor([c & 0xFFFFFFFF for c in cut], device=device)
-    return bits, high, low, values.float().to(device)
+    # at least three values, so at least two bits: no border is above 2^62
+    return bits, torch.tensor(cut, device=device), values.float().to(device)

@@ -97,6 +97,7 @@ class CertifiedAt:
             raise ValueError(f"radius: got {self.radius}, expected a finite number, at least 0")
 
     def settled(self, at_least: Tensor, at_most: Tensor) -> Tensor:
+        """Whether the radius is known to be at least ``radius``, or below: bool ``[B]``."""
         return (at_least >= self.radius) | (at_most < self.radius)
 
 
@@ -111,6 +112,7 @@ class RadiusWithin:
             raise ValueError(f"factor: got {self.factor}, expected a finite number, at least 1")
 
     def settled(self, at_least: Tensor, at_most: Tensor) -> Tensor:
+        """Whether nothing is certified, or the two radii are within ``factor``: bool ``[B]``."""
         return (at_most < 0) | ((at_least >= 0) & (at_most <= self.factor * at_least))
 
 

@@ -68,7 +68,7 @@ class Smoothed:
         for name, value in (("n0", n0), ("n", n)):
             if value < 1:
                 raise ValueError(f"{name}: got {value}, expected at least 1 sample")
-        self.scheme = scheme
+        self.base_classifier, self.scheme = base_classifier, scheme
         self.n0, self.n, self.alpha, self.seed = n0, n, alpha, seed
         self.bounds: Bounds = bounds
         self.interval: Interval = interval

@@ -122,6 +122,7 @@ class DeterministicSplittingNoise(EnumeratedScheme):
 
     @property
     def period(self) -> int:
+        """``2 lam q``: how many values a split can take, and how many copies there are."""
         return splitting_period(self.lam, self.q)
 
     @property
@@ -169,6 +170,7 @@ class SplittingNoise(SampledScheme):
 
     @classmethod
     def from_sigma(cls, sigma: float, q: int | None = None) -> SplittingNoise:
+        """With ``lam = sqrt(3) sigma``, rounded down to the grid if there is one: uniform noise of deviation sigma."""
         return cls(lam_of_sigma(sigma, q), q)
 
     @property

@@ -234,6 +234,7 @@ class Unproven:
         return f"{self.threat}, {NOT_CERTIFIED} ({self.reason})"
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
+        """As ``threat`` measures it."""
         return self.threat.distance(x, y)
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "MultiGoalTask",
     "NoisySeek",
     "Task",
+    "register",
 ]
 
 register("ContinuousSeek-v0", ContinuousSeek)

@@ -65,6 +65,7 @@ class GateGradient:
         return False
 
     def check(self, space: spaces.Space[Any], normalization: VecNormalize | None = None) -> None:
+        """Raise unless ``space`` has sets of goals and what item rewards follow from."""
         n_max, _ = check_goal_set(space, "goal_gradient_coef")
         assert isinstance(space, spaces.Dict)
         key = ACHIEVED if self.item_rewards is None else self.item_rewards
@@ -89,6 +90,7 @@ class GateGradient:
         return {**observation, GOAL: torch.cat([goal[..., :-1], gates[..., None]], dim=-1)}, gates
 
     def reward_gradient(self, next_observation: Observation) -> Tensor:
+        """``2 b_i r_i`` for each gate that is open, 0 for padding: ``[B, goals]``."""
         goal = next_observation[GOAL].detach()
         goal = goal if goal.is_floating_point() else goal.float()
         if self.item_rewards is not None:
@@ -102,6 +104,7 @@ class GateGradient:
     def weight(
         self, reward: Tensor, discount: Tensor | float, gamma: float, statistics: GoalStatistics | None
     ) -> Tensor:
+        """1 for every transition, ``[B, 1]``: the gradient of the reward is known on all of them."""
         if isinstance(discount, Tensor):
             raise ValueError(
                 "replay buffer: got n-step returns, but item rewards are of one step; expected one-step transitions"

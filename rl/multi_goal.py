@@ -118,9 +118,11 @@ class MultiGoalPolicy(TD3Policy):
             target.set_training_mode(False)
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Actor:
+        """An actor on encoded sets of goals."""
         return _GoalSetActor(**self._update_features_extractor(self.actor_kwargs, features_extractor)).to(self.device)
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> ContinuousCritic:
+        """Critics on encoded sets of goals."""
         return _GoalSetCritic(**self._update_features_extractor(self.critic_kwargs, features_extractor)).to(self.device)
 
     def encode(self, observation: Observation, networks: Literal["target", "critic", "actor"]) -> Encoded:

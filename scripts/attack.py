@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from certify import Smoothed
+from certify import SampledScheme, Smoothed
 from certify.data import Dataset
 from certify.images import to_float
 from certify.results import ResultFolder, read_rows
@@ -133,8 +133,9 @@ def attack_step(
 
 def configuration(args: Args, smoothed: Smoothed, checkpoint: Checkpoint, data: Dataset) -> dict[str, Any]:
     """The configuration of the run, and the attack."""
-    sampling = {"n": args.n, "alpha": args.alpha, "seed": args.seed}
-    config = classifier_runs.configuration(args, "scripts.attack", smoothed, checkpoint, data, sampling)
+    sampled = isinstance(smoothed.scheme, SampledScheme)
+    how = {"n": args.n, "alpha": args.alpha, "seed": args.seed} if sampled else None
+    config = classifier_runs.configuration(args, "scripts.attack", smoothed, checkpoint, data, how)
     return config | {"attack": {"name": args.attack, "seed": args.seed} | options_of(args)}
 
 

@@ -9,19 +9,14 @@ image is certified at that radius, or what its radius is to within that factor (
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from torch import Tensor
-
-from certify import Certified, SampledScheme, Smoothed, Unproven, Votes
+from certify import SampledScheme, Smoothed, evaluation
 from certify.data import Dataset
-from certify.results import ResultFolder, Row, row_columns, votes_line
+from certify.results import Row
 from certify.scheme import check_integer
-from certify.sequential import CertifiedAt, Question, RadiusWithin
+from certify.sequential import CertifiedAt, RadiusWithin
 from certify.training import Checkpoint
 from scripts import classifier_runs, cli
 
@@ -48,15 +43,6 @@ def question(args: Args) -> CertifiedAt | RadiusWithin | None:
     return None if args.within is None else RadiusWithin(args.within)
 
 
-def sampling(args: Args) -> dict[str, Any]:
-    """How the votes of a sampled scheme come about."""
-    asked = question(args)
-    shared = {"n0": args.n0, "alpha": args.alpha, "seed": args.seed}
-    if asked is not None:
-        return shared | {"until": repr(asked), "max_n": args.max_n}
-    return shared | {"n": args.n, "bounds": args.bounds, "interval": args.interval}
-
-
 def build(args: Args) -> tuple[Smoothed, Checkpoint, Dataset]:
     """The smoothed classifier and the data, checked against each other before any work starts."""
     check_integer("max-n", args.max_n, 1, 10**9)
@@ -68,82 +54,39 @@ def build(args: Args) -> tuple[Smoothed, Checkpoint, Dataset]:
     return smoothed, checkpoint, data
 
 
-def finished(
-    index: list[int], labels: Tensor, result: Certified, clean: Tensor, votes: list[Votes], n0: int, seconds: float
-) -> list[tuple[Row, str]]:
-    """Rows and stored votes of a few images.
-
-    Args:
-        votes: those of each image alone.
-        seconds: for all of them.
-    """
-    rows = []
-    for i, (idx, label, own) in enumerate(zip(index, labels.tolist(), votes, strict=True)):
-        predict = int(result.prediction[i])
-        row = Row(
-            idx=idx,
-            label=label,
-            predict=predict,
-            radius=float(result.radius[i]),
-            correct=int(predict == label),
-            time=seconds / len(index),
-            clean=int(clean[i]),
-            p_lower=float("nan") if result.p_lower is None else float(result.p_lower[i]),
-            label_share=int(own.counts[0, label]) / own.n,
-        )
-        rows.append((row, votes_line(idx, label, own, 0, n0)))
-    return rows
-
-
-def certify_step(smoothed: Smoothed, data: Dataset, index: list[int]) -> list[tuple[Row, str]]:
-    """Certify a few images from a fixed number of copies."""
-    images, labels = data.batch(index)
-    started = time.perf_counter()
-    votes = smoothed.votes(images, index=torch.tensor(index))
-    result, clean = smoothed.certificate(votes), smoothed.prediction(votes)
-    seconds = time.perf_counter() - started
-    return finished(index, labels, result, clean, votes.each(), smoothed.n0, seconds)
-
-
-def sequential_step(
-    smoothed: Smoothed, data: Dataset, index: list[int], *, asked: Question, max_n: int
-) -> list[tuple[Row, str]]:
-    """Certify a few images, sampling until ``asked`` is settled for each."""
-    images, labels = data.batch(index)
-    items = torch.tensor(index)
-    started = time.perf_counter()
-    result = smoothed.certify_until(images, asked, max_n=max_n, index=items)
-    seconds = time.perf_counter() - started
-    votes = [result.votes_of(i, items, data.shape) for i in range(len(index))]
-    return finished(index, labels, result, result.prediction, votes, smoothed.n0, seconds)
-
-
 def main(args: Args) -> None:
     smoothed, checkpoint, data = build(args)
     indices = classifier_runs.select(len(data), args)
-    config = classifier_runs.configuration(args, "scripts.certify", smoothed, checkpoint, data, sampling(args))
-    by_copy = getattr(smoothed.scheme, "positional", False)
-    columns = row_columns(guaranteed=not isinstance(smoothed.scheme.threat, Unproven))
-    with ResultFolder(args.out, classifier_runs.parse_shard(args.shard), columns=columns, by_copy=by_copy) as folder:
-        done = folder.start(config, resume=args.resume)
-        left = [idx for idx in indices if idx not in done]
-        asked = question(args)
-        copies = smoothed.copies_per_image(data.shape) if asked is None else smoothed.n0
-        work = certify_step if asked is None else partial(sequential_step, asked=asked, max_n=args.max_n)
-        step = args.images_per_step or max(1, 4096 // copies)
-        right = 0
-        with cli.progress() as bar:
-            task = bar.add_task("certifying", total=len(indices), completed=len(indices) - len(left))
-            for start in range(0, len(left), step):
-                for row, votes in work(smoothed, data, left[start : start + step]):
-                    folder.append(row, votes)
-                    right += row.correct
-                    bar.advance(task)
-                seen = min(start + step, len(left))
-                bar.update(task, description=f"certifying, {right / seen:.1%} right")
-    print(
-        f"{len(indices)} images in {folder.rows_path}; 'python -m scripts.report {args.out}' makes the table and plot"
-    )
+    asked = question(args)
+    how = evaluation.sampling(smoothed, asked, args.max_n)
+    config = classifier_runs.configuration(args, "scripts.certify", smoothed, checkpoint, data, how)
+    right = seen = 0
+    with cli.progress() as bar:
+        task = bar.add_task("certifying", total=len(indices))
+
+        def on_start(done: int) -> None:
+            bar.update(task, completed=done)
+
+        def on_image(row: Row) -> None:
+            nonlocal right, seen
+            right, seen = right + row.correct, seen + 1
+            bar.update(task, advance=1, description=f"certifying, {right / seen:.1%} right")
+
+        path = evaluation.certify_dataset(
+            smoothed,
+            data,
+            args.out,
+            index=classifier_runs.chosen(len(data), args),
+            resume=args.resume,
+            shard=classifier_runs.parse_shard(args.shard),
+            question=asked,
+            max_n=args.max_n,
+            images_per_step=args.images_per_step,
+            config=config,
+            on_start=on_start,
+            on_image=on_image,
+        )
+    print(f"{len(indices)} images in {path}; 'python -m scripts.report {args.out}' makes the table and plot")
 
 
 if __name__ == "__main__":

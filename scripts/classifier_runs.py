@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from certify import EnumeratedScheme, Smoothed, spec
+from certify import Smoothed, evaluation, spec
 from certify.data import Dataset, load
 from certify.training import Checkpoint, load_checkpoint
 from certify.training.copies import scheme_text
@@ -53,41 +53,32 @@ def parse_shard(text: str) -> tuple[int, int]:
     raise ValueError(f"shard: got {text!r}, expected i/n with 0 <= i < n, such as 0/4")
 
 
-def select(count: int, args: Args) -> list[int]:
-    """Indices of the images of this process."""
+def chosen(count: int, args: Args) -> list[int]:
+    """Indices of the images of all shards."""
     if args.skip < 1 or (args.max is not None and args.max < 1):
         raise ValueError(f"skip, max: got {args.skip}, {args.max}, expected at least 1")
+    return list(range(0, count, args.skip)[: args.max])
+
+
+def select(count: int, args: Args) -> list[int]:
+    """Indices of the images of this process."""
     i, n = parse_shard(args.shard)
-    chosen = range(0, count, args.skip)[: args.max]
-    return list(chosen[i::n])
+    return chosen(count, args)[i::n]
 
 
 def configuration(
-    args: Args, prog: str, smoothed: Smoothed, checkpoint: Checkpoint, data: Dataset, sampling: dict[str, Any]
+    args: Args, prog: str, smoothed: Smoothed, checkpoint: Checkpoint, data: Dataset, how: dict[str, Any] | None
 ) -> dict[str, Any]:
     """What must be equal for two rows to belong together; "provenance" is only informative.
 
     Args:
-        sampling: how a sampled scheme samples; left out for exact ones.
+        how: how a sampled scheme samples; None for exact ones.
     """
     path = args.checkpoint / "model.safetensors" if args.checkpoint.is_dir() else args.checkpoint
-    sampled = not isinstance(smoothed.scheme, EnumeratedScheme)
-    passes = smoothed.scheme.inputs_per_copy(data.shape)
-    return ({} if passes == 1 else {"inputs_per_copy": passes}) | {
-        "scheme": spec.to_text(smoothed.scheme),
-        "threat": str(smoothed.scheme.threat),
-        "design": smoothed.scheme.fingerprint(),
+    return evaluation.configuration(smoothed, data, how) | {
         "trained_with": scheme_text(checkpoint.scheme),
         "model": checkpoint.model.name,
         "checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "data": data.name,
-        "data_sha256": data.checksum(),
-        "split": data.split,
-        "shape": list(data.shape),
-        "num_classes": data.num_classes,
-        "sampling": sampling if sampled else None,
-        "vote": args.vote,
-        "batch_size": smoothed.engine.batch_size,
         "device": torch.device(args.device).type,
         "provenance": {
             "command": cli.command_line(prog, args),

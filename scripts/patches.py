@@ -13,6 +13,7 @@ from certify import L0, Patch, SampledScheme, spec
 from certify.patch import PatchBound, StructuredAblation
 from certify.results import StoredVotes, read_config, read_rows, read_votes
 from certify.scheme import leader_and_gap
+from scripts.tables import aligned, percent
 
 Size = tuple[int, int]
 
@@ -132,18 +133,13 @@ def best(lines: Sequence[PatchAccuracy], size: int) -> PatchAccuracy:
     return max(lines, key=lambda line: (line.certified[size], line.clean))
 
 
-def table(lines: Sequence[PatchAccuracy], percent: Any) -> str:
+def table(lines: Sequence[PatchAccuracy]) -> str:
     """Plain text, rounded down."""
     head = ["bound", "images", "clean", *lines[0].sizes]
+    names = [line.name if i == 0 or line.name != lines[i - 1].name else "" for i, line in enumerate(lines)]
     cells = [[line.bound, str(line.images), percent(line.clean), *map(percent, line.certified)] for line in lines]
-    widths = [max(len(row[i]) for row in (head, *cells)) for i in range(len(head))]
-    text = ["certified accuracy against one patch of height x width pixels, anywhere"]
-    text.append("  " + "  ".join(h.rjust(w) for h, w in zip(head, widths, strict=True)))
-    previous = None
-    for line, row in zip(lines, cells, strict=True):
-        text += [line.name] if line.name != previous else []
-        text.append("  " + "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)))
-        previous = line.name
+    rows = list(zip(names, cells, strict=True))
+    text = ["certified accuracy against one patch of height x width pixels, anywhere", aligned(head, rows)]
     if len({line.name for line in lines}) > 1:
         text += [f"most at {size}: {best(lines, i).name}" for i, size in enumerate(lines[0].sizes)]
     return "\n".join(text)

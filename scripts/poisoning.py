@@ -9,12 +9,27 @@
 ``all`` does these four. Training and voting are many small tasks, each with a file of its own: after any stop the same
 command with ``--resume`` goes on, and ``--shard 0/4`` ... ``--shard 3/4`` share the work. From the stored votes,
 ``--method run-off`` certifies the run-off election and ``--threat labels`` flipped labels. Inserted and deleted samples
-need a partition by hash; ``SortedIndex`` is for flipped labels (SS-DPA). Finite aggregation is ``--spread 4``.
+need a partition by hash; ``SortedIndex`` is for flipped labels. Finite aggregation is ``--spread 4``.
+
+The steps ``train`` and ``vote`` spread their tasks over processes with ``--workers 4``, or over a Ray cluster with
+``--ray auto``; groups should then be small (``--at-once``). Workers that die are replaced, and no result changes.
+
+SS-DPA: features that were learned without labels, and a linear classifier for each partition:
+
+    python -m scripts.train_features runs/rotnet --data mnist --method "RotNet('small_cnn', epochs=5)"
+    python -m scripts.poisoning all runs/ss-dpa --data mnist --partition "SortedIndex(50)" --features runs/rotnet \\
+        --learner "Network('linear', steps=100)"
 
 The published partition and network on MNIST, for a GPU (set CUBLAS_WORKSPACE_CONFIG=:4096:8):
 
     python -m scripts.poisoning all runs/mnist-dpa --data mnist --partition "PixelSum(1200)" --device cuda \\
         --at-once 100 --learner "Network('network_in_network', steps=200, batch_size=64, crop=4)"
+
+GTSRB, partitioned by the original pixels; with equalized histograms (Appendix F.8) the data is
+``"gtsrb(whole=True, equalize=True)"``:
+
+    python -m scripts.poisoning all runs/gtsrb-dpa --data "gtsrb(whole=True)" --partition "PixelSum(50)" \\
+        --device cuda --at-once 10 --learner "Network('network_in_network', steps=2000, batch_size=64, crop=4)"
 """
 
 from __future__ import annotations
@@ -29,16 +44,24 @@ import torch
 from torch import Tensor
 
 from certify.data import Dataset, load
+from certify.files import write_atomically
 from certify.poisoning import Ensemble, TrainingLabels, TrainingSamples, count_votes
+from certify.poisoning.features import FILE, load_features
 from certify.poisoning.job import Job, ensemble_config, environment_of, read_ensemble, read_job
 from certify.results import ResultFolder, Row, read_rows, votes_line
 from certify.scheme import Certified
+from certify.threats import PoisoningThreat
 from certify.votes import Votes
-from scripts import classifier_runs, cli, report
+from scripts import classifier_runs, cli, poisoning_inputs, report
 from scripts.tables import percent
 
 Step = Literal["train", "vote", "certify", "report", "all"]
 STEPS: tuple[Step, ...] = get_args(Step)
+THREATS: dict[str | None, PoisoningThreat | None] = {
+    "samples": TrainingSamples(),
+    "labels": TrainingLabels(),
+    None: None,
+}
 
 
 @dataclass
@@ -47,18 +70,28 @@ class Args:
 
     step: Step = cli.arg("what to do; all does everything", positional=True)
     out: Path = cli.arg("folder of the ensemble", positional=True)
-    data: str = cli.arg("training set: digits, mnist, fashion-mnist, cifar10 (train)", "digits")
+    data: str = cli.arg(
+        "training set: digits, mnist, fashion-mnist, cifar10, gtsrb or 'gtsrb(whole=True, equalize=True)' (train)",
+        "digits",
+    )
     partition: str = cli.arg("PixelSum(k), ContentHash(k) or SortedIndex(k), for k models (train)", "ContentHash(50)")
     learner: str = cli.arg(
-        "e.g. \"Network('network_in_network', steps=200, batch_size=64)\", also with small_cnn or linear, or "
-        "NearestNeighbors(1) (train)",
+        "e.g. \"Network('network_in_network', steps=200, batch_size=64)\", also with small_cnn, linear or "
+        "nin_block, or NearestNeighbors(1) (train)",
         "Network('small_cnn')",
+    )
+    features: Path | None = cli.arg(
+        "folder of scripts.train_features: models see these features of the images, and only flipped labels are "
+        "certified (train)",
+        None,
     )
     spread: int = cli.arg("models that each bucket feeds; more than 1 is finite aggregation (train)", 1)
     seeds: Literal["distinct", "shared"] = cli.arg("one for each model, or one for all (train)", "distinct")
     mode: Literal["stacked", "sequential"] = cli.arg("models of a group at once, or one by one (train)", "stacked")
     at_once: int = cli.arg("models in a group: they share a file and, stacked, their training (train)", 32)
     shard: str = cli.arg("i/n: do part i (from 0) of n; the parts may run anywhere and share OUT (train, vote)", "0/1")
+    workers: int = cli.arg("processes (train, vote)", 1)
+    ray: str | None = cli.arg("address of a Ray cluster, auto, or local for one of so many workers (train, vote)", None)
     split: Literal["test", "train"] = cli.arg("images to predict (vote, certify)", "test")
     skip: int = cli.arg("take every so-manieth image (vote)", 1)
     max: int | None = cli.arg("stop after this many images (vote)", None)
@@ -81,35 +114,44 @@ def ensemble_of(args: Args, num_classes: int) -> Ensemble:
             "num_classes": num_classes,
             "spread": args.spread,
             "seeds": args.seeds,
+            "learned": args.features is not None,
         }
     )
 
 
-def in_memory(data: Dataset) -> tuple[Tensor, Tensor]:
-    """Samples and labels of a data set."""
-    if not isinstance(data.images, Tensor):
-        raise ValueError(f"data: {data.name} is read from files on demand, expected a data set in memory")
-    return data.images, data.labels
-
-
 def train(args: Args) -> None:
     cli.check_device(args.device)
-    data = load(args.data, "train", args.data_root)
-    ensemble = ensemble_of(args, data.num_classes)
+    executor = poisoning_inputs.executor_of(args.workers, args.ray, args.device)
+    features = None if args.features is None else load_features(args.features)
+    read = load(args.data, "train", args.data_root)
+    ensemble = ensemble_of(args, read.num_classes)
+    if args.step == "all":  # nothing is trained that cannot be certified in the end
+        ensemble.check_certificate(args.method, THREATS[args.threat])
+    data = poisoning_inputs.in_memory(read)
+    images, seen = poisoning_inputs.images_of(data), None
     identity = {"name": data.name, "split": data.split, "sha256": data.checksum(), "shape": list(data.shape)}
+    if features is not None and args.features is not None:
+        seen = poisoning_inputs.learned_features(features, images, args.features / "train.safetensors", args.device)
+        identity |= {"features": poisoning_inputs.features_identity(features, seen)}
     job = Job(args.out, ensemble, identity, args.at_once, args.mode, environment_of(args.device))
-    parts = ensemble.parts(in_memory(data))
+    if len(job.groups) < args.workers:
+        print(f"{len(job.groups)} groups of models for {args.workers} workers; a smaller --at-once makes more of them")
+    originals = poisoning_inputs.originals_of(read)
+    parts = ensemble.parts((images, data.labels), features=seen, originals=originals)
     job.start(resume=args.resume, provenance=provenance(args))
+    if args.features is not None:
+        write_atomically(args.out / FILE, (args.features / FILE).read_bytes())
     sizes = torch.tensor([len(part.labels) for part in parts])
     print(f"{ensemble.size} models, {sizes.min()} to {sizes.max()} samples each ({len(data)} in all)")
     shard = classifier_runs.parse_shard(args.shard)
     with cli.progress() as bar:
         task = bar.add_task("training", total=sum(map(len, job.groups[shard[0] :: shard[1]])))
-        job.train(parts, shard=shard, on_group=lambda count: bar.advance(task, count))
+        job.train(parts, shard=shard, executor=executor, on_group=lambda count: bar.advance(task, count))
 
 
 def vote(args: Args) -> None:
     cli.check_device(args.device)
+    executor = poisoning_inputs.executor_of(args.workers, args.ray, args.device)
     job = read_job(args.out)
     data = test_set(job, args.split, args.data_root)
     shard = classifier_runs.parse_shard(args.shard)
@@ -117,10 +159,13 @@ def vote(args: Args) -> None:
         raise ValueError(f"skip, max: got {args.skip}, {args.max}, expected at least 1")
     index = list(range(0, len(data), args.skip)[: args.max])
     inputs = {"data": data.name, "sha256": data.checksum(), "split": data.split, "skip": args.skip, "max": args.max}
+    images = data.batch(index)[0]
+    x = poisoning_inputs.seen_by(job, images, args.out / args.split / "inputs.safetensors", args.device)
     with cli.progress() as bar:
         task = bar.add_task("voting", total=sum(map(len, job.groups[shard[0] :: shard[1]])))
         on_group = lambda count: bar.advance(task, count)  # noqa: E731
-        job.vote(args.split, data.batch(index)[0], inputs, device=args.device, shard=shard, on_group=on_group)
+        options: dict[str, Any] = {"device": args.device, "shard": shard, "executor": executor, "on_group": on_group}
+        job.vote(args.split, x, inputs, **options)
 
 
 def test_set(job: Job, split: Literal["test", "train"], root: Path | None) -> Dataset:
@@ -137,9 +182,8 @@ def certify(args: Args) -> Path:
         raise ValueError(f"{data.name}, {args.split}: is not the data that the models voted on; let them vote again")
     index = list(range(0, len(data), voted["skip"])[: voted["max"]])
     rankings, labels = job.rankings(args.split), data.labels[index]
-    threat = {"samples": TrainingSamples(), "labels": TrainingLabels(), None: None}[args.threat]
     started = time.perf_counter()
-    result = job.ensemble.certify(rankings, method=args.method, threat=threat)
+    result = job.ensemble.certify(rankings, method=args.method, threat=THREATS[args.threat])
     seconds = (time.perf_counter() - started) / len(index)
     counts = count_votes(rankings[..., 0].T, job.ensemble.num_classes)
     kind = "samples" if isinstance(result.threat, TrainingSamples) else "labels"
@@ -190,7 +234,8 @@ def describe(job: Job, method: str) -> str:
     config = ensemble_config(job.ensemble)
     spread = f", spread {job.ensemble.spread}" if job.ensemble.spread > 1 else ""
     seeds = "" if job.ensemble.seeds == "distinct" else ", shared seeds"
-    return f"{method} of {config['partition']}{spread}, {config['learner']}{seeds}"
+    features = f" on {job.data['features']['method']}" if job.ensemble.learned else ""
+    return f"{method} of {config['partition']}{spread}, {config['learner']}{features}{seeds}"
 
 
 def show(args: Args) -> None:

@@ -4,15 +4,18 @@
     python -m scripts.poisoning_attack runs/flips --attack flip --partition "SortedIndex(50)" --sizes 0 5 10 20
 
 Every test image has an attack of its own, and all models are trained again on each poisoned training set. ``insert``
-adds copies of the image with one pixel changed and a wrong label, each into another partition, those first whose models
-predict what is to be changed. ``flip`` gives the nearest training samples of the image's class the wrong label. The
-wrong label is the runner-up of the votes. The attack knows everything; still, no certified prediction ever changes: the
-script stops with an error if one does.
+adds copies of the image with a few changed pixels and a wrong label, ``flip`` gives the nearest training samples of the
+image's class the wrong label, which is the runner-up of the votes. The attack first tries on each partition how much of
+that its model takes, and then spends its budget where it changes most votes: a little in many partitions, or much in
+few. It knows everything; still, no certified prediction ever changes: the script stops with an error if one does.
+An image counts as broken from the smallest of the sizes that breaks it.
 """
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,14 +23,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from certify.attacks.poisoning import amounts_up_to, best_plan, near_copies, nearest_in_parts
 from certify.data import load
 from certify.files import write_atomically
 from certify.poisoning import ContentHash, Ensemble, TrainingLabels, TrainingSamples, count_votes
 from certify.poisoning.job import read_ensemble
 from certify.scheme import Certified
 from certify.threats import TrainingSet
-from scripts import cli
-from scripts.poisoning import in_memory
+from scripts import cli, poisoning_inputs
 from scripts.tables import percent
 
 
@@ -46,77 +49,101 @@ class Args:
     data_root: Path | None = cli.arg("folder of the data sets, by default $CERTIFY_DATA or ./data", None)
 
 
-def inserted(data: TrainingSet, x: Tensor, wrong: int, count: int, ensemble: Ensemble, votes: Tensor) -> TrainingSet:
-    """The training set with ``count`` near copies of ``x`` labelled ``wrong``, in as many partitions as possible.
-
-    Args:
-        x: uint8 ``[C, H, W]``.
-        votes: int ``[models]``, what the models say of ``x``; those that do not say ``wrong`` already come first.
-    """
-    flat = x.flatten()
-    steps = torch.arange(1, 9)
-    places = torch.arange(flat.numel()).repeat_interleave(len(steps))
-    copies = flat.repeat(len(places), 1)
-    moved = (flat[places].long() + steps.repeat(flat.numel())) % 256
-    copies[torch.arange(len(places)), places] = moved.to(torch.uint8)
-    copies = copies.view(-1, *x.shape)
-    first: dict[int, int] = {}
-    for i, bucket in enumerate(ensemble.partitioner.assign(copies).tolist()):
-        first.setdefault(bucket, i)
-    order = sorted(first, key=lambda bucket: (bool(votes[bucket] == wrong), bucket))
-    chosen = [first[bucket] for bucket in order][:count]
-    labels = torch.full((len(chosen),), wrong)
-    return torch.cat((data[0], copies[chosen])), torch.cat((data[1], labels))
+Poison = Callable[[Sequence[int]], TrainingSet]  # how much of it each partition gets -> the training set
 
 
-def flipped(data: TrainingSet, x: Tensor, wrong: int, count: int, label: int) -> TrainingSet:
-    """The training set with the ``count`` samples of class ``label`` nearest to ``x`` labelled ``wrong``."""
-    distances = ((data[0].long() - x.long()) ** 2).flatten(1).sum(1)
-    distances = distances.masked_fill(data[1] != label, torch.iinfo(torch.int64).max)
-    nearest = distances.sort(stable=True).indices[: min(count, int((data[1] == label).sum()))]
-    labels = data[1].clone()
-    labels[nearest] = wrong
-    return data[0], labels
+def insertions(data: TrainingSet, x: Tensor, wrong: int, ensemble: Ensemble, largest: int) -> Poison:
+    """Near copies of ``x`` labelled ``wrong`` come to the training set, at most ``largest`` in a partition."""
+    copies = near_copies(x, ensemble.partitioner, largest)
+
+    def poison(amounts: Sequence[int]) -> TrainingSet:
+        chosen = torch.cat([own[:amount] for own, amount in zip(copies, amounts, strict=True)])
+        return torch.cat((data[0], chosen)), torch.cat((data[1], torch.full((len(chosen),), wrong)))
+
+    return poison
+
+
+def flips(data: TrainingSet, x: Tensor, wrong: int, ensemble: Ensemble, label: int) -> Poison:
+    """The samples of class ``label`` nearest to ``x`` get the label ``wrong``."""
+    buckets = ensemble.partitioner.assign(data[0])
+    nearest = nearest_in_parts(data[0], data[1] == label, x, buckets, ensemble.size)
+
+    def poison(amounts: Sequence[int]) -> TrainingSet:
+        labels = data[1].clone()
+        labels[torch.cat([own[:amount] for own, amount in zip(nearest, amounts, strict=True)])] = wrong
+        return data[0], labels
+
+    return poison
 
 
 def predict(ensemble: Ensemble, data: TrainingSet, x: Tensor, **options: Any) -> tuple[Certified, Tensor]:
-    """Trained again: what is predicted for ``x``, and the models' votes ``[models, B]``."""
+    """Trained again: what is predicted for ``x``, and the models' rankings ``[models, B, C]``."""
     states = ensemble.fit(ensemble.parts(data), at_once=ensemble.size)
-    rankings = ensemble.rankings(states, x)
-    return ensemble.certify(rankings, **options), rankings[..., 0].long()
+    rankings = ensemble.rankings(states, x).long()
+    return ensemble.certify(rankings, **options), rankings
+
+
+def smallest_break(args: Args, ensemble: Ensemble, data: TrainingSet, x: Tensor, label: int) -> tuple[float, float]:
+    """The smallest of the sizes at which the attack on ``x`` succeeds (infinity if none does), and the radius.
+
+    Args:
+        x: uint8 ``[C, H, W]``.
+    """
+    sizes = sorted(set(args.sizes) | {0})
+    threat = TrainingSamples() if args.attack == "insert" else TrainingLabels()
+    clean, rankings = predict(ensemble, data, x[None], threat=threat)
+    prediction, radius = int(clean.prediction[0]), float(clean.radius[0])
+    if prediction != label:
+        return 0, -math.inf
+    if sizes[-1] == 0:
+        return math.inf, radius
+    order = rankings[:, 0]  # of the classes, by model
+    counts = count_votes(order[:, :1].T, ensemble.num_classes)[0]
+    counts[label] = -1
+    # without any vote for another class, the one that models rank best after the label
+    wrong = int(counts.argmax()) if counts.max() > 0 else int(order[:, 1].mode().values)
+    if args.attack == "insert":
+        poison = insertions(data, x, wrong, ensemble, sizes[-1])
+    else:
+        poison = flips(data, x, wrong, ensemble, label)
+    poisoned = {}
+    if ensemble.size > 1:
+        for amount in amounts_up_to(sizes[-1]):
+            poisoned[amount] = predict(ensemble, poison([amount] * ensemble.size), x[None], threat=threat)[1][:, 0, 0]
+    for size in sizes[1:]:
+        plan = best_plan(order[:, 0], poisoned, label, wrong, size) if ensemble.size > 1 else [size]
+        after = int(predict(ensemble, poison(plan), x[None], threat=threat)[0].prediction[0])
+        if after != prediction and radius >= size:
+            raise ValueError(f"an image is certified to {radius}, but broken by {size}; please report this")
+        if after != prediction:
+            return size, radius
+    return math.inf, radius
 
 
 def attack(args: Args) -> list[dict[str, Any]]:
     """One entry per size: accuracies under attack and certified accuracy."""
-    train, test = load(args.data, "train", args.data_root), load(args.data, "test", args.data_root)
+    train = poisoning_inputs.in_memory(load(args.data, "train", args.data_root))
+    test = load(args.data, "test", args.data_root)
     config = {"partition": args.partition, "learner": args.learner, "num_classes": train.num_classes}
     ensemble = read_ensemble(config | {"spread": 1, "seeds": "distinct"})
-    alone = replace(ensemble, partitioner=ContentHash(1))
-    threat = TrainingSamples() if args.attack == "insert" else TrainingLabels()
-    data = in_memory(train)
+    ensemble.check_certificate("plurality", TrainingSamples() if args.attack == "insert" else TrainingLabels())
+    data = poisoning_inputs.images_of(train), train.labels
     images, labels = test.batch(list(range(0, len(test), args.skip)[: args.max]))
-    clean, votes = predict(ensemble, data, images, threat=threat)
-    counts = count_votes(votes.T, train.num_classes)
-    wrong = counts.scatter(1, labels[:, None], -1).argmax(1).tolist()
-    lines = []
+    partitioned, alone = [], []
     with cli.progress() as bar:
-        task = bar.add_task("attacking", total=len(args.sizes) * len(images))
-        for size in args.sizes:
-            right = {"undefended": 0, "partitions": 0}
-            for i, (x, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-                if args.attack == "insert":
-                    poisoned = inserted(data, x, wrong[i], size, ensemble, votes[:, i])
-                else:
-                    poisoned = flipped(data, x, wrong[i], size, label)
-                after = int(predict(ensemble, poisoned, x[None], threat=threat)[0].prediction[0])
-                if clean.radius[i] >= size and after != clean.prediction[i]:
-                    raise ValueError(f"image {i}: certified to {clean.radius[i]}, broken by {size}; please report this")
-                right["partitions"] += after == label
-                right["undefended"] += int(predict(alone, poisoned, x[None])[0].prediction[0]) == label
-                bar.advance(task)
-            certified = int((clean.correct(labels) & clean.certified_at(size)).sum())
-            accuracy = {name: count / len(images) for name, count in right.items()}
-            lines.append({"size": size} | accuracy | {"certified": certified / len(images)})
+        task = bar.add_task("attacking", total=len(images))
+        for x, label in zip(images, labels.tolist(), strict=True):
+            partitioned.append(smallest_break(args, ensemble, data, x, label))
+            alone.append(smallest_break(args, replace(ensemble, partitioner=ContentHash(1)), data, x, label)[0])
+            bar.advance(task)
+    lines = []
+    for size in sorted(set(args.sizes)):
+        right = {
+            "undefended": sum(at > size for at in alone),
+            "partitions": sum(at > size for at, _ in partitioned),
+            "certified": sum(radius >= size for _, radius in partitioned),
+        }
+        lines.append({"size": size} | {name: count / len(images) for name, count in right.items()})
     return lines
 
 

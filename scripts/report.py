@@ -54,7 +54,7 @@ from certify.results import UNPROVEN_RADIUS, read_config, read_rows, read_votes
 from certify.smooth import vote_uniforms
 from certify.variable_lambda import radius_through_norms
 from scripts import attacked, cli, curves, patches
-from scripts.tables import Run, percent, spread, table
+from scripts.tables import Run, spread, table
 
 
 @dataclass
@@ -313,7 +313,7 @@ def main(args: Args) -> None:
         summaries += group + [attack.summary(radii) for attack in own]
     if sizes:
         lines = [line for path in args.runs for line in patches.patch_accuracy(path, sizes, patch_bounds(args))]
-        print(patches.table(lines, percent), end="\n\n")
+        print(patches.table(lines), end="\n\n")
         summaries += [line.summary() for line in lines]
     out = args.out or (folders[0] if folders[0].is_dir() else folders[0].parent)
     write_atomically(out / "report.json", json.dumps(summaries, indent=2).encode() + b"\n")

@@ -22,7 +22,6 @@ from certify.patch import StructuredAblation
 from certify.training import load_checkpoint
 from certify.votes import VoteEngine, VoteRule
 from scripts import classifier_runs, cli, patches
-from scripts.tables import percent
 
 
 @dataclass
@@ -149,7 +148,7 @@ def main(args: Args) -> None:
     check(args)
     settings = [(path, text) for path in args.checkpoints for text in map(rule_text, args.votes)]
     lines = [line for path in args.checkpoints for line in lines_of(path, args)]
-    print(patches.table(lines, percent), end="\n\n")
+    print(patches.table(lines), end="\n\n")
     path, text = settings[lines.index(patches.best(lines, 0))]
     part, parts = classifier_runs.parse_shard(args.shard)
     print(

@@ -94,11 +94,15 @@ def radius_text(value: float) -> str:
 
 
 def aligned(head: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """Plain text: a head, then each line's name above its cells, which stand below those of the head."""
+    """Plain text: a head, then each line's name above its cells, which stand below those of the head.
+
+    A line with an empty name belongs to the one before.
+    """
     widths = [max(len(head[i]), *(len(cells[i]) for _, cells in lines)) for i in range(len(head))]
     text = ["  " + "  ".join(h.rjust(w) for h, w in zip(head, widths, strict=True))]
     for name, cells in lines:
-        text += [name, "  " + "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True))]
+        text += [name] if name else []
+        text.append("  " + "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)))
     return "\n".join(text)
 
 

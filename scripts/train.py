@@ -23,7 +23,7 @@ Base models for l2 certificates, SmoothAdv with 8 copies of each image and MACER
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -92,6 +92,31 @@ class Args:
     resume: bool = cli.arg("continue from OUT/state.safetensors", False)
 
 
+# Which losses have these options; all others are of every loss.
+_OPTIONS_OF: dict[str, tuple[str, ...]] = {
+    "stability_weight": ("stability",),
+    "noise_samples": ("smoothadv", "macer"),
+    "epsilon": ("smoothadv",),
+    "attack_steps": ("smoothadv",),
+    "attack_warmup": ("smoothadv",),
+    "macer_weight": ("macer",),
+    "macer_beta": ("macer",),
+    "macer_gamma": ("macer",),
+}
+
+
+def check_options(args: Args) -> None:
+    """Refuse options that the chosen loss would ignore."""
+    defaults = {field.name: field.default for field in fields(args)}
+    for name, losses in _OPTIONS_OF.items():
+        if args.loss not in losses and getattr(args, name) != defaults[name]:
+            flag, which = "--" + name.replace("_", "-"), " or ".join(losses)
+            raise ValueError(
+                f"{flag}: got {getattr(args, name)} with --loss {args.loss}, which ignores it; "
+                f"expected --loss {which}, or no {flag}"
+            )
+
+
 def model_of(args: Args, scheme: Scheme | None, data: Dataset) -> ModelSpec | DenoisedSpec:
     """The architecture; behind the denoiser of another run if there is one."""
     channels, *sides = input_shape(scheme, data.shape)
@@ -149,6 +174,7 @@ def print_accuracy(trainer: Trainer, test: Dataset) -> None:
 
 def main(args: Args) -> None:
     cli.check_device(args.device)
+    check_options(args)
     scheme = parse_scheme(args.scheme)
     train = load(args.data, "train", args.data_root)
     config = TrainingConfig(

@@ -6,7 +6,9 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import pytest
 import stable_baselines3 as sb3
+import torch
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.noise import NormalActionNoise
@@ -14,10 +16,30 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 import envs as _registered  # noqa: F401
 import rl
+from rl.goals import GoalGradient
+from rl.reengage import Logs
 
 ALGORITHMS = ("DDPG", "TD3", "SAC", "DQN")
 STOCK = {name: getattr(sb3, name) for name in ALGORITHMS}
 OURS = {name: getattr(rl, name) for name in ALGORITHMS}
+
+
+def check_plain_critic(model: Any, batch: Any, monkeypatch: pytest.MonkeyPatch, *, atol: float) -> None:
+    """The quick way through linear layers gives the loss and its gradients that differentiating twice gives."""
+    assert model._plain_critic(batch) is not None
+    if isinstance(model, rl.SAC):
+        model._begin(batch, Logs())
+    losses = []
+    for plain in (True, False):
+        monkeypatch.setattr(GoalGradient, "plain", plain)
+        torch.manual_seed(0)
+        losses.append(model._critic_loss(batch, Logs()))
+    assert torch.allclose(losses[0], losses[1], rtol=1e-5)
+    critics = [p for p in model.policy.parameters() if p.requires_grad]
+    both = [torch.autograd.grad(loss, critics, allow_unused=True) for loss in losses]
+    for first, second in zip(*both, strict=True):
+        assert (first is None) == (second is None)
+        assert first is None or torch.allclose(first, second, rtol=1e-4, atol=atol)
 
 
 def seek(num_envs: int = 1, **arguments: Any) -> rl.VectorEnvAdapter:

@@ -450,6 +450,31 @@ def test_the_table_without_labels_is_not_enough(tmp_path):
         load("gtsrb", "test", tmp_path)
 
 
+def test_gtsrb_whole_and_equalized(tmp_path):
+    gtsrb_train(tmp_path / "gtsrb" / "Final_Training" / "Images")
+    signs, whole = load("gtsrb", "train", tmp_path), load("gtsrb(whole=True)", "train", tmp_path)
+    equal = load("gtsrb(whole=True, equalize=True)", "train", tmp_path)
+    assert equal.name == "gtsrb(whole=True, equalize=True)"
+    assert len({data.checksum() for data in (signs, whole, equal)}) == 3
+    assert not signs.mirrored
+    plain = whole.batch([2])[0]
+    assert plain[0, :, 0, 0].tolist() == [0, 0, 0]  # the black ground of the whole image
+    after = equal.batch([2])[0]
+    assert after.shape == plain.shape
+    for before, channel in zip(plain[0], after[0], strict=True):
+        levels, place = before.unique(return_inverse=True)
+        as_mapped = [channel.flatten()[place.flatten() == i].unique().tolist() for i in range(len(levels))]
+        assert all(len(values) == 1 for values in as_mapped)
+        assert sorted(as_mapped) == as_mapped
+    assert after[0].flatten(1).max(1).values.tolist() == [255, 255, 255]
+    [original] = [image for i, image in enumerate(signs.images.originals()) if i == 2]
+    assert original.shape == (3, 28, 30)
+    assert original[:, 8, 6].tolist() == [142, 50, 200]
+    assert original[:, 0, 0].tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match=re.escape("expected options as in gtsrb(whole=True, equalize=True)")):
+        load("gtsrb(size=32)", "train", tmp_path)
+
+
 def test_gtsrb_labels_out_of_range(tmp_path):
     images = tmp_path / "gtsrb" / "Final_Training" / "Images" / "00043"
     write_gtsrb_table(images / "GT-00043.csv", [("0.ppm", 0), ("1.ppm", 43)])

@@ -39,16 +39,6 @@ def test_words_can_be_read_from_anywhere(start, count):
     assert torch.equal(d.words(count, start), d.words(start + count)[..., start:])
 
 
-@pytest.mark.parametrize("count", [1, 4, 9])
-def test_words_lane_by_lane_and_one_by_one(count):
-    d = draws(2, range(3))
-    blocks = -(-count // 4)
-    words = d.words(4 * blocks).view(2, 3, blocks, 4)
-    assert torch.equal(d.words_by_lane(count), words.movedim(-1, 0))
-    row, block, lane = (torch.randint(0, high, (20,)) for high in (6, blocks, 4))
-    assert torch.equal(d.words_at(row, block, lane), words.view(6, blocks, 4)[row, block, lane])
-
-
 def test_words_depend_on_the_copy_not_on_the_batch():
     together = draws(4, range(300)).words(9)
     for item, copy in itertools.product((0, 3), (0, 17, 299)):

@@ -13,11 +13,11 @@ from gymnasium import spaces
 from safetensors.torch import load_file
 
 import rl
-from rl.goals import GOAL, GoalGradient
+from rl.goals import GOAL
 from rl.normalization import NormalizedExtractor, RunningStatistics
 from rl.reengage import Logs
 from rl.training import STATE, Plan
-from tests.agents import ALGORITHMS, agent, bits, seek
+from tests.agents import ALGORITHMS, agent, bits, check_plain_critic, seek
 
 
 def normalized(**options: Any) -> dict[str, Any]:
@@ -63,18 +63,7 @@ def test_goal_gradients_are_those_of_the_raw_goal(name: str, clip: float, monkey
     batch = model.replay_buffer.sample(64)
     chain = model._plain_critic(batch).chain
     assert (chain.min() == 0) == (clip == 0.8)
-    if name == "SAC":
-        model._begin(batch, Logs())
-    losses = []
-    for plain in (True, False):
-        monkeypatch.setattr(GoalGradient, "plain", plain)
-        torch.manual_seed(0)
-        losses.append(model._critic_loss(batch, Logs()))
-    assert torch.allclose(losses[0], losses[1], rtol=1e-5)
-    critics = [p for p in model.policy.parameters() if p.requires_grad]
-    both = [torch.autograd.grad(loss, critics, allow_unused=True) for loss in losses]
-    for first, second in zip(*both, strict=True):
-        assert first is None or torch.allclose(first, second, rtol=1e-4, atol=1e-5)
+    check_plain_critic(model, batch, monkeypatch, atol=1e-5)
 
 
 def test_all_networks_share_the_statistics_of_the_episodes_that_were_seen() -> None:

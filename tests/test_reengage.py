@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import rl
 from rl.goals import GOAL, GoalGradient
 from rl.reengage import GoalConditioned, Logs
-from tests.agents import ALGORITHMS, agent, bits, seek
+from tests.agents import ALGORITHMS, agent, bits, check_plain_critic, seek
 
 
 def parameters(model: Any) -> dict[str, Tensor]:
@@ -88,21 +88,7 @@ def test_the_loss_of_ddpg_is_equation_8_9() -> None:
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_plain_critics_and_double_differentiation_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model: Any = agent(name, goal_gradient_coef=0.5).learn(60)
-    batch = model.replay_buffer.sample(64)
-    assert model._plain_critic(batch) is not None
-    if name == "SAC":
-        model._begin(batch, Logs())
-    losses = []
-    for plain in (True, False):
-        monkeypatch.setattr(GoalGradient, "plain", plain)
-        torch.manual_seed(0)
-        losses.append(model._critic_loss(batch, Logs()))
-    critics = [p for p in model.policy.parameters() if p.requires_grad]
-    both = [torch.autograd.grad(loss, critics, allow_unused=True) for loss in losses]
-    assert torch.allclose(losses[0], losses[1], rtol=1e-5)
-    for first, second in zip(*both, strict=True):
-        assert (first is None) == (second is None)
-        assert first is None or torch.allclose(first, second, rtol=1e-4, atol=1e-6)
+    check_plain_critic(model, model.replay_buffer.sample(64), monkeypatch, atol=1e-6)
 
 
 def test_the_term_of_sac_has_its_scale_and_its_entropy() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from certify import rounded_gaussian
-from certify.draws import ESTIMATION, Draws
+from certify.draws import ESTIMATION, Draws, splitmix64
 from certify.rounded_gaussian import RoundedGaussian
 
 CPU = torch.device("cpu")
@@ -40,10 +40,9 @@ def test_probabilities_are_those_of_a_rounded_gaussian(deviation):
 @pytest.mark.parametrize("deviation", [Fraction(1, 7), Fraction(9, 10), Fraction(40)], ids=float)
 def test_the_alias_table_has_exactly_these_probabilities(deviation):
     noise = RoundedGaussian(deviation)
-    bits, high, low, values = rounded_gaussian._alias_table(noise, CPU)
+    bits, cuts, values = rounded_gaussian._alias_table(noise, CPU)
     shares = dict.fromkeys(range(-noise.reach, noise.reach + 1), 0)
-    for (own, other), first, second in zip(values.view(-1, 2).tolist(), high.tolist(), low.tolist(), strict=True):
-        cut = (first << 32) + second
+    for (own, other), cut in zip(values.view(-1, 2).tolist(), cuts.tolist(), strict=True):
         shares[own] = shares.get(own, 0) + cut
         shares[other] = shares.get(other, 0) + (1 << 64 - bits) - cut
     assert shares.pop(max(shares)) >= 0  # columns beyond the last value have a share of 0
@@ -55,25 +54,22 @@ def test_the_alias_table_has_exactly_these_probabilities(deviation):
 @pytest.mark.parametrize("deviation", [Fraction(1, 7), Fraction(9, 10), Fraction(255, 4)], ids=float)
 @pytest.mark.parametrize("count", [1, 6, 784])
 def test_numbers_are_what_64_bits_say(deviation, count, monkeypatch):
-    """Also where the first word ends on the border: here in every second number."""
+    """Also on the border between the two values of a column, and just below it: two thirds of the numbers here."""
     noise, given = RoundedGaussian(deviation), draws(2, range(7))
-    bits, high, low, values = rounded_gaussian._alias_table(noise, CPU)
-    words = given.words_by_lane(count)
-    column = words >> (32 - bits)
-    border = (column << (32 - bits)) + high[column].clamp(max=(1 << (32 - bits)) - 1)
-    words = torch.where(torch.arange(words.shape[-1]) % 2 == 0, border, words)
-    monkeypatch.setattr(Draws, "words_by_lane", lambda self, count: words.reshape(4, 14, 1, -1).clone())  # all at once
+    bits, cuts, values = rounded_gaussian._alias_table(noise, CPU)
+    longs = splitmix64(given.keys().view(-1, 1), count)
+    column = (longs >> (64 - bits)) & ((1 << bits) - 1)
+    border = (column << (64 - bits)) + cuts[column].clamp(max=(1 << (64 - bits)) - 1)
+    kind = torch.arange(count) % 3
+    longs = torch.where(kind == 0, border, torch.where((kind == 1) & (cuts[column] > 0), border - 1, longs))
+    monkeypatch.setattr(rounded_gaussian, "splitmix64", lambda keys, n: longs.clone())  # all at once
     drawn = noise.draw(given, count)
     assert drawn.shape == (2, 7, count)
     assert drawn.dtype == torch.float32
-    blocks = words.shape[-1]
-    more = given.words(8 * blocks).view(2, 7, 2 * blocks, 4)
-    for b, n, i in [(b, n, i) for b in range(2) for n in range(7) for i in range(0, count, 1 + count // 40)]:
-        lane, block = divmod(i, blocks)
-        word = (int(words[lane, b, n, block]) << 32) + int(more[b, n, blocks + block, lane])
-        place, rest = word >> (64 - bits), word & ((1 << (64 - bits)) - 1)
-        above = rest >= (int(high[place]) << 32) + int(low[place])
-        assert drawn[b, n, i] == values[2 * place + above]
+    for row, number in zip(longs.tolist(), drawn.view(14, count).tolist(), strict=True):
+        for long, got in zip(row, number, strict=True):
+            place, rest = divmod(long % (1 << 64), 1 << (64 - bits))
+            assert got == values[2 * place + (rest >= int(cuts[place]))]
 
 
 def test_numbers_depend_on_the_copy_not_on_the_batch():

@@ -233,6 +233,20 @@ def test_bad_input_leaves_no_trace(tmp_path, checkpoints, capsys, options, messa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"macer_beta": 4.0}, "--macer-beta.*--loss macer"),
+        ({"loss": "stability", "noise_samples": 4}, "--noise-samples.*--loss smoothadv or macer"),
+        ({"loss": "macer", "epsilon": 1.0}, "--epsilon.*--loss smoothadv"),
+    ],
+)
+def test_options_of_another_loss_are_refused_before_work(tmp_path, options, match):
+    with pytest.raises(ValueError, match=match):
+        train_script.main(train_script.Args(out=tmp_path / "run", scheme="GaussianNoise(0.5)", **options))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_model_of_clean_images_is_certified_with_an_explicit_scheme(tmp_path, capsys):
     train_script.main(train_script.Args(out=tmp_path / "clean", scheme="none", epochs=1))
     assert "base accuracy on the 359 test images" in capsys.readouterr().out

@@ -147,6 +147,7 @@ def test_schedules_stay_between_zero_and_the_peak(name):
 def test_published_schedules():
     assert [SCHEDULES["half_steps"](t) for t in (0, 199 / 400, 200 / 400)] == [1, 1, 0.1]
     assert [SCHEDULES["imagenet_steps"](e / 36) for e in (20, 21, 30, 31)] == [1, 0.1, 0.1, 0.01]
+    assert [SCHEDULES["rotnet_steps"](e / 200) for e in (59, 60, 120, 160)] == pytest.approx([1, 0.2, 0.04, 0.008])
 
 
 def test_wrong_number_of_channels(tmp_path):

@@ -131,9 +131,11 @@ def _imagenet(root: Path, split: Split) -> Dataset:
     return Dataset("imagenet", split, FolderImages(files, 224, resize=256), torch.tensor(labels), classes)
 
 
-def _gtsrb(root: Path, split: Split) -> Dataset:
+def _gtsrb(root: Path, split: Split, *, whole: bool = False, equalize: bool = False) -> Dataset:
+    """Signs as 48x48 pixels, cut out of the images unless ``whole``; some signs are mirror images of others."""
     files, labels, boxes = gtsrb_files(root, split)
-    return Dataset("gtsrb", split, FolderImages(files, 48, boxes=boxes), torch.tensor(labels), 43)
+    images = FolderImages(files, 48, boxes=None if whole else boxes, equalize=equalize)
+    return Dataset("gtsrb", split, images, torch.tensor(labels), 43, mirrored=False)
 
 
 def _modelnet40(root: Path, split: Split) -> Dataset:
@@ -170,7 +172,11 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "moving-shapes": _moving_shapes,
     "ucf101": _ucf101,
 }
-_WITH_OPTIONS = {"moving-shapes": "frames=8, size=16", "ucf101": "frames=16, stride=2, size=112, resize=128, fold=1"}
+_WITH_OPTIONS = {
+    "gtsrb": "whole=True, equalize=True",
+    "moving-shapes": "frames=8, size=16",
+    "ucf101": "frames=16, stride=2, size=112, resize=128, fold=1",
+}
 
 
 def parse_name(text: str) -> tuple[str, dict[str, Any]]:
@@ -195,8 +201,8 @@ def load(name: str, split: Split, root: str | Path | None = None) -> Dataset:
     """Read a data set.
 
     Args:
-        name: one of ``DATASETS``; those of clips may have options, ``"ucf101(frames=8, stride=2)"``, which are then
-            part of the data set's name.
+        name: one of ``DATASETS``; some may have options, ``"ucf101(frames=8, stride=2)"`` or
+            ``"gtsrb(whole=True, equalize=True)"``, which are then part of the data set's name.
         split: ``"train"`` or ``"test"`` (ImageNet: the validation set).
         root: folder that holds the data sets; by default :func:`default_root`.
     """

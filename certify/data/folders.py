@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 Box = tuple[int, int, int, int]
@@ -28,12 +28,20 @@ class FolderImages:
         resize: if given, the shorter side is first resized to this and the centre is cropped (ImageNet); otherwise
             the whole image (or its box) is resized to ``size``, bilinearly.
         boxes: (left, upper, right, lower) to cut out before resizing, one per file.
+        equalize: equalize the histogram of each channel, after resizing: smaller images may have fewer pixels than
+            levels.
     """
 
     def __init__(
-        self, files: Sequence[Path], size: int, *, resize: int | None = None, boxes: Sequence[Box] | None = None
+        self,
+        files: Sequence[Path],
+        size: int,
+        *,
+        resize: int | None = None,
+        boxes: Sequence[Box] | None = None,
+        equalize: bool = False,
     ) -> None:
-        self.files, self.size, self.resize, self.boxes = list(files), size, resize, boxes
+        self.files, self.size, self.resize, self.boxes, self.equalize = list(files), size, resize, boxes, equalize
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -45,7 +53,13 @@ class FolderImages:
     def listing(self) -> bytes:
         """Names and sizes of the files, in order, and how they are cut."""
         lines = [f"{path.parent.name}/{path.name} {path.stat().st_size}" for path in self.files]
-        return "\n".join([*lines, f"{self.size} {self.resize} {self.boxes}"]).encode()
+        how = f"{self.size} {self.resize} {self.boxes}" + (" equalized" if self.equalize else "")
+        return "\n".join([*lines, how]).encode()
+
+    def originals(self) -> Iterator[Tensor]:
+        """The images as they are in the files, one by one: uint8 ``[3, H, W]`` of any size."""
+        for i in range(len(self)):
+            yield torch.from_numpy(np.array(self._original(i))).permute(2, 0, 1).contiguous()
 
     def __getitem__(self, index: Tensor) -> Tensor:
         return self._read_all(self._whole, [(int(i),) for i in index])
@@ -61,16 +75,20 @@ class FolderImages:
             images = list(pool.map(lambda a: np.array(read(*a)), arguments))
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
-    def _open(self, i: int) -> Image.Image:
+    def _original(self, i: int) -> Image.Image:
         try:
             with Image.open(self.files[i]) as file:
-                image = file.convert("RGB")
+                return file.convert("RGB")
         except Exception as error:  # a damaged image can fail in any way
             raise ValueError(f"{self.files[i]}: cannot be decoded ({error}); replace the file") from error
+
+    def _open(self, i: int) -> Image.Image:
+        image = self._original(i)
         return image if self.boxes is None else image.crop(self.boxes[i])
 
     def _whole(self, i: int) -> Image.Image:
-        return resized(self._open(i), self.size, self.resize)
+        image = resized(self._open(i), self.size, self.resize)
+        return ImageOps.equalize(image) if self.equalize else image
 
     def _random_crop(self, i: int, u: list[float]) -> Image.Image:
         image = self._open(i)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from certify.ablation import DeterministicAblation
 from certify.models.cnn3d import cnn3d
 from certify.models.mnist_cnn import mnist_cnn
-from certify.models.network_in_network import network_in_network
+from certify.models.network_in_network import network_in_network, nin_block
 from certify.models.partition_mlp import PartitionMLP
 from certify.models.pointnet import pointnet, pointnet_basic, pointnet_small
 from certify.models.resnet import cifar_resnet110, resnet18, resnet50
@@ -29,6 +29,7 @@ MODELS: dict[str, Callable[[int, int, Any], nn.Module]] = {
     "resnet110": cifar_resnet110,
     "wide_resnet40_2": wide_resnet40_2,
     "network_in_network": network_in_network,
+    "nin_block": nin_block,
     "small_cnn": small_cnn,
     "linear": linear,
     "pointnet": pointnet,
@@ -96,6 +97,7 @@ class ModelSpec:
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
     def build(self) -> nn.Module:
+        """The network, with new parameters."""
         if self.name == PARTITION_MLP:
             return self._build_partition_mlp()
         if self.name not in MODELS:

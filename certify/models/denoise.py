@@ -92,17 +92,21 @@ class DenoisedSpec:
 
     @property
     def name(self) -> str:
+        """Of both networks."""
         return f"{self.denoiser}+{self.classifier.name}"
 
     @property
     def num_classes(self) -> int:
+        """Of the classifier."""
         return self.classifier.num_classes
 
     @property
     def size(self) -> tuple[int, ...]:
+        """Of the images."""
         return self.classifier.size
 
     def build(self) -> Denoised:
+        """The networks, with new parameters."""
         denoiser = DENOISERS[self.denoiser](self.in_channels, self.classifier.in_channels)
         return Denoised(denoiser, self.classifier.build())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 
-def small_cnn(in_channels: int, num_classes: int, image_size: tuple[int, int]) -> nn.Module:
+def small_cnn(in_channels: int, num_classes: int, image_size: tuple[int, int]) -> nn.Sequential:
     """Two 3x3 convolutions (16 and 32 channels), each with pooling by 2, then a linear layer; sizes from 4."""
     height, width = image_size
     if min(image_size) < 4:
@@ -22,7 +22,7 @@ def small_cnn(in_channels: int, num_classes: int, image_size: tuple[int, int]) -
     )
 
 
-def linear(in_channels: int, num_classes: int, image_size: tuple[int, int]) -> nn.Module:
+def linear(in_channels: int, num_classes: int, image_size: tuple[int, int]) -> nn.Sequential:
     """A linear layer: multinomial logistic regression, once trained with cross-entropy."""
     height, width = image_size
     return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * height * width, num_classes))

@@ -6,6 +6,8 @@ few models, and :func:`certify_counts` says of each prediction how many changes 
 * partitions: :class:`PixelSum`, :class:`ContentHash` - inserted and deleted samples, and flipped labels;
   :class:`SortedIndex` - flipped labels
 * base learners: :class:`Network`, :class:`NearestNeighbors`
+* features that are learned once without labels, for SS-DPA: :class:`RotNet`, :class:`SimCLR`, in
+  :mod:`certify.poisoning.features`
 * certificates from votes: :func:`certify_counts` (DPA, SS-DPA), :func:`certify_finite`, :func:`certify_run_off`
 """
 
@@ -15,6 +17,7 @@ from certify.poisoning.learner import Learner, Part, State, rank_classes
 from certify.poisoning.neighbors import NearestNeighbors
 from certify.poisoning.network import Network
 from certify.poisoning.partition import ContentHash, Partitioner, PixelSum, SortedIndex
+from certify.poisoning.pretext import RotNet, SimCLR
 from certify.threats import TrainingLabels, TrainingSamples
 
 __all__ = [
@@ -26,6 +29,8 @@ __all__ = [
     "Part",
     "Partitioner",
     "PixelSum",
+    "RotNet",
+    "SimCLR",
     "SortedIndex",
     "State",
     "TrainingLabels",

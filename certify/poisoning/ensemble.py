@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -13,7 +13,7 @@ from certify.poisoning.certificates import certify_counts, certify_finite, certi
 from certify.poisoning.learner import Learner, Part, State, rank_classes
 from certify.poisoning.partition import Partitioner, sample_keys, spread_buckets
 from certify.scheme import Certified, check_integer
-from certify.threats import PoisoningThreat, TrainingSet
+from certify.threats import PoisoningThreat, TrainingSamples, TrainingSet
 
 Seeds = Literal["distinct", "shared"]
 Method = Literal["plurality", "run-off"]
@@ -23,7 +23,7 @@ Method = Literal["plurality", "run-off"]
 class Ensemble:
     """As many models as the partitioner has buckets, each a function of its own part of the training set.
 
-    Guarantee: a training set within distance r (in one of ``partitioner.threats``) of another one gives the same models
+    Guarantee: a training set within distance r (in one of ``threats``) of another one gives the same models
     but for those that r buckets feed; :meth:`certify` turns their votes into radii. The training set is a multiset: its
     order does not matter, and one copy of a sample more is an insertion like any other.
 
@@ -34,6 +34,8 @@ class Ensemble:
         spread: how many models each bucket feeds. 1: partition aggregation; more: finite aggregation, whose models see
             ``spread`` buckets each.
         seeds: ``"distinct"``: a model's seed is its index; ``"shared"``: all have the seed 0 (Appendix F.6).
+        learned: models see features that were learned from all training samples without their labels (SS-DPA). One
+            sample more or less may change the features that every model sees, so only flipped labels are certified.
     """
 
     partitioner: Partitioner
@@ -41,12 +43,19 @@ class Ensemble:
     num_classes: int
     spread: int = 1
     seeds: Seeds = "distinct"
+    learned: bool = False
 
     def __post_init__(self) -> None:
         check_integer("num_classes", self.num_classes, 2)
         check_integer("spread", self.spread, 1, self.partitioner.num_partitions)
         if self.seeds not in get_args(Seeds):
             raise ValueError(f"seeds: got {self.seeds!r}, expected one of {', '.join(get_args(Seeds))}")
+
+    @property
+    def threats(self) -> tuple[PoisoningThreat, ...]:
+        """What the ensemble has certificates against; the first is the usual one."""
+        known = self.partitioner.threats
+        return tuple(threat for threat in known if not (self.learned and isinstance(threat, TrainingSamples)))
 
     @property
     def size(self) -> int:
@@ -58,20 +67,33 @@ class Ensemble:
         """The models that each bucket feeds, int64 ``[size, spread]``."""
         return spread_buckets(self.size, self.spread)
 
-    def parts(self, data: TrainingSet, *, inputs: Tensor | None = None) -> list[Part]:
+    def parts(
+        self,
+        data: TrainingSet,
+        *,
+        inputs: Tensor | None = None,
+        features: Tensor | None = None,
+        originals: Iterable[Tensor] | None = None,
+    ) -> list[Part]:
         """What each model is trained on, sorted by content, then label.
 
         Args:
             data: samples ``[N, ...]`` and their labels, int64 ``[N]``, in any order.
-            inputs: what the learner gets to see of each sample, a function of the sample alone ``[N, ...]``, such as
-                features or a resized image; by default the samples.
+            inputs: what the learner gets to see of each sample, a function of the sample alone ``[N, ...]``; by default
+                the samples.
+            features: the same, but learned from all samples without their labels; only for an ensemble with
+                ``learned``.
+            originals: what samples were before they were resized, each of its own shape: the partition then depends on
+                these, so that certificates speak of them (Appendix F.10).
         """
         samples, labels = data
         check_training_set(data, self.num_classes)
-        seen = samples if inputs is None else inputs
-        if len(seen) != len(samples):
-            raise ValueError(f"inputs: got {len(seen)} of them, expected one for each of the {len(samples)} samples")
-        buckets = self.partitioner.assign(samples).tolist()
+        seen = self._seen(samples, inputs, features)
+        self.learner.check(tuple(seen.shape[1:]), self.num_classes)
+        assigned = self.partitioner.assign(samples) if originals is None else self.partitioner.assign_each(originals)
+        buckets = assigned.tolist()
+        if len(buckets) != len(samples):
+            raise ValueError(f"originals: got {len(buckets)}, expected one for each of the {len(samples)} samples")
         keys, own = sample_keys(samples), labels.tolist()
         members: list[list[int]] = [[] for _ in range(self.size)]
         feeds = self.feeds.tolist()
@@ -81,6 +103,20 @@ class Ensemble:
         index = [torch.tensor(part, dtype=torch.int64) for part in members]
         distinct = self.seeds == "distinct"
         return [Part(seen[part], labels[part], i if distinct else 0) for i, part in enumerate(index)]
+
+    def _seen(self, samples: Tensor, inputs: Tensor | None, features: Tensor | None) -> Tensor:
+        """What models see of the samples."""
+        if self.learned != (features is not None) or (self.learned and inputs is not None):
+            got = [name for name, given in (("inputs", inputs), ("features", features)) if given is not None]
+            expected = "features alone" if self.learned else "none that are learned from all samples"
+            raise ValueError(
+                f"features: got {' and '.join(got) or 'none'} for an ensemble with learned={self.learned}, expected "
+                f"{expected}; whether features are learned decides what is certified"
+            )
+        given = features if inputs is None else inputs
+        if given is not None and len(given) != len(samples):
+            raise ValueError(f"inputs: got {len(given)} of them, expected one for each of the {len(samples)} samples")
+        return samples if given is None else given
 
     def fit(self, parts: Sequence[Part], *, at_once: int = 1, device: torch.device | str = "cpu") -> list[State]:
         """Train on ``parts``, ``at_once`` of them together (1: one after the other, the reference).
@@ -95,6 +131,20 @@ class Ensemble:
         groups = [parts[i : i + at_once] for i in range(0, len(parts), at_once)]
         return [state for group in groups for state in self.learner.fit_many(group, **options)]
 
+    def check_certificate(self, method: str, threat: PoisoningThreat | None = None) -> PoisoningThreat:
+        """Raise unless there is such a certificate; returns its threat model, see :meth:`certify`."""
+        if method not in get_args(Method):
+            raise ValueError(f"method: got {method!r}, expected one of {', '.join(get_args(Method))}")
+        if method == "run-off" and self.spread > 1:
+            raise ValueError(f"method: got run-off with a spread of {self.spread}, expected a spread of 1")
+        threat = self.threats[0] if threat is None else threat
+        if threat not in self.threats:
+            reason = f"{type(self.partitioner).__name__} certifies only {_names(self.partitioner.threats)}"
+            if self.learned:
+                reason = f"features learned from all training samples certify only {_names(self.threats)}"
+            raise ValueError(f"threat: got {threat}, but {reason}")
+        return threat
+
     def rankings(self, states: Sequence[State], x: Tensor) -> Tensor:
         """The classes from each model's best to its worst: uint8 or int16 ``[models, B, C]``; the first is its vote."""
         return rank_classes(self.learner.scores(states, x, num_classes=self.num_classes)).cpu()
@@ -108,22 +158,15 @@ class Ensemble:
             rankings: int ``[size, B, C]``, those of model i first to last.
             method: ``"plurality"`` counts votes (with a spread: finite aggregation); ``"run-off"`` holds a second round
                 between the two best classes (only without a spread).
-            threat: one of ``partitioner.threats``, by default the first.
+            threat: one of ``threats``, by default the first.
         """
         if rankings.ndim != 3 or (rankings.shape[0], rankings.shape[2]) != (self.size, self.num_classes):
             raise ValueError(
                 f"rankings: got shape {tuple(rankings.shape)}, expected [{self.size}, B, {self.num_classes}]"
             )
-        threat = self.partitioner.threats[0] if threat is None else threat
-        if threat not in self.partitioner.threats:
-            kind = type(self.partitioner).__name__
-            raise ValueError(f"threat: got {threat}, but {kind} certifies only {_names(self.partitioner.threats)}")
+        threat = self.check_certificate(method, threat)
         if method == "run-off":
-            if self.spread > 1:
-                raise ValueError(f"method: got run-off with a spread of {self.spread}, expected a spread of 1")
             return certify_run_off(rankings.transpose(0, 1), threat=threat)
-        if method != "plurality":
-            raise ValueError(f"method: got {method!r}, expected one of {', '.join(get_args(Method))}")
         votes = rankings[..., 0].T
         if self.spread > 1:
             return certify_finite(votes, self.feeds, self.num_classes, threat=threat)

@@ -3,15 +3,16 @@
 A folder holds ``ensemble.json``, what is trained, on which data and how; ``models-00000.safetensors`` and so on, a
 group of models each; and for every set of inputs a folder with their votes, in files of the same groups. A group is
 finished when its file is there, whole, and the same whoever makes it: kills, retries and several processes change
-nothing.
+nothing. A task gets all that it needs and returns the content of its file, so that it can run anywhere.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,20 @@ import torch
 from torch import Tensor
 
 from certify import spec
+from certify.files import write_atomically
 from certify.poisoning.ensemble import Ensemble
+from certify.poisoning.executors import Executor, Sequential, Work
 from certify.poisoning.learner import Part, State
 from certify.poisoning.neighbors import NearestNeighbors
 from certify.poisoning.network import Network
 from certify.poisoning.partition import PARTITIONERS
 from certify.results import claim_config
 from certify.scheme import check_integer
-from certify.training.checkpoint import read_tensors, write_tensors
+from certify.training.checkpoint import read_tensors, tensor_bytes
 
 LEARNERS: dict[str, type] = {kind.__name__: kind for kind in (Network, NearestNeighbors)}
 OnGroup = Callable[[int], None]  # called with the number of models after every group
+PathOf = Callable[[range], Path]  # the file of a group
 
 
 def ensemble_config(ensemble: Ensemble) -> dict[str, Any]:
@@ -40,7 +44,7 @@ def ensemble_config(ensemble: Ensemble) -> dict[str, Any]:
         "num_classes": ensemble.num_classes,
         "spread": ensemble.spread,
         "seeds": ensemble.seeds,
-    }
+    } | ({"learned": True} if ensemble.learned else {})
 
 
 def read_ensemble(config: dict[str, Any]) -> Ensemble:
@@ -51,6 +55,7 @@ def read_ensemble(config: dict[str, Any]) -> Ensemble:
         config["num_classes"],
         spread=config["spread"],
         seeds=config["seeds"],
+        learned=config.get("learned", False),
     )
 
 
@@ -59,6 +64,17 @@ def environment_of(device: str) -> dict[str, Any]:
     kind = torch.device(device).type
     name = torch.cuda.get_device_name(device) if kind == "cuda" else kind
     return {"torch": torch.__version__, "device": device, "hardware": name, "threads": torch.get_num_threads()}
+
+
+def check_environment(expected: dict[str, Any]) -> None:
+    """Use as many threads as :func:`environment_of` said, and raise unless all else is as it said, too."""
+    torch.set_num_threads(expected["threads"])  # a worker begins with a number of its own
+    here = environment_of(expected["device"])
+    if here != expected:
+        raise ValueError(
+            f"environment: got {here} where the work is done, expected {expected}; use machines of one kind, with the "
+            "same software"
+        )
 
 
 @dataclass(frozen=True)
@@ -110,34 +126,63 @@ class Job:
             raise ValueError(f"{self.folder}: holds an ensemble; add --resume to continue it, or choose another folder")
         claim_config(path, self.config | {"provenance": provenance or {}})
 
-    def train(self, parts: list[Part], *, shard: tuple[int, int] = (0, 1), on_group: OnGroup | None = None) -> None:
+    def train(
+        self,
+        parts: list[Part],
+        *,
+        shard: tuple[int, int] = (0, 1),
+        executor: Executor | None = None,
+        on_group: OnGroup | None = None,
+    ) -> None:
         """Train the groups of this shard that have no file yet.
 
         Args:
             parts: of all models, see :meth:`~certify.poisoning.Ensemble.parts`.
             shard: ``(i, n)``: every n-th group from number i on; the others are left to other processes.
+            executor: where; by default here, one group after the other.
         """
         if len(parts) != self.ensemble.size:
             raise ValueError(f"parts: got {len(parts)}, expected {self.ensemble.size}, one for each model")
+        groups = self._unfinished(shard, self._models, None, on_group)
+        tasks = ((group, [parts[i] for i in group]) for group in groups)
+        self._run(executor, _trained, self, tasks, groups, self._models, on_group)
+
+    def _unfinished(
+        self, shard: tuple[int, int], path: PathOf, inputs: dict[str, Any] | None, on_group: OnGroup | None
+    ) -> list[range]:
+        """The groups of this shard without a file; the files of the others are checked."""
+        unfinished = []
         for group in self.groups[shard[0] :: shard[1]]:
-            path = self._models(group)
-            if path.exists():
-                self._read(path)
-            else:
-                chosen = [parts[i] for i in group]
-                at_once = len(chosen) if self.mode == "stacked" else 1
-                states = self.ensemble.fit(chosen, at_once=at_once, device=self.environment["device"])
-                named = {f"{i}/{name}": own[name] for i, own in zip(group, states, strict=True) for name in own}
-                write_tensors(path, named, {"identity": self.identity})
+            if not path(group).exists():
+                unfinished.append(group)
+                continue
+            self._read(path(group), inputs)
             if on_group is not None:
                 on_group(len(group))
+        return unfinished
 
-    def states(self, group: range, device: str = "cpu") -> list[State]:
+    def _run(
+        self,
+        executor: Executor | None,
+        work: Work,
+        shared: Any,
+        tasks: Iterable[Any],
+        groups: list[range],
+        path: PathOf,
+        on_group: OnGroup | None,
+    ) -> None:
+        """Write what becomes of each task to the file of its group."""
+        for number, content in (executor or Sequential()).run(work, shared, tasks):
+            write_atomically(path(groups[number]), content)
+            if on_group is not None:
+                on_group(len(groups[number]))
+
+    def states(self, group: range) -> list[State]:
         """The trained models of a group."""
         states: dict[int, State] = {i: {} for i in group}
         for name, tensor in self._read(self._models(group)).items():
             i, _, own = name.partition("/")
-            states[int(i)][own] = tensor.to(device)
+            states[int(i)][own] = tensor
         return [states[i] for i in group]
 
     def vote(
@@ -148,6 +193,7 @@ class Job:
         *,
         device: str = "cpu",
         shard: tuple[int, int] = (0, 1),
+        executor: Executor | None = None,
         on_group: OnGroup | None = None,
     ) -> None:
         """Let the models of this shard rank the classes of ``x [B, ...]``, those without a file of votes.
@@ -155,18 +201,16 @@ class Job:
         Args:
             name: of the folder for the votes.
             inputs: identity of ``x``, as JSON values; every file of votes carries it.
+            executor: see :meth:`train`.
         """
         inputs = json.loads(json.dumps(inputs))
-        claim_config(self.folder / name / "votes.json", {"inputs": inputs, "environment": environment_of(device)})
-        for group in self.groups[shard[0] :: shard[1]]:
-            path = self._votes(name, group)
-            if path.exists():
-                self._read_votes(path, inputs)
-            else:
-                rankings = self.ensemble.rankings(self.states(group, device), x)
-                write_tensors(path, {"rankings": rankings}, {"identity": self.identity, "inputs": inputs})
-            if on_group is not None:
-                on_group(len(group))
+        environment = environment_of(device)
+        claim_config(self.folder / name / "votes.json", {"inputs": inputs, "environment": environment})
+        path = partial(self._votes, name)
+        groups = self._unfinished(shard, path, inputs, on_group)
+        tasks = (self.states(group) for group in groups)
+        header = {"identity": self.identity, "inputs": inputs}
+        self._run(executor, _voted, (self.ensemble, x, header, environment), tasks, groups, path, on_group)
 
     def rankings(self, name: str) -> Tensor:
         """The stored rankings of all models, ``[size, B, C]``."""
@@ -200,6 +244,25 @@ class Job:
         if header.get("inputs", inputs) != inputs:
             raise ValueError(f"{path}: holds votes on {header['inputs']}, not on {inputs}; remove it")
         return tensors
+
+
+def _trained(job: Job, task: tuple[range, list[Part]]) -> bytes:
+    """The file of a group of models: a task of :meth:`Job.train`."""
+    group, parts = task
+    check_environment(job.environment)
+    at_once = len(parts) if job.mode == "stacked" else 1
+    states = job.ensemble.fit(parts, at_once=at_once, device=job.environment["device"])
+    named = {f"{i}/{name}": own[name] for i, own in zip(group, states, strict=True) for name in own}
+    return tensor_bytes(named, {"identity": job.identity})
+
+
+def _voted(shared: tuple[Ensemble, Tensor, dict[str, Any], dict[str, Any]], states: list[State]) -> bytes:
+    """The file of the votes of a group: a task of :meth:`Job.vote`."""
+    ensemble, x, header, environment = shared
+    check_environment(environment)
+    device = environment["device"]
+    moved = [{name: tensor.to(device) for name, tensor in state.items()} for state in states]
+    return tensor_bytes({"rankings": ensemble.rankings(moved, x)}, header)
 
 
 def read_job(folder: Path) -> Job:

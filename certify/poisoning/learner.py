@@ -34,6 +34,9 @@ class Learner(ABC):
     Nothing about it, not even the shape of a computation, may depend on what the other parts hold.
     """
 
+    def check(self, shape: tuple[int, ...], num_classes: int) -> None:  # noqa: B027 - most learners take anything
+        """Raise ``ValueError`` if samples of this shape cannot be learned from, before any work starts."""
+
     @abstractmethod
     def fit(self, part: Part, *, num_classes: int, device: torch.device) -> State:
         """Train on one part of any size: empty, without some classes, with a single sample."""

@@ -7,11 +7,8 @@ same number of steps of the same shape, nothing is padded, and no capacity has t
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +16,7 @@ from torch.func import functional_call, vmap
 from torch.nn.modules.dropout import _DropoutNd
 
 from certify.images import to_float
-from certify.inference import exact_gradients, exact_inference
+from certify.inference import deterministic, exact_gradients, exact_inference
 from certify.models import MODELS
 from certify.poisoning.learner import Learner, Part, State
 from certify.poisoning.neighbors import fixed_batches
@@ -70,6 +67,17 @@ class Network(Learner):
                 "above 0, a share below 1, and a penalty of at least 0"
             )
 
+    def check(self, shape: tuple[int, ...], num_classes: int) -> None:
+        images = as_images(torch.empty((self.batch_size, *shape), device="meta"))
+        skeleton = self._skeleton(images, num_classes, training=True)
+        try:
+            skeleton(images)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"learner: {self.model} cannot be trained on {self.batch_size} inputs of shape {tuple(shape)} at once "
+                f"({str(error).splitlines()[0]}); choose another model or batch_size"
+            ) from error
+
     def fit(self, part: Part, *, num_classes: int, device: torch.device) -> State:
         batches = _Batches.of([part], self, device)[0]
         state = self._initial(part, num_classes, device)
@@ -89,7 +97,7 @@ class Network(Learner):
         images = as_images(x)
         forward = vmap(self._forward(images, num_classes, training=False), in_dims=(0, 0, 0, None))
         scores = torch.empty((len(states), len(x), num_classes), device=device)
-        with exact_inference(), _deterministic(device):
+        with exact_inference(), deterministic(device):
             for rows, of in fixed_batches(images, _ROWS):
                 out = forward(*_split(state), to_float(rows.to(device)))
                 scores[:, of] = out[:, : of.stop - of.start].float()
@@ -100,12 +108,17 @@ class Network(Learner):
         with torch.device(device):
             return MODELS[self.model](channels, num_classes, (height, width))
 
-    def _forward(self, images: Tensor, num_classes: int, *, training: bool) -> Forward:
-        """The architecture as a function of its parameters; it has no memory of its own for them."""
+    def _skeleton(self, images: Tensor, num_classes: int, *, training: bool) -> nn.Module:
+        """The architecture without memory for its parameters."""
         skeleton = self._build(images, num_classes, "meta").train(training)
         if any(isinstance(module, _DropoutNd) and module.p > 0 for module in skeleton.modules()):
             # its numbers would come from a generator that all models share
             raise ValueError(f"model: got {self.model}, which has dropout; expected one that is not random in training")
+        return skeleton
+
+    def _forward(self, images: Tensor, num_classes: int, *, training: bool) -> Forward:
+        """The architecture as a function of its parameters."""
+        skeleton = self._skeleton(images, num_classes, training=training)
 
         def forward(parameters: State, buffers: State, constants: State, x: Tensor) -> Tensor:
             return functional_call(skeleton, (parameters, buffers), ((x - constants["mean"]) / constants["std"],))
@@ -131,7 +144,7 @@ class Network(Learner):
         optimizer = torch.optim.SGD(
             leaves, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.momentum > 0
         )
-        with exact_gradients(), _deterministic(leaves[0].device):
+        with exact_gradients(), deterministic(leaves[0].device):
             for step in range(self.steps):
                 for group in optimizer.param_groups:
                     group["lr"] = self.lr * SCHEDULES[self.schedule](step / self.steps)
@@ -257,23 +270,3 @@ def _split(state: State) -> tuple[State, State, State]:
         return {name.removeprefix(f"{kind}."): tensor for name, tensor in state.items() if name.startswith(f"{kind}.")}
 
     return part("parameter"), part("buffer"), part("constant")
-
-
-@contextmanager
-def _deterministic(device: torch.device) -> Iterator[None]:
-    """Only algorithms that give the same bits every time; anything else raises."""
-    if device.type == "cuda" and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
-        raise ValueError(
-            "device: got cuda without CUBLAS_WORKSPACE_CONFIG, so training would not be reproducible; set it to "
-            ":4096:8 in the environment before Python starts"
-        )
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    settings: Any = torch.utils.deterministic
-    fill = settings.fill_uninitialized_memory  # for debugging, and slow
-    try:
-        torch.use_deterministic_algorithms(True)
-        settings.fill_uninitialized_memory = False
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        settings.fill_uninitialized_memory = fill

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +49,28 @@ def check_samples(samples: Tensor) -> None:
         raise ValueError("samples: got NaN or infinite values; leave such samples out, each of them alone")
 
 
+Rows = tuple[tuple[bytes, ...], ...]
+
+
+def padded_key(image: Tensor) -> Rows:
+    """The key of a uint8 image ``[C, H, W]`` of any size, far smaller than that of the image with zeros around it.
+
+    Keys are ordered as :func:`sample_keys` are of images that zeros on the right and below make equally large
+    (Appendix F.10): zeros at the end of rows, and rows of zeros at the end of channels, are left out, and what is a
+    prefix comes first.
+    """
+    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3:
+        got = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        raise ValueError(f"originals: got {got}, expected uint8 images [C, H, W]")
+    channels = []
+    for channel in image.cpu().contiguous().numpy():
+        rows = [row.tobytes().rstrip(b"\0") for row in channel]
+        while rows and not rows[-1]:
+            rows.pop()
+        channels.append(tuple(rows))
+    return tuple(channels)
+
+
 class Partitioner(ABC):
     """Assigns each sample to one of ``num_partitions`` buckets. Subclasses are frozen dataclasses."""
 
@@ -61,6 +85,10 @@ class Partitioner(ABC):
     def assign(self, samples: Tensor) -> Tensor:
         """The bucket of each sample, int64 ``[N]`` in ``[0, num_partitions)``, from ``samples [N, ...]``."""
 
+    @abstractmethod
+    def assign_each(self, samples: Iterable[Tensor]) -> Tensor:
+        """The same of samples that come one by one, each of its own shape."""
+
     def __post_init__(self) -> None:
         check_integer("num_partitions", self.num_partitions, 1, 1 << 20)
 
@@ -71,6 +99,9 @@ class _Hash(Partitioner):
     @property
     def threats(self) -> tuple[PoisoningThreat, ...]:
         return TrainingSamples(), TrainingLabels()
+
+    def assign_each(self, samples: Iterable[Tensor]) -> Tensor:
+        return torch.tensor([int(self.assign(sample[None])) for sample in samples], dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -117,7 +148,7 @@ class SortedIndex(Partitioner):
     """A sample's place in the sorted list of all different samples, modulo the number of partitions (SS-DPA, Eq. 7.7).
 
     Certifies against flipped labels only: an inserted sample moves every later one. Equal samples share a bucket, with
-    all of their labels (Appendix F.7).
+    all of their labels (Appendix F.7). Images of different sizes are padded with zeros to the same size.
     """
 
     num_partitions: int
@@ -127,10 +158,14 @@ class SortedIndex(Partitioner):
         return (TrainingLabels(),)
 
     def assign(self, samples: Tensor) -> Tensor:
-        keys = sample_keys(samples)
+        return self._by_place(sample_keys(samples)).to(samples.device)
+
+    def assign_each(self, samples: Iterable[Tensor]) -> Tensor:
+        return self._by_place([padded_key(sample) for sample in samples])
+
+    def _by_place(self, keys: list[Any]) -> Tensor:
         place = {key: i for i, key in enumerate(sorted(set(keys)))}
-        buckets = [place[key] % self.num_partitions for key in keys]
-        return torch.tensor(buckets, dtype=torch.int64, device=samples.device)
+        return torch.tensor([place[key] % self.num_partitions for key in keys], dtype=torch.int64)
 
 
 PARTITIONERS: dict[str, type] = {kind.__name__: kind for kind in (PixelSum, ContentHash, SortedIndex)}

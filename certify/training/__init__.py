@@ -2,6 +2,7 @@
 
 from certify.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from certify.training.config import TrainingConfig
+from certify.training.copies import training_copies
 from certify.training.measure import base_accuracy, copy_statistics, denoising_errors
 from certify.training.schedules import SCHEDULES
 from certify.training.trainer import EpochResult, Trainer
@@ -17,4 +18,5 @@ __all__ = [
     "denoising_errors",
     "load_checkpoint",
     "save_checkpoint",
+    "training_copies",
 ]

@@ -19,10 +19,15 @@ from certify.training.copies import parse_scheme, scheme_text
 FORMAT = 1
 
 
+def tensor_bytes(tensors: dict[str, Tensor], header: dict[str, Any]) -> bytes:
+    """The content of a file with tensors and a JSON header."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return save(contiguous, metadata={"json": json.dumps(header)})
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Write tensors and a JSON header to one file, atomically."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(contiguous, metadata={"json": json.dumps(header)}))
+    write_atomically(path, tensor_bytes(tensors, header))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -57,6 +62,7 @@ class Checkpoint:
 
 
 def save_checkpoint(path: str | Path, module: nn.Module, checkpoint: Checkpoint) -> None:
+    """Write parameters and what they are to a safetensors file, atomically."""
     header = {
         "format": FORMAT,
         "model": asdict(checkpoint.model),

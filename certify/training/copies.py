@@ -45,6 +45,29 @@ def one_copy(scheme: Scheme | None, images: Tensor, draws: Draws) -> Tensor:
     return to_float(images) if scheme is None else scheme.sample_inputs(images, draws)[:, 0]
 
 
+def training_copies(scheme: Scheme, images: Tensor, index: Tensor, *, epoch: int, seed: int = 0) -> Tensor:
+    """One copy of each image, another one in each epoch: what to train a model on in a loop of your own.
+
+    Example::
+
+        for images, labels, index in loader:
+            loss = cross_entropy(model(training_copies(scheme, images, index, epoch=epoch)), labels)
+
+    Args:
+        images: ``[B, C, H, W]``, uint8 or floats in [0, 1].
+        index: int64 ``[B]``, each image's number in the training set; its copies depend on it.
+        epoch: at least 0.
+        seed: of all copies.
+
+    Returns:
+        float32 ``[B, C', H, W]``, on the device of the images.
+    """
+    if index.shape != (len(images),):
+        raise ValueError(f"index: got shape {tuple(index.shape)}, expected one number for each of {len(images)} images")
+    draws = Draws.of(seed, TRAINING, index.to(images.device, torch.int64), range(epoch, epoch + 1))
+    return one_copy(scheme, images, draws)
+
+
 def check_additive(scheme: Scheme | None, images: Tensor, why: str) -> None:
     """Raise unless a copy is the image plus noise that is the same for every image: Gaussian or uniform noise.
 

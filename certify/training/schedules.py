@@ -30,6 +30,11 @@ def third_steps(t: float) -> float:
     return 0.1 ** int(3 * t)
 
 
+def rotnet_steps(t: float) -> float:
+    """A fifth after 30 %, again after 60 % and again after 80 % of the epochs (Gidaris et al., 2018)."""
+    return 0.2 ** sum(t >= step for step in (0.3, 0.6, 0.8))
+
+
 def one_cycle(t: float) -> float:
     """Linear warm-up over the first fifth from 1/25 of the peak, then cosine annealing to zero."""
     warm_up = 0.2
@@ -39,7 +44,8 @@ def one_cycle(t: float) -> float:
 
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
-    schedule.__name__: schedule for schedule in (constant, cosine, half_steps, imagenet_steps, third_steps, one_cycle)
+    schedule.__name__: schedule
+    for schedule in (constant, cosine, half_steps, imagenet_steps, third_steps, rotnet_steps, one_cycle)
 }
 
 

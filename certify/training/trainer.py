@@ -85,10 +85,12 @@ class Trainer:
 
     @property
     def state_path(self) -> Path:
+        """What a run continues from."""
         return self.folder / "state.safetensors"
 
     @property
     def model_path(self) -> Path:
+        """The finished base classifier."""
         return self.folder / "model.safetensors"
 
     @property
@@ -99,6 +101,7 @@ class Trainer:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Updates in one pass over the training set."""
         return -(-len(self.data) // self.config.batch_size)
 
     def run(
@@ -195,6 +198,7 @@ class Trainer:
         return Draws(self.config.seed, TRAINING, item, copy[:, None])
 
     def checkpoint(self) -> Checkpoint:
+        """What is written beside the parameters."""
         training: dict[str, Any] = asdict(self.config) | {"history": [asdict(result) for result in self.history]}
         return Checkpoint(self.spec, self.scheme, self.data.name, training)
 

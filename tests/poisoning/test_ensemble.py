@@ -6,9 +6,20 @@ import pytest
 import torch
 
 from certify.data import load
-from certify.poisoning import ContentHash, Ensemble, Learner, NearestNeighbors, Network, PixelSum, State, rank_classes
+from certify.poisoning import (
+    ContentHash,
+    Ensemble,
+    Learner,
+    NearestNeighbors,
+    Network,
+    PixelSum,
+    SortedIndex,
+    State,
+    rank_classes,
+)
 from certify.poisoning.network import normalization, sample_order
 from certify.threats import TrainingLabels
+from scripts import poisoning
 
 MODES = [1, 3]  # sequential; stacked, in groups of 3 and one that is not full
 
@@ -212,6 +223,31 @@ def test_models_with_dropout_are_refused(at_once):
     ensemble = Ensemble(ContentHash(2), Network("pointnet_basic", steps=1, batch_size=2), 2)
     with pytest.raises(ValueError, match="which has dropout"):
         ensemble.fit(ensemble.parts((samples, labels)), at_once=at_once)
+
+
+def test_models_that_cannot_learn_from_samples_are_refused_before_any_work(tmp_path):
+    clouds = torch.rand(6, 6, 4, 1), torch.arange(6) % 2
+    with pytest.raises(ValueError, match="which has dropout"):
+        Ensemble(ContentHash(2), Network("pointnet_basic", batch_size=2), 2).parts(clouds)
+    one_pixel = torch.rand(6, 3), torch.arange(6) % 2
+    assert len(Ensemble(ContentHash(2), Network("nin_block", batch_size=2), 2).parts(one_pixel)) == 2
+    with pytest.raises(ValueError, match="cannot be trained on 1 inputs of shape"):
+        Ensemble(ContentHash(2), Network("nin_block", batch_size=1), 2).parts(one_pixel)
+    with pytest.raises(ValueError, match="in_channels"):
+        poisoning.main(poisoning.Args("train", tmp_path / "run", learner="Network('pointnet_basic')"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_originals_decide_the_part_and_inputs_what_is_seen():
+    samples, labels = _digits()
+    small = samples[..., ::2, ::2].contiguous()
+    for partitioner in (PixelSum(4), SortedIndex(4)):
+        ensemble = Ensemble(partitioner, NearestNeighbors(), 10)
+        buckets = partitioner.assign(samples)
+        for i, part in enumerate(ensemble.parts((small, labels), originals=iter(samples))):
+            assert sorted(part.samples.flatten(1).tolist()) == sorted(small[buckets == i].flatten(1).tolist())
+    with pytest.raises(ValueError, match="originals: got 59"):
+        ensemble.parts((small, labels), originals=list(samples[1:]))
 
 
 def test_hashed_parts_certify_flipped_labels_too():

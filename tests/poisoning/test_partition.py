@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from certify.data import load
 from certify.poisoning import ContentHash, PixelSum, SortedIndex
-from certify.poisoning.partition import sample_keys, spread_buckets
+from certify.poisoning.partition import padded_key, sample_keys, spread_buckets
 from certify.threats import TrainingLabels, TrainingSamples
 
 VALUES = {
@@ -66,6 +66,36 @@ def test_sorted_index_makes_equal_parts_and_keeps_equal_samples_together():
     assert [buckets[i].item() for i in order] == [i % 8 for i in range(100)]
 
 
+def _padded(images: list[torch.Tensor]) -> torch.Tensor:
+    """With zeros on the right and below, all of the same size."""
+    padded = torch.zeros((len(images), 2, 6, 6), dtype=torch.uint8)
+    for image, whole in zip(images, padded, strict=True):
+        whole[:, : image.shape[1], : image.shape[2]] = image
+    return padded
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_images_of_any_size_are_ordered_as_padded_ones(data):
+    images = []
+    for _ in range(5):
+        height, width = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 6))
+        values = data.draw(st.lists(st.sampled_from([0, 0, 0, 1, 255]), min_size=72, max_size=72))
+        images.append(torch.tensor(values, dtype=torch.uint8).view(2, 6, 6)[:, :height, :width])
+    keys, padded = [padded_key(image) for image in images], sample_keys(_padded(images))
+    for a, of_a in zip(keys, padded, strict=True):
+        for b, of_b in zip(keys, padded, strict=True):
+            assert ((a < b), (a == b)) == ((of_a < of_b), (of_a == of_b))
+    for partitioner in (PixelSum(3), SortedIndex(3)):
+        assert torch.equal(partitioner.assign_each(images), partitioner.assign(_padded(images)))
+
+
+@pytest.mark.parametrize("partitioner", [PixelSum(7), ContentHash(7), SortedIndex(7)])
+def test_samples_one_by_one_get_the_same_buckets(partitioner):
+    images = load("digits", "train").images[:50]
+    assert torch.equal(partitioner.assign_each(iter(images)), partitioner.assign(images))
+
+
 def test_only_hashes_certify_against_inserted_samples():
     assert SortedIndex(3).threats == (TrainingLabels(),)
     assert PixelSum(3).threats == ContentHash(3).threats == (TrainingSamples(), TrainingLabels())
@@ -96,6 +126,7 @@ def test_distances_between_training_sets():
         (lambda: ContentHash(4).assign(torch.tensor([[float("nan")]])), "NaN or infinite"),
         (lambda: ContentHash(4, key="k" * 65), "at most 64"),
         (lambda: ContentHash(4).assign(torch.zeros(3)), "samples"),
+        (lambda: SortedIndex(4).assign_each([torch.zeros(1, 2, 2)]), "originals"),
         (lambda: spread_buckets(4, 5), "spread"),
     ],
 )

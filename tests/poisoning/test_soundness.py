@@ -49,7 +49,12 @@ def _labels_within(data: TrainingSet, distance: int) -> Iterator[TrainingSet]:
 
 
 def _rankings(ensemble: Ensemble, data: TrainingSet) -> torch.Tensor:
-    return ensemble.rankings(ensemble.fit(ensemble.parts(data)), QUERIES)
+    if not ensemble.learned:
+        return ensemble.rankings(ensemble.fit(ensemble.parts(data)), QUERIES)
+    # features that depend on all samples, learned again for each training set: their quantiles
+    samples = data[0].flatten().sort().values
+    parts = ensemble.parts(data, features=torch.searchsorted(samples, data[0]))
+    return ensemble.rankings(ensemble.fit(parts), torch.searchsorted(samples, QUERIES))
 
 
 CASES = [
@@ -60,6 +65,8 @@ CASES = [
     ("run-off", TrainingLabels(), SortedIndex(6), 1),
     ("plurality", TrainingLabels(), SortedIndex(7), 2),
     ("plurality", TrainingLabels(), PixelSum(6), 1),
+    ("learned", TrainingLabels(), SortedIndex(6), 1),
+    ("learned", TrainingLabels(), PixelSum(6), 1),
 ]
 
 
@@ -76,7 +83,8 @@ def test_no_poisoning_at_all_within_the_radius_changes_a_prediction(method, thre
 
 
 def _attack(method, threat, partitioner, spread, *, every: int) -> None:
-    ensemble = Ensemble(partitioner, NearestNeighbors(), CLASSES, spread=spread)
+    ensemble = Ensemble(partitioner, NearestNeighbors(), CLASSES, spread=spread, learned=method == "learned")
+    method = "plurality" if ensemble.learned else method
     data = _training_set()
     clean = ensemble.certify(_rankings(ensemble, data), method=method, threat=threat)
     attacked, broken = 0, 0

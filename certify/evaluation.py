@@ -1,0 +1,201 @@
+"""A smoothed classifier on a whole data set: one line per image on disk, from which everything else is computed.
+
+:func:`certify_dataset` takes any model. ``python -m scripts.certify`` is its command line for the models of
+``scripts.train``, and ``python -m scripts.report`` makes tables and plots of what either wrote.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from certify import spec
+from certify.data import Dataset
+from certify.inference import BaseClassifier, device_of
+from certify.results import ResultFolder, Row, row_columns, votes_line
+from certify.scheme import Certified, EnumeratedScheme, SampledScheme, check_integer
+from certify.sequential import Question
+from certify.smooth import Smoothed
+from certify.threats import Unproven
+from certify.votes import ThresholdVote, Votes, argmax_vote
+
+_COPIES_PER_STEP = 4_096
+
+
+def sampling(smoothed: Smoothed, question: Question | None = None, max_n: int = 100_000) -> dict[str, Any] | None:
+    """How the votes of a sampled scheme come about, as JSON values; None for exact ones."""
+    if isinstance(smoothed.scheme, EnumeratedScheme):
+        return None
+    shared = {"n0": smoothed.n0, "alpha": smoothed.alpha, "seed": smoothed.seed}
+    if question is not None:
+        return shared | {"until": repr(question), "max_n": max_n}
+    return shared | {"n": smoothed.n, "bounds": smoothed.bounds, "interval": smoothed.interval}
+
+
+def configuration(smoothed: Smoothed, data: Dataset, how: dict[str, Any] | None) -> dict[str, Any]:
+    """What must be equal for two rows to belong together, but for the base classifier.
+
+    Args:
+        how: of :func:`sampling`.
+    """
+    scheme, vote = smoothed.scheme, smoothed.engine.vote
+    if vote is not argmax_vote and not isinstance(vote, ThresholdVote):
+        raise ValueError(f"vote: got {vote}, which has no text to store; expected argmax_vote or ThresholdVote(theta)")
+    passes = scheme.inputs_per_copy(data.shape)
+    return ({} if passes == 1 else {"inputs_per_copy": passes}) | {
+        "scheme": spec.to_text(scheme),
+        "threat": str(scheme.threat),
+        "design": scheme.fingerprint(),
+        "data": data.name,
+        "data_sha256": data.checksum(),
+        "split": data.split,
+        "shape": list(data.shape),
+        "num_classes": data.num_classes,
+        "sampling": how,
+        "vote": spec.to_text(vote) if isinstance(vote, ThresholdVote) else "argmax",
+        "batch_size": smoothed.engine.batch_size,
+        "device": device_of(smoothed.base_classifier, torch.device("cpu")).type,
+    }
+
+
+def certify_dataset(
+    smoothed: Smoothed,
+    data: Dataset,
+    out: str | Path,
+    *,
+    index: Sequence[int] | None = None,
+    model: str | None = None,
+    resume: bool = False,
+    shard: tuple[int, int] = (0, 1),
+    question: Question | None = None,
+    max_n: int = 100_000,
+    images_per_step: int | None = None,
+    config: dict[str, Any] | None = None,
+    on_start: Callable[[int], None] | None = None,
+    on_image: Callable[[Row], None] | None = None,
+) -> Path:
+    """Certify images of a data set; rows, votes and the configuration go to a folder.
+
+    A run that was stopped, however it was, continues with ``resume=True`` to the identical rows. ``python -m
+    scripts.report OUT`` makes the table and the plot; :func:`~certify.results.read_rows` and
+    :func:`~certify.results.read_votes` read it.
+
+    Args:
+        data: images and labels; ``Dataset("mine", "test", images, labels, num_classes=10)`` for your own.
+        out: the folder.
+        index: which images, all by default; shards share them.
+        model: names the base classifier in the configuration. By default its class and a checksum of its parameters;
+            functions that are no modules need a name. Rows of different models never go into one folder.
+        resume: continue the results in ``out``; without it, a folder that holds some is refused.
+        shard: ``(i, n)``: do part i of n; the parts may run anywhere and share ``out``.
+        question: sample only until it is settled for each image (:mod:`certify.sequential`), with at most ``max_n``
+            estimation samples; sampled schemes only.
+        images_per_step: between two flushes, by default about 4,096 copies.
+        config: in place of the configuration that follows from the other arguments.
+        on_start: called with the number of images that were done before, for progress.
+        on_image: called with each row that was written, likewise.
+
+    Returns:
+        the path of the rows.
+    """
+    if question is not None and not isinstance(smoothed.scheme, SampledScheme):
+        raise ValueError(f"question: {type(smoothed.scheme).__name__} is exact, there is nothing to sample")
+    if images_per_step is not None:
+        check_integer("images_per_step", images_per_step, 1, 10**9)
+    chosen = list(range(len(data)) if index is None else index)[shard[0] :: shard[1]]
+    outside = [i for i in chosen if not 0 <= i < len(data)]
+    if outside or len(set(chosen)) < len(chosen):
+        wrong = outside[0] if outside else "a number twice"
+        raise ValueError(f"index: got {wrong}, expected different numbers from 0 to {len(data) - 1}")
+    if config is None:
+        smoothed.engine.prepare(data.batch([0])[0])
+        own = {"model": model or _name(smoothed.base_classifier)}
+        config = configuration(smoothed, data, sampling(smoothed, question, max_n)) | own
+    work = _from_fixed_number if question is None else partial(_until, question=question, max_n=max_n)
+    copies = smoothed.copies_per_image(data.shape) if question is None else smoothed.n0
+    step = images_per_step or max(1, _COPIES_PER_STEP // copies)
+    columns = row_columns(guaranteed=not isinstance(smoothed.scheme.threat, Unproven))
+    by_copy = getattr(smoothed.scheme, "positional", False)
+    with ResultFolder(out, shard, columns=columns, by_copy=by_copy) as folder:
+        done = folder.start(config, resume=resume)
+        left = [i for i in chosen if i not in done]
+        if on_start is not None:
+            on_start(len(chosen) - len(left))
+        for start in range(0, len(left), step):
+            for row, votes in work(smoothed, data, left[start : start + step]):
+                folder.append(row, votes)
+                if on_image is not None:
+                    on_image(row)
+    return folder.rows_path
+
+
+def _name(base_classifier: BaseClassifier) -> str:
+    """The class of a module, and the first digits of a checksum of its parameters and buffers."""
+    if not isinstance(base_classifier, nn.Module):
+        raise ValueError(
+            f"model: got none for {base_classifier!r}, which has no parameters to tell it from others; give it a name, "
+            "one for each version of it"
+        )
+    digest = hashlib.sha256()
+    for name, tensor in sorted(base_classifier.state_dict().items()):
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)} ".encode())
+        digest.update(plain.view(-1).view(torch.uint8).numpy().tobytes())
+    return f"{type(base_classifier).__name__} {digest.hexdigest()[:16]}"
+
+
+def _finished(
+    index: list[int], labels: Tensor, result: Certified, clean: Tensor, votes: list[Votes], n0: int, seconds: float
+) -> list[tuple[Row, str]]:
+    """Rows and stored votes of a few images.
+
+    Args:
+        votes: those of each image alone.
+        seconds: for all of them.
+    """
+    rows = []
+    for i, (idx, label, own) in enumerate(zip(index, labels.tolist(), votes, strict=True)):
+        predict = int(result.prediction[i])
+        row = Row(
+            idx=idx,
+            label=label,
+            predict=predict,
+            radius=float(result.radius[i]),
+            correct=int(predict == label),
+            time=seconds / len(index),
+            clean=int(clean[i]),
+            p_lower=float("nan") if result.p_lower is None else float(result.p_lower[i]),
+            label_share=int(own.counts[0, label]) / own.n,
+        )
+        rows.append((row, votes_line(idx, label, own, 0, n0)))
+    return rows
+
+
+def _from_fixed_number(smoothed: Smoothed, data: Dataset, index: list[int]) -> list[tuple[Row, str]]:
+    """Certify a few images from a fixed number of copies."""
+    images, labels = data.batch(index)
+    started = time.perf_counter()
+    votes = smoothed.votes(images, index=torch.tensor(index))
+    result, clean = smoothed.certificate(votes), smoothed.prediction(votes)
+    seconds = time.perf_counter() - started
+    return _finished(index, labels, result, clean, votes.each(), smoothed.n0, seconds)
+
+
+def _until(
+    smoothed: Smoothed, data: Dataset, index: list[int], *, question: Question, max_n: int
+) -> list[tuple[Row, str]]:
+    """Certify a few images, sampling until the question is settled for each."""
+    images, labels = data.batch(index)
+    items = torch.tensor(index)
+    started = time.perf_counter()
+    result = smoothed.certify_until(images, question, max_n=max_n, index=items)
+    seconds = time.perf_counter() - started
+    votes = [result.votes_of(i, items, data.shape) for i in range(len(index))]
+    return _finished(index, labels, result, result.prediction, votes, smoothed.n0, seconds)

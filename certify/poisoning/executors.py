@@ -1,0 +1,190 @@
+"""Where the tasks of a job run: here, in processes of this machine, or on a Ray cluster.
+
+A task is a function of what all tasks share and of what is its own, and returns the content of a file. The three give
+the same bytes: they differ in who computes, never in what. A worker that dies takes nothing with it but the tasks that
+it had at the moment; others do these again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import itertools
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+from certify.scheme import check_integer
+
+_DONE = "What was finished is on disk, --resume continues"
+Work = Callable[[Any, Any], bytes]  # of what is shared and of a task; importable by its name
+
+
+class Executor(ABC):
+    """Runs tasks. Subclasses are frozen dataclasses."""
+
+    @abstractmethod
+    def run(self, work: Work, shared: Any, tasks: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
+        """``work(shared, task)`` of every task with the task's number, in any order, as they are done.
+
+        Tasks are taken from the iterable only shortly before they are started. What a task raises is raised here.
+        """
+
+
+@dataclass(frozen=True)
+class Sequential(Executor):
+    """Here, one after the other: the reference."""
+
+    def run(self, work: Work, shared: Any, tasks: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
+        for number, task in enumerate(tasks):
+            yield number, work(shared, task)
+
+
+@dataclass(frozen=True)
+class Processes(Executor):
+    """Processes on this machine.
+
+    Attributes:
+        count: how many.
+        retries: how many times in a row, without any task done in between, a process may die.
+    """
+
+    count: int
+    retries: int = 3
+
+    def __post_init__(self) -> None:
+        check_integer("count", self.count, 1)
+        check_integer("retries", self.retries, 0)
+
+    def run(self, work: Work, shared: Any, tasks: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
+        # Tensors in plain pickles, which stay in memory: what torch does by default needs shared memory and many files.
+        common = pickle.dumps((work, shared))
+        waiting = ((number, pickle.dumps(task)) for number, task in enumerate(tasks))
+        running: dict[Future[bytes], tuple[int, bytes]] = {}
+        deaths = 0
+        pool = self._pool(common)
+        try:
+            while True:
+                started = itertools.islice(waiting, 2 * self.count - len(running))
+                running |= {pool.submit(_of_shared, task): (number, task) for number, task in started}
+                if not running:
+                    return
+                alive = True
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    try:
+                        content = future.result()
+                    except BrokenProcessPool:
+                        alive = False
+                        continue
+                    number, _ = running.pop(future)
+                    deaths = 0
+                    yield number, content
+                if not alive:
+                    deaths += 1
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    if deaths > self.retries:
+                        raise ChildProcessError(
+                            f"workers: died {deaths} times in a row, for want of memory perhaps; try fewer workers, or "
+                            f"smaller groups of models. {_DONE}"
+                        )
+                    lost, running = list(running.values()), {}
+                    waiting, pool = itertools.chain(lost, waiting), self._pool(common)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _pool(self, common: bytes) -> ProcessPoolExecutor:
+        spawn = multiprocessing.get_context("spawn")  # a fork would copy the locks of this process's threads
+        return ProcessPoolExecutor(self.count, mp_context=spawn, initializer=_begin, initargs=(common,))
+
+
+_shared: dict[str, Any] = {}  # in a worker: the work and what its tasks share
+
+
+def _begin(common: bytes) -> None:
+    """Prepare a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _shared["work"], _shared["of"] = pickle.loads(common)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _of_shared(task: bytes) -> bytes:
+    return _shared["work"](_shared["of"], pickle.loads(task))
+
+
+@dataclass(frozen=True)
+class RayCluster(Executor):
+    """A Ray cluster, on whose machines this project is installed (extra ``ray``).
+
+    Attributes:
+        address: of the cluster, or ``"auto"``; None: one on this machine, which ends with the work.
+        count: processors of a cluster on this machine; None: all.
+        retries: how many times a task whose worker died is started again.
+        gpus: share of a GPU that a task needs.
+    """
+
+    address: str | None = None
+    count: int | None = None
+    retries: int = 3
+    gpus: float = 0
+
+    def __post_init__(self) -> None:
+        if importlib.util.find_spec("ray") is None:
+            raise ImportError("ray: is not installed; install the extra 'ray' (pip install -e '.[ray]')")
+
+    def run(self, work: Work, shared: Any, tasks: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
+        ray: Any = importlib.import_module("ray")
+        with self._cluster(ray):
+            remote = ray.remote(num_cpus=1, num_gpus=self.gpus, max_retries=self.retries)(_anywhere)
+            common = ray.put(pickle.dumps((work, shared)))
+            waiting = enumerate(tasks)
+            running: dict[Any, int] = {}
+            while True:
+                free = 2 * max(1, int(ray.cluster_resources().get("CPU", 1))) - len(running)
+                started = itertools.islice(waiting, max(0, free))
+                running |= {remote.remote(common, pickle.dumps(task)): number for number, task in started}
+                if not running:
+                    return
+                for done in ray.wait(list(running), num_returns=1)[0]:
+                    try:
+                        content = ray.get(done)
+                    except ray.exceptions.RayTaskError as error:
+                        raise error.cause from error
+                    except ray.exceptions.RayError as error:
+                        reason = str(error).splitlines()[0]
+                        message = f"workers: a task failed {1 + self.retries} times ({reason}); {_DONE}"
+                        raise ChildProcessError(message) from error
+                    yield running.pop(done), content
+
+    @contextlib.contextmanager
+    def _cluster(self, ray: Any) -> Iterator[None]:
+        """Connected to the cluster, unless the caller already was."""
+        if ray.is_initialized():
+            yield
+            return
+        local = {"num_cpus": self.count, "include_dashboard": False} if self.address is None else {}
+        ray.init(address=self.address or "local", log_to_driver=False, **local)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _anywhere(common: bytes, task: bytes) -> bytes:
+    work, shared = pickle.loads(common)
+    return work(shared, pickle.loads(task))

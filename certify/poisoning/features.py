@@ -1,0 +1,263 @@
+"""Features that are learned once from all training samples without their labels (SS-DPA, Section 7.2.3.1).
+
+No label comes near: what learns gets images and nothing else, in the order of their content. The features are then the
+same, bit by bit, whatever labels the samples have, so that a flipped label reaches the models of one part only. An
+inserted or deleted sample may change the features that every model sees: :class:`~certify.poisoning.Ensemble` refuses
+to certify against those.
+
+A folder holds ``config.json``, ``state.safetensors`` to resume from, and ``features.safetensors``, the result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from certify import spec
+from certify.images import check_images, to_float
+from certify.inference import deterministic, exact_gradients, exact_inference
+from certify.models import Normalize
+from certify.poisoning.job import environment_of
+from certify.poisoning.neighbors import fixed_batches
+from certify.poisoning.network import normalization
+from certify.poisoning.partition import sample_keys
+from certify.poisoning.pretext import PRETEXTS, Pretext
+from certify.results import claim_config
+from certify.training import SCHEDULES
+from certify.training.checkpoint import read_tensors, write_tensors
+from certify.training.trainer import generator_for
+
+FILE = "features.safetensors"
+_PURPOSE = 4  # of random numbers
+_ROWS = 64  # images at once, always this many
+_FORMAT = 1
+
+
+class Pretraining:
+    """Learns features; resumable after every epoch.
+
+    Args:
+        images: uint8 ``[N, C, H, W]``, or floats in [0, 1], in any order.
+        method: what is learned, and how.
+        folder: where the state and the result go.
+        device: where to learn.
+    """
+
+    def __init__(self, images: Tensor, method: Pretext, folder: str | Path, *, device: str = "cpu") -> None:
+        check_images(images)
+        if len(images) < 2:
+            raise ValueError(f"images: got {len(images)}, expected at least 2")
+        self.images = images[torch.tensor(sorted_by_content(images)[0])]
+        self.method, self.folder, self.device = method, Path(folder), torch.device(device)
+        self.networks = _networks(method, tuple(images.shape[1:]), self.images).to(self.device)
+        self.optimizer = torch.optim.SGD(
+            self.networks.parameters(),
+            method.lr,
+            method.momentum,
+            weight_decay=method.weight_decay,
+            nesterov=method.nesterov and method.momentum > 0,
+        )
+        self.losses: list[float] = []  # of the epochs so far
+        self.identity = {
+            "format": _FORMAT,
+            "method": spec.to_text(method),
+            "images_sha256": images_checksum(self.images),
+            "shape": list(images.shape[1:]),
+            "environment": environment_of(device),
+        }
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(1, len(self.images) // self.method.batch_size)
+
+    def start(self, *, resume: bool, provenance: dict[str, Any] | None = None) -> None:
+        """Claim the folder, and go on from the state in it; raises if it holds other features, or these without
+        ``resume``."""
+        path = self.folder / "config.json"
+        if path.exists() and not resume:
+            raise ValueError(f"{self.folder}: holds features; add --resume to continue, or choose another folder")
+        claim_config(path, self.identity | {"provenance": provenance or {}})
+        if (self.folder / "state.safetensors").exists():
+            self._load_state()
+
+    def run(
+        self,
+        *,
+        on_step: Callable[[], None] | None = None,
+        on_epoch: Callable[[int, float], None] | None = None,
+    ) -> Path:
+        """Learn to the last epoch, with the state on disk after each; returns the file of the result."""
+        while len(self.losses) < self.method.epochs:
+            loss = self._epoch(on_step)
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"learning diverged in epoch {len(self.losses)} (loss {loss}); lower lr")
+            self.losses.append(loss)
+            self._save_state()
+            if on_epoch is not None:
+                on_epoch(len(self.losses) - 1, loss)
+        path = self.folder / FILE
+        features = dict(self.networks[0].state_dict())
+        write_tensors(path, features, self.identity | {"losses": self.losses})
+        return path
+
+    def _epoch(self, on_step: Callable[[], None] | None) -> float:
+        method, epoch = self.method, len(self.losses)
+        generator = generator_for(method.seed, epoch, _PURPOSE)
+        order = torch.randperm(len(self.images), generator=generator)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.networks.train()
+        with exact_gradients(), deterministic(self.device):
+            for step in range(self.steps_per_epoch):
+                t = (epoch * self.steps_per_epoch + step) / (method.epochs * self.steps_per_epoch)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = method.lr * SCHEDULES[method.schedule](t)
+                batch = self.images[order[step * method.batch_size : (step + 1) * method.batch_size]]
+                self.optimizer.zero_grad(set_to_none=True)
+                loss = method.loss((self.networks[0], self.networks[1]), batch.to(self.device), generator)
+                loss.backward()
+                self.optimizer.step()
+                total += loss.detach()
+                if on_step is not None:
+                    on_step()
+        return total.item() / self.steps_per_epoch
+
+    def _save_state(self) -> None:
+        tensors = {f"networks.{name}": tensor for name, tensor in self.networks.state_dict().items()}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            if state.get("momentum_buffer") is not None:
+                tensors[f"momentum.{i}"] = state["momentum_buffer"]
+        write_tensors(self.folder / "state.safetensors", tensors, self.identity | {"losses": self.losses})
+
+    def _load_state(self) -> None:
+        tensors, header = read_tensors(self.folder / "state.safetensors")
+        if {name: header.get(name) for name in self.identity} != json.loads(json.dumps(self.identity)):
+            raise ValueError(f"{self.folder}: its state belongs to other features than its configuration; remove it")
+        prefix = "networks."
+        self.networks.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        momenta = {int(k.split(".")[1]): {"momentum_buffer": v} for k, v in tensors.items() if k.startswith("momentum")}
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": momenta, "param_groups": groups})
+        self.losses = header["losses"]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features that were learned.
+
+    Attributes:
+        method: how.
+        shape: of an image.
+        sha256: of their file.
+        module: images to features, in evaluation mode.
+    """
+
+    method: Pretext
+    shape: tuple[int, ...]
+    sha256: str
+    module: nn.Module
+
+    def of(self, images: Tensor, *, device: str = "cpu", on_batch: Callable[[int], None] | None = None) -> Tensor:
+        """Features of images, float32 ``[N, ...]``: whatever the order of the images, each has the same.
+
+        Args:
+            on_batch: called with the number of different images done.
+        """
+        check_images(images)
+        if tuple(images.shape[1:]) != self.shape:
+            raise ValueError(f"images: got {tuple(images.shape[1:])}, expected {self.shape}, as features were learned")
+        first, place = sorted_by_content(images, distinct=True)
+        module, parts = self.module.to(device), []
+        with exact_inference(module), deterministic(torch.device(device)):
+            for rows, of in fixed_batches(images[torch.tensor(first)], _ROWS):
+                out = self.method.output(module(rows.to(device)))
+                parts.append(out[: of.stop - of.start].float().cpu())
+                if on_batch is not None:
+                    on_batch(of.stop - of.start)
+        return torch.cat(parts)[torch.tensor(place)]
+
+    def stored(self, images: Tensor, path: Path, *, device: str = "cpu", **options: Any) -> Tensor:
+        """The same, from the file ``path`` if it holds them, otherwise written to it."""
+        header = {"features": self.sha256, "images_sha256": images_checksum(images), "count": len(images)}
+        if path.exists():
+            tensors, found = read_tensors(path)
+            if found == header:
+                return tensors["features"]
+        features = self.of(images, device=device, **options)
+        write_tensors(path, {"features": features}, header)
+        return features
+
+
+def load_features(path: str | Path) -> Features:
+    """The features in a folder, or in a file."""
+    path = Path(path)
+    path = path / FILE if path.is_dir() else path
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such features; learn them with 'python -m scripts.train_features'")
+    tensors, header = read_tensors(path)
+    try:
+        if header["format"] != _FORMAT:
+            raise ValueError(f"format {header['format']}")
+        method: Pretext = spec.parse(header["method"], PRETEXTS, example="RotNet()")
+        shape = tuple(header["shape"])
+        module = _networks(method, shape, torch.zeros((1, *shape)))[0]
+        module.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{path}: holds no features of this version of the project; learn them again with "
+            "'python -m scripts.train_features'"
+        ) from error
+    return Features(method, shape, hashlib.sha256(path.read_bytes()).hexdigest(), module.eval())
+
+
+def read_method(text: str) -> Pretext:
+    """What :class:`Pretext` a text describes."""
+    return spec.parse(text, PRETEXTS, example="RotNet('small_cnn', epochs=5)")
+
+
+def images_checksum(images: Tensor) -> str:
+    """SHA-256 of images in the given order."""
+    digest = hashlib.sha256(f"{images.dtype} {tuple(images.shape)}".encode())
+    digest.update(images.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def sorted_by_content(images: Tensor, *, distinct: bool = False) -> tuple[list[int], list[int]]:
+    """Where images come from when they are sorted by content, and where each of them goes to.
+
+    Args:
+        distinct: equal images become one.
+    """
+    keys = sample_keys(images)
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    first, place = [], [0] * len(keys)
+    for i in order:
+        if not (distinct and first and keys[first[-1]] == keys[i]):
+            first.append(i)
+        place[i] = len(first) - 1
+    return first, place
+
+
+class _Scaled(nn.Module):
+    """8-bit images as floats."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return to_float(x)
+
+
+def _networks(method: Pretext, shape: tuple[int, ...], images: Tensor) -> nn.ModuleList:
+    """Features and head, freshly initialized, with constants of normalization from ``images``."""
+    channels, height, width = shape
+    mean, std = normalization(images)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(method.seed)
+        features, head = method.build(channels, (height, width))
+    normalize = Normalize(tuple(mean.flatten().tolist()), tuple(std.flatten().tolist()), channels)
+    return nn.ModuleList([nn.Sequential(_Scaled(), normalize, features), head])

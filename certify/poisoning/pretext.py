@@ -1,0 +1,200 @@
+"""What can be learned from images without labels, so that the features of the network are of use for other tasks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from certify.images import to_float
+from certify.models import MODELS
+from certify.models.convolution import he_conv
+from certify.models.network_in_network import network_in_network
+from certify.models.small import small_cnn
+from certify.poisoning.views import random_view
+from certify.scheme import check_integer
+from certify.training import SCHEDULES
+from certify.training.augment import crop_and_flip
+
+Networks = tuple[nn.Module, nn.Module]  # images -> features, and features -> what the task wants
+
+
+class Pretext(ABC):
+    """A task on images alone, and how a network is trained for it. Subclasses are frozen dataclasses.
+
+    Attributes:
+        model: the network.
+        epochs: passes over the images.
+        batch_size: images per update; what is left over at the end of an epoch is left out.
+        lr, momentum, weight_decay: of SGD.
+        schedule: one of :data:`certify.training.SCHEDULES`.
+        seed: of everything random.
+    """
+
+    model: str
+    epochs: int
+    batch_size: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    schedule: str
+    seed: int
+
+    @property
+    @abstractmethod
+    def nesterov(self) -> bool:
+        """Whether momentum is Nesterov's."""
+
+    @abstractmethod
+    def build(self, channels: int, size: tuple[int, int]) -> Networks:
+        """Freshly initialized networks for images ``[B, channels, *size]``; raises if there are none."""
+
+    @abstractmethod
+    def loss(self, networks: Networks, images: Tensor, generator: torch.Generator) -> Tensor:
+        """The mean loss on uint8 or float images ``[B, C, H, W]``."""
+
+    def output(self, features: Tensor) -> Tensor:
+        """What becomes of the features in the end."""
+        return features
+
+    def __post_init__(self) -> None:
+        for name, low in (("epochs", 1), ("batch_size", 2), ("seed", 0)):
+            check_integer(name, getattr(self, name), low)
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule: got {self.schedule!r}, expected one of {', '.join(SCHEDULES)}")
+        if not (0 < self.lr < float("inf") and 0 <= self.momentum < 1 and 0 <= self.weight_decay < float("inf")):
+            raise ValueError(
+                f"lr, momentum, weight_decay: got {self.lr}, {self.momentum}, {self.weight_decay}, expected a rate "
+                "above 0, a share below 1, and a penalty of at least 0"
+            )
+
+
+@dataclass(frozen=True)
+class RotNet(Pretext):
+    """By which of four right angles is an image turned? Features are those before the last convolutions.
+
+    The features and the classifier on top together make up the network that is trained with labels otherwise:
+    ``"network_in_network"`` and ``Network("nin_block")``, ``"small_cnn"`` and ``Network("linear")``. Source: Gidaris,
+    Singh and Komodakis (ICLR 2018), with its settings, but without flips, as on MNIST in Section 7.3.
+
+    Attributes:
+        model: ``"network_in_network"`` or ``"small_cnn"``.
+        crop: random translations by up to this many pixels.
+        pool: features are averaged to this many rows and columns; 0: they are left as they are.
+    """
+
+    model: str = "network_in_network"
+    epochs: int = 200
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "rotnet_steps"
+    crop: int = 4
+    pool: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("crop", "pool"):
+            check_integer(name, getattr(self, name), 0)
+        if self.model not in ("network_in_network", "small_cnn"):
+            raise ValueError(f"model: got {self.model!r}, expected network_in_network or small_cnn")
+
+    @property
+    def nesterov(self) -> bool:
+        return True
+
+    def build(self, channels: int, size: tuple[int, int]) -> Networks:
+        if size[0] != size[1]:
+            raise ValueError(f"images: got {size[0]}x{size[1]} pixels, expected squares; RotNet turns them")
+        if self.model == "small_cnn":
+            features = small_cnn(channels, 4, size)[:6]
+            rest = nn.Sequential(he_conv(32, 64, 3), nn.BatchNorm2d(64), nn.ReLU(inplace=True))
+            head = nn.Sequential(*rest, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 4))
+        else:
+            network = network_in_network(channels, 4, size, blocks=4)
+            after = 1 + next(i for i, layer in enumerate(network) if isinstance(layer, nn.AvgPool2d))
+            features, head = network[:after], network[after:]
+        return features, head
+
+    def loss(self, networks: Networks, images: Tensor, generator: torch.Generator) -> Tensor:
+        moves = torch.randint(0, 2 * self.crop + 1, (2, len(images)), generator=generator).to(images.device)
+        x = crop_and_flip(to_float(images), moves, torch.zeros_like(moves[0], dtype=torch.bool), self.crop)
+        turned = torch.cat([x.rot90(turns, (2, 3)) for turns in range(4)])
+        turns = torch.arange(4, device=x.device).repeat_interleave(len(x))
+        return functional.cross_entropy(networks[1](networks[0](turned)), turns)
+
+    def output(self, features: Tensor) -> Tensor:
+        return functional.adaptive_avg_pool2d(features, self.pool) if self.pool else features
+
+
+@dataclass(frozen=True)
+class SimCLR(Pretext):
+    """Which two views are of the same image? Features are those below a projection of two layers, which is left out.
+
+    Source: Chen et al. (2020); settings of Appendix F.9 for CIFAR-10 (GTSRB: ``batch_size=256``, ``flip=False``).
+
+    Attributes:
+        model: one of :data:`certify.models.MODELS` whose last layer is linear, such as ``"resnet18"``.
+        temperature: of the similarities.
+        projection: numbers in which views are compared.
+        flip: whether mirror images are views.
+    """
+
+    model: str = "resnet18"
+    epochs: int = 1000
+    batch_size: int = 512
+    lr: float = 0.5
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: str = "cosine"
+    temperature: float = 0.5
+    projection: int = 128
+    flip: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_integer("projection", self.projection, 1)
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature: got {self.temperature}, expected a number above 0")
+        if self.model not in MODELS:
+            raise ValueError(f"model: got {self.model!r}, expected one of {', '.join(MODELS)}")
+
+    @property
+    def nesterov(self) -> bool:
+        return False
+
+    def build(self, channels: int, size: tuple[int, int]) -> Networks:
+        network = MODELS[self.model](channels, 1, size)
+        last = network[-1] if isinstance(network, nn.Sequential) and len(network) > 2 else None
+        if not (isinstance(network, nn.Sequential) and isinstance(last, nn.Linear)):
+            raise ValueError(f"model: got {self.model!r}, expected one that ends in a linear layer, such as resnet18")
+        width = last.in_features
+        head = nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, self.projection))
+        return network[:-1], head
+
+    def loss(self, networks: Networks, images: Tensor, generator: torch.Generator) -> Tensor:
+        x = to_float(images)
+        views = torch.cat([random_view(x, generator, flip=self.flip) for _ in range(2)])
+        return contrastive_loss(networks[1](networks[0](views)), self.temperature)
+
+
+def contrastive_loss(z: Tensor, temperature: float) -> Tensor:
+    """How badly each view tells the other one of its image among all others (NT-Xent).
+
+    Args:
+        z: ``[2B, D]``; rows i and B + i are of the same image.
+    """
+    z = functional.normalize(z, dim=1)
+    scores = z @ z.T / temperature
+    scores = scores.masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -torch.inf)
+    other = torch.arange(len(z), device=z.device).roll(len(z) // 2)
+    return functional.cross_entropy(scores, other)
+
+
+PRETEXTS: dict[str, type] = {kind.__name__: kind for kind in (RotNet, SimCLR)}

@@ -1,0 +1,100 @@
+"""What the models of scripts.poisoning learn from: samples in memory, images before they were resized, features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from certify import spec
+from certify.data import Dataset
+from certify.data.folders import FolderImages
+from certify.poisoning.executors import Executor, Processes, RayCluster, Sequential
+from certify.poisoning.features import Features, images_checksum, load_features
+from certify.poisoning.job import Job
+from scripts import cli
+
+_LARGEST = 4 << 30  # bytes of a data set in memory
+_CHUNK = 512  # images that are read together
+
+
+def in_memory(data: Dataset) -> Dataset:
+    """The data set with its images in memory: those of GTSRB are read from their files."""
+    if isinstance(data.images, Tensor):
+        return data
+    size = math.prod((len(data), *data.shape))
+    if not isinstance(data.images, FolderImages) or size > _LARGEST:
+        raise ValueError(
+            f"data: {data.name} is read from files on demand and takes {size / 2**30:.1f} GiB, expected a data set in "
+            f"memory or images of at most {_LARGEST >> 30} GiB"
+        )
+    chunks = []
+    with cli.progress() as bar:
+        task = bar.add_task("reading", total=len(data))
+        for index in torch.arange(len(data)).split(_CHUNK):
+            chunks.append(data.images[index])
+            bar.advance(task, len(index))
+    return replace(data, images=torch.cat(chunks))
+
+
+def images_of(data: Dataset) -> Tensor:
+    """The images of a data set in memory."""
+    assert isinstance(data.images, Tensor)
+    return data.images
+
+
+def originals_of(data: Dataset) -> Iterable[Tensor] | None:
+    """Images as they were before they were resized, where the files still have them."""
+    return _originals(data.images) if isinstance(data.images, FolderImages) else None
+
+
+def _originals(images: FolderImages) -> Iterator[Tensor]:
+    with cli.progress() as bar:
+        task = bar.add_task("partition", total=len(images))
+        for original in images.originals():
+            yield original
+            bar.advance(task)
+
+
+def learned_features(features: Features, images: Tensor, path: Path, device: str) -> Tensor:
+    """Features of images, from the file ``path`` or written to it."""
+    with cli.progress() as bar:
+        task = bar.add_task("features", total=len(images))
+        seen = features.stored(images, path, device=device, on_batch=lambda count: bar.advance(task, count))
+        bar.update(task, completed=len(images))  # equal images are done once, stored features not at all
+        return seen
+
+
+def features_identity(features: Features, seen: Tensor) -> dict[str, Any]:
+    """What tells features from others, as JSON values."""
+    return {"method": spec.to_text(features.method), "sha256": features.sha256, "inputs_sha256": images_checksum(seen)}
+
+
+def seen_by(job: Job, images: Tensor, path: Path, device: str) -> Tensor:
+    """What the models of a job see of images: the images, or features of them."""
+    if not job.ensemble.learned:
+        return images
+    features = load_features(job.folder)
+    if features.sha256 != job.data["features"]["sha256"]:
+        raise ValueError(f"{job.folder}: its features.safetensors is not what the models were trained on; restore it")
+    return learned_features(features, images, path, device)
+
+
+def executor_of(workers: int, ray: str | None, device: str) -> Executor:
+    """Where tasks run.
+
+    Args:
+        workers: processes, or processors of a Ray cluster on this machine.
+        ray: None for none; ``"local"``, or the address of a cluster.
+    """
+    if workers < 1:
+        raise ValueError(f"workers: got {workers}, expected at least 1")
+    if ray is not None:
+        gpus = 1.0 if torch.device(device).type == "cuda" else 0.0
+        return RayCluster(None, workers, gpus=gpus) if ray == "local" else RayCluster(ray, gpus=gpus)
+    return Processes(workers) if workers > 1 else Sequential()

@@ -1,0 +1,144 @@
+"""Certifying a model of one's own on a data set of one's own, through the library alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from certify import (
+    BandAblation,
+    DeterministicSplittingNoise,
+    RandomizedAblation,
+    Smoothed,
+    SmoothReduce,
+    ThresholdVote,
+)
+from certify.data import Dataset
+from certify.evaluation import certify_dataset
+from certify.results import read_config, read_rows, read_votes
+from certify.sequential import CertifiedAt
+from certify.training import training_copies
+from scripts import report
+
+L0 = RandomizedAblation(keep=5)
+
+
+def images(count: int = 12) -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (count, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    return Dataset("mine", "test", pixels, torch.arange(count) % 3, num_classes=3)
+
+
+def model(channels: int = 2, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * 16, 3))
+
+
+def smoothed(scheme=L0, base=None, **options) -> Smoothed:
+    base = model(scheme.channels(1)) if base is None else base
+    return Smoothed(base, scheme, 3, **({"n0": 20, "n": 100, "alpha": 0.01} | options))
+
+
+def without_time(path) -> list[list[str]]:
+    lines = [line.split("\t") for line in path.read_text().splitlines()]
+    column = lines[0].index("time")
+    return [line[:column] + line[column + 1 :] for line in lines]
+
+
+@pytest.mark.parametrize("scheme", [L0, DeterministicSplittingNoise(lam=0.5)], ids=["sampled", "exact"])
+def test_rows_are_what_certify_returns(scheme, tmp_path):
+    data, classifier, seen = images(), smoothed(scheme), []
+    path = certify_dataset(classifier, data, tmp_path / "run", index=[1, 4, 7], on_image=seen.append)
+    assert path == tmp_path / "run" / "rows.tsv"
+    rows = read_rows(tmp_path / "run")
+    result = classifier.certify(data.images[[1, 4, 7]], index=torch.tensor([1, 4, 7]))
+    assert rows["idx"].tolist() == [1, 4, 7] == [row.idx for row in seen]
+    assert rows["predict"].tolist() == result.prediction.tolist()
+    assert rows["radius"].tolist() == result.radius.tolist()
+    report.main(report.Args(runs=[tmp_path / "run"]))  # also certifies again from the stored votes
+    if scheme is L0:
+        report.main(report.Args(runs=[tmp_path / "run"], alpha=0.1))
+
+
+def test_a_stopped_run_continues_to_the_same_rows(tmp_path):
+    def stop(row) -> None:
+        if row.idx == 5:
+            raise KeyboardInterrupt
+
+    certify_dataset(smoothed(), images(), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        certify_dataset(smoothed(), images(), tmp_path / "run", on_image=stop, images_per_step=2)
+    with pytest.raises(ValueError, match="holds results"):
+        certify_dataset(smoothed(), images(), tmp_path / "run")
+    before = []
+    certify_dataset(smoothed(), images(), tmp_path / "run", resume=True, on_start=before.append)
+    assert before == [6]
+    assert without_time(tmp_path / "run" / "rows.tsv") == without_time(tmp_path / "whole" / "rows.tsv")
+
+
+def test_shards_share_a_folder(tmp_path):
+    certify_dataset(smoothed(), images(), tmp_path / "whole")
+    for i in range(3):
+        certify_dataset(smoothed(), images(), tmp_path / "run", shard=(i, 3))
+    whole, run = read_rows(tmp_path / "whole"), read_rows(tmp_path / "run")
+    assert run["radius"].tolist() == whole["radius"].tolist()
+    assert torch.equal(read_votes(tmp_path / "run").votes.counts, read_votes(tmp_path / "whole").votes.counts)
+
+
+def test_another_model_never_adds_to_a_folder(tmp_path):
+    certify_dataset(smoothed(), images(), tmp_path / "run", index=[0, 1])
+    certify_dataset(smoothed(), images(), tmp_path / "run", index=[2], resume=True)
+    with pytest.raises(ValueError, match="model"):
+        certify_dataset(smoothed(base=model(seed=1)), images(), tmp_path / "run", index=[3], resume=True)
+    assert len(read_rows(tmp_path / "run")["idx"]) == 3
+
+
+def test_functions_need_a_name(tmp_path):
+    def first_pixels(copies):
+        return copies.flatten(1)[:, :3]
+
+    for scheme in (L0, SmoothReduce(0.25, 2, stride=1)):
+        classifier = Smoothed(first_pixels, scheme, 3, n0=5, n=10)
+        with pytest.raises(ValueError, match=r"model.*name"):
+            certify_dataset(classifier, images(), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    certify_dataset(Smoothed(first_pixels, L0, 3, n0=5, n=10), images(), tmp_path / "run", model="first three pixels")
+    assert read_config(tmp_path / "run")["model"] == "first three pixels"
+
+
+def test_votes_copy_by_copy_and_their_rule_are_stored(tmp_path):
+    scheme = BandAblation(width=2)
+    classifier = smoothed(scheme, vote=ThresholdVote(theta=0.3))
+    certify_dataset(classifier, images(), tmp_path / "run")
+    assert read_config(tmp_path / "run")["vote"] == "ThresholdVote(theta=0.3)"
+    assert read_votes(tmp_path / "run").votes.by_copy is not None
+    with pytest.raises(ValueError, match="vote"):
+        certify_dataset(smoothed(vote=lambda scores: scores.argmax(1)), images(), tmp_path / "other")
+
+
+def test_sequential_questions(tmp_path):
+    certify_dataset(smoothed(), images(), tmp_path / "run", question=CertifiedAt(1), max_n=300)
+    assert "CertifiedAt" in read_config(tmp_path / "run")["sampling"]["until"]
+    exact = smoothed(DeterministicSplittingNoise(lam=0.5))
+    with pytest.raises(ValueError, match="exact"):
+        certify_dataset(exact, images(), tmp_path / "other", question=CertifiedAt(1))
+
+
+@pytest.mark.parametrize("index", [[0, 12], [-1], [3, 3]])
+def test_wrong_indices(index, tmp_path):
+    with pytest.raises(ValueError, match=r"index.*0 to 11"):
+        certify_dataset(smoothed(), images(), tmp_path / "run", index=index)
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_copies_change_with_epoch_and_image_only():
+    pixels = images().images
+    index = torch.arange(12)
+    first = training_copies(L0, pixels, index, epoch=0)
+    assert first.shape == (12, 2, 4, 4)
+    assert torch.equal(training_copies(L0, pixels[3:5], index[3:5], epoch=0), first[3:5])
+    assert not torch.equal(training_copies(L0, pixels, index, epoch=1), first)
+    assert not torch.equal(training_copies(L0, pixels, index, epoch=0, seed=1), first)
+    with pytest.raises(ValueError, match="index"):
+        training_copies(L0, pixels, index[:3], epoch=0)
