@@ -18,6 +18,7 @@ from reproduction.tables import (
     lines_of,
     minutes_of,
     number_text,
+    sentence,
 )
 
 PATH = Path(__file__).parent.parent / "RESULTS.md"
@@ -97,18 +98,13 @@ def _how(catalogue: Catalogue, entry: Entry, result: Result) -> list[str]:
 
 def _section(catalogue: Catalogue, entry: Entry, results: Mapping[str, Result]) -> list[str]:
     text = [f'<a id="{entry.name}"></a>', "", f"### {entry.name}: {entry.title}", ""]
-    text += [f"{entry.source}. {_sentence(entry.setting)}", ""]
-    text += [_sentence(entry.note), ""] if entry.note else []
+    text += [f"{entry.source}. {sentence(entry.setting)}", ""]
+    text += [sentence(entry.note), ""] if entry.note else []
     text += [*_number_table(entry, results), ""]
     for result in results.values():
-        text += [f"Why they differ: {_sentence(result.remark)}", ""] if result.remark else []
+        text += [f"Why they differ: {sentence(result.remark)}", ""] if result.remark else []
         text += [*_how(catalogue, entry, result), ""]
     return text
-
-
-def _sentence(text: str) -> str:
-    text = " ".join(text.split())
-    return text if not text or text.endswith((".", "!", "?", ":")) else f"{text}."
 
 
 def _overview(entry: Entry, result: Result) -> list[str]:

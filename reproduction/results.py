@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,6 +171,11 @@ def _value(cell: Mapping[str, Any]) -> Value:
     return Value(numbers[0], numbers[1], numbers[2], cell["n"], cell.get("guaranteed", True))
 
 
+def _same(lines: list[str], others: list[str]) -> bool:
+    """Whether these are the same commands, however they are quoted."""
+    return [shlex.split(line) for line in lines] == [shlex.split(line) for line in others]
+
+
 def read(path: Path, catalogue: Catalogue) -> Result:
     """A kept result, checked against the catalogue: the entry, its rows and columns, and the commands are as now."""
     try:
@@ -191,7 +197,11 @@ def read(path: Path, catalogue: Catalogue) -> Result:
         raise ValueError(f"{path}: has not the cells of the entry as it is now, see {other}; collect it again")
     for name, lines in runs.items():
         run = catalogue.runs.get(name)
-        if run is None or result.budget not in run.budgets or running.script_lines(run, result.budget) != lines:
+        if (
+            run is None
+            or result.budget not in run.budgets
+            or not _same(running.script_lines(run, result.budget), lines)
+        ):
             raise ValueError(f"{path}: was made by other commands of {name} than the catalogue has; run it again")
     return result
 

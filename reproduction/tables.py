@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ MARK = "†"
 FOOTNOTE = f"{MARK} radii that no theorem supports: {NOT_CERTIFIED}"
 _ROUND = {"down": math.floor, "up": math.ceil, "nearest": round}
 _DIGITS = 4  # significant ones where the paper gives no example
+_LABEL = 56  # characters of a label beside its numbers; longer ones stand above
 
 
 @dataclass(frozen=True)
@@ -170,22 +172,59 @@ def minutes_of(catalogue: Catalogue, entry: Entry, budget: str) -> float | None:
     return sum(m for m in minutes if m is not None) if minutes and None not in minutes else None
 
 
-def text_table(entry: Entry, results: Mapping[str, Result]) -> str:
-    """All rows as plain text; differences that are more than chance have a star."""
-    rows = [line for row in entry.rows for line in lines_of(entry, row, results)]
-    head = heads(entry)
-    starred = [
-        [f"{cell}*" if odd else cell for cell, odd in zip(line.cells, line.surprising, strict=True)] for line in rows
+def _wrapped(head: list[str], widths: list[int]) -> list[list[str]]:
+    """Heads over several lines, as wide as the cells below them if their words allow it; each from the bottom up."""
+    parts = [
+        textwrap.wrap(h, max(w, *map(len, h.split())), break_long_words=False)
+        for h, w in zip(head, widths, strict=True)
     ]
-    widths = [max(map(len, column)) for column in zip(head, *starred, strict=True)]
-    left = max(len(line.what) for line in rows) + 4
-    text = [" " * left + "  ".join(h.rjust(w) for h, w in zip(head, widths, strict=True))]
-    for line, cells in zip(rows, starred, strict=True):
-        text += [line.label] if line.label else []
-        if line.what:
-            padded = "  ".join(cell.rjust(w) for cell, w in zip(cells, widths, strict=True))
-            text.append(f"  {line.what.ljust(left - 2)}{padded}".rstrip())
+    height = max(map(len, parts))
+    return [[part[i - height] if i >= height - len(part) else "" for part in parts] for i in range(height)]
+
+
+def _with_intervals_below(line: Line) -> list[tuple[str, str, list[str]]]:
+    """Label, what it is and the cells; intervals in a line of their own, which keeps columns narrow."""
+    cells = [f"{cell}*" if odd else cell for cell, odd in zip(line.cells, line.surprising, strict=True)]
+    split = [cell.partition(" [") for cell in cells]
+    lines = [(line.label, line.what, [value for value, _, _ in split])]
+    if any(bracket for _, bracket, _ in split):
+        lines.append(("", "95 %", [f"[{ends}" if bracket else "" for _, bracket, ends in split]))
+    return lines
+
+
+def text_table(entry: Entry, results: Mapping[str, Result]) -> str:
+    """All rows as plain text; differences that are more than chance have a star.
+
+    A row that has published numbers only is one line.
+    """
+    groups = [[p for line in lines_of(entry, row, results) for p in _with_intervals_below(line)] for row in entry.rows]
+    every = [part for group in groups for part in group]
+    cells = [max(map(len, column)) for column in zip(*(own for _, _, own in every), strict=True)]
+    head = _wrapped(heads(entry), cells)
+    widths = [max(map(len, column)) for column in zip(*head, *(own for _, _, own in every), strict=True)]
+    short = [len(group[0][0]) for group in groups if len(group) == 1 and len(group[0][0]) <= _LABEL]
+    left = max([len(what) + 2 for _, what, _ in every] + short) + 2
+
+    def aligned(name: str, texts: Sequence[str]) -> str:
+        numbers = "  ".join(text.rjust(w) for text, w in zip(texts, widths, strict=True))
+        return f"{name.ljust(left)}{numbers}".rstrip()
+
+    text = [aligned("", part) for part in head]
+    for group in groups:
+        label, _, own = group[0]
+        if not any(own):
+            text.append(f"{label} (not run)")
+        elif len(group) == 1 and len(label) < left:
+            text.append(aligned(label, own))
+        else:
+            text += [label, *(aligned(f"  {what}", own) for _, what, own in group)]
     return "\n".join(text)
+
+
+def sentence(text: str) -> str:
+    """Text in one line that ends in a stop."""
+    text = " ".join(text.split())
+    return text if not text or text.endswith((".", "!", "?", ":")) else f"{text}."
 
 
 def footnotes(results: Mapping[str, Result]) -> list[str]:

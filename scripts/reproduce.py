@@ -29,7 +29,7 @@ from reproduction.catalogue import Catalogue, Entry, chapter_title
 from reproduction.reading import ENTRIES, load
 from reproduction.results import Result
 from reproduction.settings import reductions
-from reproduction.tables import footnotes, minutes_of, text_table
+from reproduction.tables import footnotes, minutes_of, sentence, text_table
 from scripts import cli
 
 WIDTH = 118
@@ -117,13 +117,17 @@ def known_results(catalogue: Catalogue, entry: Entry, args: Args) -> dict[str, R
 def print_entry(entry: Entry, found: dict[str, Result]) -> None:
     """Published numbers and ours."""
     print(f"{entry.name}: {entry.title}")
-    for text in (f"{entry.source}. {entry.setting}", entry.note):
+    for text in (f"{entry.source}. {sentence(entry.setting)}", sentence(entry.note)):
         if text:
-            print(textwrap.fill(" ".join(text.split()), WIDTH))
-    print(f"\n{text_table(entry, found)}\n")
+            print(textwrap.fill(text, WIDTH))
+    published = any(row.published for row in entry.rows)
+    ours = "ours where it says here" if found else "ours are not known yet"
+    print(f"\n{'Published numbers' if published else 'No number is published'}; {ours}:")
+    print(f"{text_table(entry, found)}\n")
     if found:
         print("[low, high]: 95 % over images or seeds; *: the published number is outside of it")
-    for note in (*footnotes(found), *(f"{b}: {r.remark}" for b, r in found.items() if r.remark)):
+    remarks = (f"Why {budget} differs: {sentence(r.remark)}" for budget, r in found.items() if r.remark)
+    for note in (*footnotes(found), *remarks):
         print(textwrap.fill(note, WIDTH))
 
 

@@ -527,11 +527,13 @@ def test_published_and_ours_side_by_side(finished):
     entry = catalogue.entries["table-3.1"]
     text = text_table(entry, {"cpu": results.collect(catalogue, entry, "cpu", folder / "runs")})
     lines = text.splitlines()
-    assert lines[1] == "theirs"
-    assert lines[2].split() == ["published", "60.51", "N/A"]
-    assert lines[4].split() == ["published", "96.50", "50.0", "0.25"]
-    assert lines[5].startswith("  here, cpu, 30 images  ")
-    assert lines[6].startswith("  difference")
+    assert lines[0].split() == ["clean,", "%", "at", "0.5,", "%", "median"]
+    assert lines[1].split() == ["theirs", "60.51", "N/A"]
+    assert lines[2] == "DSSN"
+    assert lines[3].split() == ["published", "96.50", "50.0", "0.25"]
+    assert lines[4].startswith("  here, cpu, 30 images  ")
+    assert re.fullmatch(r"  95 % +\[.*, .*\]  +\[.*, .*\]  +\[.*, .*\]", lines[5])
+    assert lines[6].split()[0] == "difference"
     assert lines[6].split()[1].endswith("*")  # one epoch is far from the published number
 
 
