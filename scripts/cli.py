@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
+import os
 import re
 import shlex
 import subprocess
@@ -133,6 +134,10 @@ def run(main: Callable[[ArgsT], None], cls: type[ArgsT], prog: str, argv: list[s
     args = parse_args(cls, argv, prog)
     try:
         main(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, "head" perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at the exit
+        sys.exit(141)
     except KeyboardInterrupt:
         print("\ninterrupted; what was finished is on disk, the same command with --resume continues", file=sys.stderr)
         sys.exit(130)

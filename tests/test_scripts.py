@@ -448,3 +448,15 @@ def test_demo_in_small(tmp_path):
     summary = json.loads((tmp_path / "demo/curves.json").read_text())
     assert [method["name"] for method in summary["methods"]] == ["ddpg", "reengage"]
     refused(["scripts.demo", str(ROOT / "tests")], "is not an earlier demo")
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly():
+    shown = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -u -m scripts.reproduce list | head -3; exit ${{PIPESTATUS[0]}}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (shown.returncode, shown.stderr) == (141, "")
+    assert "Chapter 2" in shown.stdout
