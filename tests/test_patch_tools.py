@@ -17,7 +17,6 @@ from certify.results import read_config, read_rows, read_votes
 from certify.training import Trainer, TrainingConfig
 from scripts import certify as certify_script
 from scripts import classifier_runs, cli, patch_pictures, patches, select_vote, tables
-from scripts import report as report_script
 
 VOTE = "ThresholdVote(theta=0.3)"
 
@@ -133,7 +132,7 @@ def test_chosen_on_images_that_are_not_reported(checkpoints, capsys, tmp_path):
             (line,) = patches.patch_accuracy(out, [(1, 1)], ["location"])
             shares.append((line.certified[0], line.clean, str(path), vote))
     rows = re.findall(r"location +90 +([\d.]+%) +([\d.]+%)", printed)
-    assert rows == [(tables.percent(clean), report_script.percent(share)) for share, clean, _, _ in shares]
+    assert rows == [(tables.percent(clean), tables.percent(share)) for share, clean, _, _ in shares]
     best = max(shares, key=lambda share: share[:2])
     command = shlex.split(printed.strip().splitlines()[-1])
     assert command[command.index("--checkpoint") + 1] == best[2]

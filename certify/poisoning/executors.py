@@ -79,7 +79,9 @@ class Processes(Executor):
                 if not running:
                     return
                 alive = True
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                # what succeeded comes first: it is kept whatever the others raise
+                done = wait(running, return_when=FIRST_COMPLETED).done
+                for future in sorted(done, key=lambda future: future.exception() is not None):
                     try:
                         content = future.result()
                     except BrokenProcessPool:
