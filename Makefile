@@ -8,8 +8,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 demo: $(VENV)/.installed
 	$(BIN)/python -m scripts.demo demo
 
+# as many tests side by side as there are cores; neighbours stay together, since they share what they set up
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not gpu and not network"

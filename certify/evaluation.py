@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from certify import spec
 from certify.data import Dataset
 from certify.inference import BaseClassifier, device_of
-from certify.results import ResultFolder, Row, row_columns, votes_line
+from certify.results import ResultFolder, Row, result_of, row_columns
 from certify.scheme import Certified, EnumeratedScheme, SampledScheme, check_integer
 from certify.sequential import Question
 from certify.smooth import Smoothed
@@ -160,22 +160,11 @@ def _finished(
         votes: those of each image alone.
         seconds: for all of them.
     """
-    rows = []
-    for i, (idx, label, own) in enumerate(zip(index, labels.tolist(), votes, strict=True)):
-        predict = int(result.prediction[i])
-        row = Row(
-            idx=idx,
-            label=label,
-            predict=predict,
-            radius=float(result.radius[i]),
-            correct=int(predict == label),
-            time=seconds / len(index),
-            clean=int(clean[i]),
-            p_lower=float("nan") if result.p_lower is None else float(result.p_lower[i]),
-            label_share=int(own.counts[0, label]) / own.n,
-        )
-        rows.append((row, votes_line(idx, label, own, 0, n0)))
-    return rows
+    each = seconds / len(index)
+    return [
+        result_of(idx, label, result, i, int(clean[i]), own, n0, each)
+        for i, (idx, label, own) in enumerate(zip(index, labels.tolist(), votes, strict=True))
+    ]
 
 
 def _from_fixed_number(smoothed: Smoothed, data: Dataset, index: list[int]) -> list[tuple[Row, str]]:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from certify.files import create_atomically, lock_file
 from certify.packed import pack_votes
+from certify.scheme import Certified
 from certify.stored import (
     BY_COPY,
     StoredVotes,
@@ -169,6 +170,35 @@ def votes_line(idx: int, label: int, votes: Votes, i: int, n0: int) -> str:
     n0 = n0 if votes.selection is not None else 0
     line = f"{idx}\t{label}\t{n0}\t{votes.n}\t{selection}\t{_sparse(votes.counts[i].tolist())}"
     return line if votes.by_copy is None else f"{line}\t{pack_votes(votes.by_copy[i])}"
+
+
+def result_of(
+    idx: int, label: int, result: Certified, i: int, clean: int, votes: Votes, n0: int, seconds: float
+) -> tuple[Row, str]:
+    """What is kept of one image: its row and its stored votes.
+
+    Args:
+        idx: its number in the data set.
+        label: its true class.
+        result: of the images certified together; this one is number ``i`` of them.
+        clean: the class returned without a certificate.
+        votes: of this image alone.
+        n0: as in :func:`votes_line`.
+        seconds: of computing.
+    """
+    predict = int(result.prediction[i])
+    row = Row(
+        idx=idx,
+        label=label,
+        predict=predict,
+        radius=float(result.radius[i]),
+        correct=int(predict == label),
+        time=seconds,
+        clean=clean,
+        p_lower=float("nan") if result.p_lower is None else float(result.p_lower[i]),
+        label_share=int(votes.counts[0, label]) / votes.n,
+    )
+    return row, votes_line(idx, label, votes, 0, n0)
 
 
 class Line(Protocol):

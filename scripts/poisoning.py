@@ -41,15 +41,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
 
 from certify.data import Dataset, load
 from certify.files import write_atomically
 from certify.poisoning import Ensemble, TrainingLabels, TrainingSamples, count_votes
 from certify.poisoning.features import FILE, load_features
 from certify.poisoning.job import Job, ensemble_config, environment_of, read_ensemble, read_job
-from certify.results import ResultFolder, Row, read_rows, votes_line
-from certify.scheme import Certified
+from certify.results import ResultFolder, read_rows, result_of
 from certify.threats import PoisoningThreat
 from certify.votes import Votes
 from scripts import classifier_runs, cli, poisoning_inputs, report
@@ -206,27 +204,9 @@ def certify(args: Args) -> Path:
         done = folder.start(config, resume=True)
         for i, (idx, label) in enumerate(zip(index, labels.tolist(), strict=True)):
             if idx not in done:
-                folder.append(*row_of(idx, label, i, result, counts, seconds, data))
+                votes = Votes(counts[i : i + 1], None, data.shape, int(counts[i].sum()))
+                folder.append(*result_of(idx, label, result, i, int(result.prediction[i]), votes, 0, seconds))
     return folder.folder
-
-
-def row_of(
-    idx: int, label: int, i: int, result: Certified, counts: Tensor, seconds: float, data: Dataset
-) -> tuple[Row, str]:
-    """The row and the stored votes of image ``i`` of those certified, number ``idx`` of the data set."""
-    predict, size = int(result.prediction[i]), int(counts[i].sum())
-    row = Row(
-        idx=idx,
-        label=label,
-        predict=predict,
-        radius=float(result.radius[i]),
-        correct=int(predict == label),
-        time=seconds,
-        clean=predict,
-        p_lower=float("nan"),
-        label_share=int(counts[i, label]) / size,
-    )
-    return row, votes_line(idx, label, Votes(counts, None, data.shape, size), i, 0)
 
 
 def describe(job: Job, method: str) -> str:

@@ -12,6 +12,12 @@ settings.register_profile("default", deadline=None, derandomize=True, print_blob
 settings.load_profile("default")
 
 
+# tests that run side by side have a core each, and so have the programs they start
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads())
+if THREADS == 1:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
 @pytest.fixture(autouse=True)
-def _two_threads():
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+def _threads():
+    torch.set_num_threads(THREADS)

@@ -23,6 +23,7 @@ from certify.poisoning.neighbors import fixed_batches
 from certify.scheme import check_integer
 from certify.training import SCHEDULES
 from certify.training.augment import crop_and_flip
+from certify.training.schedules import check_sgd
 from certify.training.trainer import generator_for
 
 Forward = Callable[[State, State, State, Tensor], Tensor]  # parameters, buffers, constants, inputs -> scores
@@ -59,13 +60,7 @@ class Network(Learner):
             check_integer(name, getattr(self, name), low)
         if self.model not in MODELS:
             raise ValueError(f"model: got {self.model!r}, expected one of {', '.join(MODELS)}")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule: got {self.schedule!r}, expected one of {', '.join(SCHEDULES)}")
-        if not (0 < self.lr < float("inf") and 0 <= self.momentum < 1 and 0 <= self.weight_decay < float("inf")):
-            raise ValueError(
-                f"lr, momentum, weight_decay: got {self.lr}, {self.momentum}, {self.weight_decay}, expected a rate "
-                "above 0, a share below 1, and a penalty of at least 0"
-            )
+        check_sgd(self.schedule, self.lr, self.momentum, self.weight_decay)
 
     def check(self, shape: tuple[int, ...], num_classes: int) -> None:
         images = as_images(torch.empty((self.batch_size, *shape), device="meta"))

@@ -16,8 +16,8 @@ from certify.models.network_in_network import network_in_network
 from certify.models.small import small_cnn
 from certify.poisoning.views import random_view
 from certify.scheme import check_integer
-from certify.training import SCHEDULES
 from certify.training.augment import crop_and_flip
+from certify.training.schedules import check_sgd
 
 Networks = tuple[nn.Module, nn.Module]  # images -> features, and features -> what the task wants
 
@@ -63,13 +63,7 @@ class Pretext(ABC):
     def __post_init__(self) -> None:
         for name, low in (("epochs", 1), ("batch_size", 2), ("seed", 0)):
             check_integer(name, getattr(self, name), low)
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule: got {self.schedule!r}, expected one of {', '.join(SCHEDULES)}")
-        if not (0 < self.lr < float("inf") and 0 <= self.momentum < 1 and 0 <= self.weight_decay < float("inf")):
-            raise ValueError(
-                f"lr, momentum, weight_decay: got {self.lr}, {self.momentum}, {self.weight_decay}, expected a rate "
-                "above 0, a share below 1, and a penalty of at least 0"
-            )
+        check_sgd(self.schedule, self.lr, self.momentum, self.weight_decay)
 
 
 @dataclass(frozen=True)

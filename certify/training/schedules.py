@@ -49,6 +49,17 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
+def check_sgd(schedule: str, lr: float, momentum: float, weight_decay: float) -> None:
+    """Raise unless these are settings of stochastic gradient descent."""
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule: got {schedule!r}, expected one of {', '.join(SCHEDULES)}")
+    if not (0 < lr < float("inf") and 0 <= momentum < 1 and 0 <= weight_decay < float("inf")):
+        raise ValueError(
+            f"lr, momentum, weight_decay: got {lr}, {momentum}, {weight_decay}, expected a rate above 0, a share below "
+            "1, and a penalty of at least 0"
+        )
+
+
 def noise_level(epoch: int, *, ramp: int, stage: int = 1) -> float:
     """The share of a scheme's noise in an epoch (from 0): from 0 in stages of ``stage`` epochs to 1 from ``ramp`` on.
 
