@@ -67,6 +67,7 @@ class Args(goal_training.RunArgs):
     preset: Literal["published", "laptop"] = cli.arg("how much to simulate and to learn at a time", "published")
     epochs: int | None = cli.arg("of 50 cycles each; by default 50", None)
     workers: int = cli.arg("processes that simulate", os.cpu_count() or 1)
+    num_envs: int | None = cli.arg("episodes side by side, of one cycle; by default the preset's", None)
     steps: int | None = cli.arg("environment steps of each run, instead of epochs", None)
     batch_size: int | None = cli.arg("of an update; by default the preset's", None)
     lr: float | None = cli.arg("learning rate", 0.001)
@@ -83,14 +84,15 @@ def configuration(args: Args) -> goal_training.Run:
     limit = goal_training.spec_of(env).max_episode_steps
     if limit is None:
         raise ValueError(f"env: got {env!r}, which has no time limit; expected episodes of one length")
-    counts = ("workers", "epochs", "steps", "batch_size", "eval_every", "eval_episodes", "checkpoint_every")
+    counts = ("workers", "num_envs", "epochs", "steps", "batch_size", "eval_every", "eval_episodes", "checkpoint_every")
     for name in (*counts, "buffer_size"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"{name.replace('_', '-')}: got {value}, expected at least 1")
     preset = PRESETS[args.preset]
     gamma = 1 - 1 / limit
-    cycle = preset.num_envs * limit
+    num_envs = args.num_envs or preset.num_envs
+    cycle = num_envs * limit
     epoch = CYCLES * cycle
     if args.steps is not None and args.epochs is not None:
         raise ValueError(f"epochs: got {args.epochs} and {args.steps} steps, expected one of both")
@@ -121,7 +123,7 @@ def configuration(args: Args) -> goal_training.Run:
     return goal_training.Run(
         env=env,
         env_arguments={},
-        num_envs=preset.num_envs,
+        num_envs=num_envs,
         algorithm="ddpg",
         arguments=arguments,
         plan=plan,

@@ -124,16 +124,9 @@ def same_smoke() -> dict[str, list[Run]]:
 
 
 SMOKE = same_smoke()
-SLOW = "HandManipulate"  # the simulation of one cycle takes most of a minute
 
 
-def marked(name: str) -> Any:
-    run = CATALOGUE.runs[name]
-    slow = "smoke" in run.budgets and any(SLOW in word for words in run.words("smoke") for word in words)
-    return pytest.param(name, marks=pytest.mark.slow if slow else ())
-
-
-@pytest.mark.parametrize("name", [marked(name) for name in SMOKE])
+@pytest.mark.parametrize("name", SMOKE)
 def test_smoke(name: str, tmp_path: Path):
     """Every command works on embedded data, and every cell that reads it gets a number."""
     assert "smoke" in CATALOGUE.runs[name].budgets, f"{name}: has no smoke budget"

@@ -12,7 +12,6 @@ pytest.importorskip("ipykernel")
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
-FAST = {"agents", "poisoning"}  # the others take part in the slow tests
 
 
 def read(path):
@@ -58,9 +57,7 @@ def test_links_lead_somewhere(path):
                 assert (FOLDER / target).exists(), target
 
 
-@pytest.mark.parametrize(
-    "path", [pytest.param(p, marks=[] if p.stem in FAST else [pytest.mark.slow], id=p.stem) for p in PATHS]
-)
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_runs(path, tmp_path, monkeypatch):
     run = pytest.importorskip("nbmake.nb_run")
     copy = tmp_path / "copy" / "notebooks"

@@ -29,6 +29,12 @@ def test_the_published_setting() -> None:
     block = configuration(Args(Path("x"), env="HandManipulateBlock-v1", normalize=True))
     assert block.arguments["gamma"] == pytest.approx(0.99)
     assert block.goal_gradient == {"normalize": True}
+    few = configuration(Args(Path("x"), preset="laptop", num_envs=4, buffer_size=1_050))
+    assert few.num_envs == 4
+    assert few.plan["eval_every"] == 50 * 4 * 50  # an epoch: cycles, episodes, steps
+    assert few.arguments["buffer_size"] == 1_200  # whole cycles
+    with pytest.raises(ValueError, match="num-envs: got 0"):
+        configuration(Args(Path("x"), num_envs=0))
 
 
 def test_a_run_that_is_continued_equals_one_that_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
