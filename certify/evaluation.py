@@ -98,7 +98,7 @@ def certify_dataset(
         question: sample only until it is settled for each image (:mod:`certify.sequential`), with at most ``max_n``
             estimation samples; sampled schemes only.
         images_per_step: between two flushes, by default about 4,096 copies.
-        config: in place of the configuration that follows from the other arguments.
+        config: in place of the configuration that follows from the other arguments; ``"sampling"`` is always theirs.
         on_start: called with the number of images that were done before, for progress.
         on_image: called with each row that was written, likewise.
 
@@ -118,6 +118,8 @@ def certify_dataset(
         smoothed.engine.prepare(data.batch([0])[0])
         own = {"model": model or _name(smoothed.base_classifier)}
         config = configuration(smoothed, data, sampling(smoothed, question, max_n)) | own
+    # whatever else a configuration says, whether votes were stopped by what they said decides how they may be read
+    config = config | {"sampling": sampling(smoothed, question, max_n)}
     work = _from_fixed_number if question is None else partial(_until, question=question, max_n=max_n)
     copies = smoothed.copies_per_image(data.shape) if question is None else smoothed.n0
     step = images_per_step or max(1, _COPIES_PER_STEP // copies)

@@ -61,8 +61,8 @@ class GaussianScheme(SampledScheme):
 
     @property
     def threat(self) -> L2 | Unproven:
-        doubts = self.doubts()
-        return Unproven(L2(), ", ".join(doubts)) if doubts else L2()
+        doubts, measure = self.doubts(), L2(q=self.q if self.sound else None)
+        return Unproven(measure, ", ".join(doubts)) if doubts else measure
 
     def doubts(self) -> list[str]:
         """Why radii are not certificates; empty if they are."""

@@ -89,7 +89,8 @@ def certified_accuracy_lower_bound(
 ) -> NDArray[Any]:
     """Certified accuracy on this data set that holds for *all* its images at once with probability 1 - rho.
 
-    Each image's certificate fails with probability at most alpha, independently. Cohen et al. (2019, Appendix) bound
+    Each image's certificate fails with probability at most alpha, independently: their samples have to be, so batches
+    that are certified one by one need ``index`` (:meth:`certify.Smoothed.certify`). Cohen et al. (2019, Appendix) bound
     the number of failures by Bernstein's inequality; this uses the exact binomial quantile, which is never worse: with
     probability at least 1 - rho, at most j of the m images fail, j the least with P(Binomial(m, alpha) > j) <= rho.
 

@@ -81,7 +81,7 @@ class RandomizedVariableLambda(SampledScheme):
 
     @property
     def threat(self) -> Lp:
-        return Lp(self.p)
+        return Lp(self.p, q=self.q)
 
     def check(self, x: Tensor) -> None:
         check_images(x)

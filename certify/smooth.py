@@ -82,7 +82,9 @@ class Smoothed:
         """The integer votes of ``x [B, C, H, W]``: store them, every certificate can be computed from them.
 
         Args:
-            index: int64 ``[B]``, each image's index in its data set; sampled copies depend on it. By default 0..B-1.
+            index: int64 ``[B]``, each image's index in its data set; sampled copies depend on it. By default 0..B-1, so
+                batches of a loop share their noise: each certificate holds, but a statement about several images at
+                once (:func:`~certify.metrics.certified_accuracy_lower_bound`) needs an index of its own for each.
         """
         return collect_votes(self.engine, x, n0=self.n0, n=self.n, index=index, seed=self.seed)
 

@@ -127,7 +127,7 @@ class DeterministicSplittingNoise(EnumeratedScheme):
 
     @property
     def threat(self) -> L1:
-        return L1()
+        return L1(q=self.q)
 
     def check(self, x: Tensor) -> None:
         check_images(x)
@@ -175,7 +175,7 @@ class SplittingNoise(SampledScheme):
 
     @property
     def threat(self) -> L1:
-        return L1()
+        return L1(q=self.q)
 
     def check(self, x: Tensor) -> None:
         check_images(x)

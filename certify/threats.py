@@ -3,6 +3,9 @@
 A threat model names the unit of a radius and measures the distance between two inputs, both as 8-bit images and as
 floats in [0, 1], or between two training sets. It is what a certificate is stated in, and what the soundness tests
 measure perturbations with.
+
+Inputs on a grid ``i / q`` are compared there, by whole steps: a float stands for the grid point that it is nearest to.
+The difference of two floats can be smaller than that of their grid points, by more than a radius may be off.
 """
 
 from __future__ import annotations
@@ -10,23 +13,28 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from certify.images import to_levels
 from certify.transport import GroundMetric, check_metric, flow_distance, transport_distance
 
 Unit = Literal["pixel", "feature"]
+FLOAT_BITS = 24  # of floats that stand for masses: they are rounded to multiples of 2^-24, so that sums are exact
 
 
-def _difference(x: Tensor, y: Tensor) -> Tensor:
-    """|x - y| as float64 ``[B, C, H, W]`` in units of the full range; exact for 8-bit images up to one rounding."""
+def _difference(x: Tensor, y: Tensor, q: int | None = None) -> Tensor:
+    """|x - y| as float64 ``[B, C, H, W]`` in units of the full range; exact up to one rounding for 8-bit images, and
+    for those on the grid ``i / q``."""
     if x.dtype != y.dtype or x.shape != y.shape:
         raise ValueError(
             f"inputs to compare: got {x.dtype} {tuple(x.shape)} and {y.dtype} {tuple(y.shape)}, expected the same"
         )
+    if q is not None:
+        return (to_levels(x, q) - to_levels(y, q)).abs().to(torch.float64) / q
     if x.dtype == torch.uint8:
         return (x.to(torch.int64) - y.to(torch.int64)).abs().to(torch.float64) / 255
     return (x.to(torch.float64) - y.to(torch.float64)).abs()
@@ -55,29 +63,42 @@ class L0:
 
 @dataclass(frozen=True)
 class L1:
-    """The absolute changes, summed over all features, add up to at most ``radius`` (features in [0, 1])."""
+    """The absolute changes, summed over all features, add up to at most ``radius`` (features in [0, 1]).
+
+    Attributes:
+        q: inputs are on the grid ``i / q``; None: anywhere.
+    """
+
+    q: int | None = field(default=None, compare=False, kw_only=True)
 
     def __str__(self) -> str:
         return "l1"
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         """l1 distance between two batches ``[B, C, H, W]``: float64 ``[B]``."""
-        if x.dtype == torch.uint8:
-            steps = (x.to(torch.int64) - y.to(torch.int64)).abs().flatten(1).sum(1)
-            return steps.to(torch.float64) / 255
-        return _difference(x, y).flatten(1).sum(1)
+        q = 255 if self.q is None and x.dtype == torch.uint8 else self.q
+        if q is None:
+            return _difference(x, y).flatten(1).sum(1)
+        steps = (_difference(x, y, q) * q).round()  # whole numbers, whose sum is exact
+        return steps.flatten(1).sum(1) / q
 
 
 @dataclass(frozen=True)
 class L2:
-    """The Euclidean length of the change, over all features, is at most ``radius`` (features in [0, 1])."""
+    """The Euclidean length of the change, over all features, is at most ``radius`` (features in [0, 1]).
+
+    Attributes:
+        q: inputs are on the grid ``i / q``; None: anywhere.
+    """
+
+    q: int | None = field(default=None, compare=False, kw_only=True)
 
     def __str__(self) -> str:
         return "l2"
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         """l2 distance between two batches ``[B, C, H, W]``: float64 ``[B]``."""
-        return _difference(x, y).flatten(1).square().sum(1).sqrt()
+        return _difference(x, y, self.q).flatten(1).square().sum(1).sqrt()
 
 
 @dataclass(frozen=True)
@@ -94,16 +115,21 @@ class LInf:
 
 @dataclass(frozen=True)
 class Lp:
-    """``(sum |x_i - y_i|^p)^(1/p)`` is at most ``radius``, for 0 < p <= 1 (features in [0, 1])."""
+    """``(sum |x_i - y_i|^p)^(1/p)`` is at most ``radius``, for 0 < p <= 1 (features in [0, 1]).
+
+    Attributes:
+        q: inputs are on the grid ``i / q``; None: anywhere.
+    """
 
     p: float
+    q: int | None = field(default=None, compare=False, kw_only=True)
 
     def __str__(self) -> str:
         return f"lp (p={self.p:g})"
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         """lp distance between two batches ``[B, C, H, W]``: float64 ``[B]``."""
-        return (_difference(x, y) ** self.p).flatten(1).sum(1) ** (1 / self.p)
+        return (_difference(x, y, self.q) ** self.p).flatten(1).sum(1) ** (1 / self.p)
 
 
 @dataclass(frozen=True)
@@ -172,6 +198,7 @@ class Wasserstein:
     of r pixels costs ``m r``; all moves together cost at most ``radius``. No mass moves between channels.
 
     This is the 1-Wasserstein distance of the normalized images. It does not see how bright an image is as a whole.
+    Floats are rounded to multiples of 2^-24 first, as the scheme does.
 
     Attributes:
         metric: how the distance between pixels is measured: ``"l1"`` (rows plus columns) or ``"l2"`` (Euclidean).
@@ -187,13 +214,24 @@ class Wasserstein:
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         """Exact distance between two batches ``[B, C, H, W]``, by linear programs (seconds for large images): float64
-        ``[B]``, infinity where the shares of the channels differ by more than 1e-6."""
+        ``[B]``, infinity where the shares of the channels differ at all."""
         _difference(x, y)  # raises unless the two can be compared
+        first, second = whole_numbers(x), whole_numbers(y)
+        shares = zip(first.sum((2, 3)).tolist(), second.sum((2, 3)).tolist(), strict=True)
+        pairs = zip(normalized(first).cpu().numpy(), normalized(second).cpu().numpy(), strict=True)
         distances = []
-        for pair in zip(normalized(x).cpu().numpy(), normalized(y).cpu().numpy(), strict=True):
-            exact = flow_distance(*pair) if self.metric == "l1" else transport_distance(*pair, self.metric)
-            distances.append(exact)
+        for (a, b), pair in zip(shares, pairs, strict=True):
+            if any(int(one) * int(sum(b)) != int(other) * int(sum(a)) for one, other in zip(a, b, strict=True)):
+                distances.append(math.inf)
+            else:
+                exact = flow_distance(*pair) if self.metric == "l1" else transport_distance(*pair, self.metric)
+                distances.append(exact)
         return torch.tensor(distances, dtype=torch.float64, device=x.device)
+
+
+def whole_numbers(x: Tensor) -> Tensor:
+    """An image in whole numbers, float64: 8-bit values, or floats in units of 2^-24. Their sums are exact."""
+    return x.to(torch.float64) if x.dtype == torch.uint8 else (x.to(torch.float64) * 2.0**FLOAT_BITS).round_()
 
 
 def mass_of(x: Tensor) -> Tensor:

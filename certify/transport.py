@@ -18,7 +18,7 @@ from torch import Tensor
 GroundMetric = Literal["l1", "l2"]
 Array = NDArray[np.float64]
 
-_SAME_MASS = 1e-6
+_SAME_MASS = 1e-11  # of normalized images in doubles
 
 
 def check_metric(metric: str) -> None:

@@ -50,7 +50,7 @@ class UniformNoise(SampledScheme):
 
     @property
     def threat(self) -> L1:
-        return L1()
+        return L1(q=self.q)
 
     def check(self, x: Tensor) -> None:
         check_images(x, (IMAGES, VIDEOS))

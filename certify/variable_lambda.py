@@ -205,7 +205,7 @@ class VariableLambda(CellSmoothing):
 
     @property
     def threat(self) -> Lp:
-        return Lp(self.p)
+        return Lp(self.p, q=self.q)
 
     @property
     def limits(self) -> Limits:

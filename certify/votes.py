@@ -4,7 +4,8 @@ Copies are streamed through the base classifier in batches of one fixed shape, a
 on the device. The shape of a batch depends only on the scheme and the batch size, and an image with at least a batch of
 copies has its batches for itself: the tensors that the classifier sees then do not depend on sharding, resuming or how
 many images are passed at once. Images with few copies share batches of the same fixed shape; there it is enough that a
-row of the classifier's output does not depend on the other rows, nor on where it stands.
+row of the classifier's output does not depend on the other rows, nor on where it stands. The first is checked for every
+classifier; where the second is not so, images do not share batches if the votes have to be exact.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from torch import Tensor
 
 from certify.draws import ESTIMATION, SELECTION, Draws
 from certify.images import Shape
-from certify.inference import BaseClassifier, check_independence, device_of, exact_inference, good_batch_size
+from certify.inference import (
+    BaseClassifier,
+    check_independence,
+    device_of,
+    exact_inference,
+    good_batch_size,
+    position_matters,
+)
 from certify.scheme import EnumeratedScheme, SampledScheme, Scheme
 
 VoteRule = Callable[[Tensor], Tensor]
@@ -156,19 +164,43 @@ class VoteEngine:
         self.num_classes = num_classes
         self.vote = vote
         self.batch_size = batch_size
+        self._independent = False  # known to be
+        self._shared: dict[tuple[int, ...], bool] = {}  # whether images may share batches, by how they are laid out
 
     def prepare(self, x: Tensor) -> None:
-        """Check ``x`` and settle the batch size, which all later calls then share."""
+        """Check ``x`` and, once, the classifier; settle the batch size, which all later calls then share."""
         self.scheme.check(x)
-        if self.batch_size is None:
-            image = x[:1].to(device_of(self.base_classifier, x.device))
-            draws = Draws.of(0, SELECTION, torch.zeros(1, dtype=torch.int64, device=image.device), range(4))
-            with exact_inference(self.base_classifier):
-                copies = self.scheme.sample(image, draws)[0]
-                self._check_logits(self.base_classifier(copies), len(copies))
-                check_independence(self.base_classifier, copies)
+        if self._independent and self.batch_size is not None:
+            return
+        with exact_inference(self.base_classifier):
+            copies = self._examples(x)
+            self._check_logits(self.base_classifier(copies), len(copies))
+            check_independence(self.base_classifier, copies)
+            self._independent = True
+            if self.batch_size is None:
                 inputs = self.scheme.inputs_per_copy(tuple(x.shape[1:]))
                 self.batch_size = good_batch_size(self.base_classifier, copies[:1], inputs)
+
+    def _examples(self, x: Tensor) -> Tensor:
+        """Four copies of the first image, on the classifier's device."""
+        image = x[:1].to(device_of(self.base_classifier, x.device))
+        draws = Draws.of(0, SELECTION, torch.zeros(1, dtype=torch.int64, device=image.device), range(4))
+        return self.scheme.sample(image, draws)[0]
+
+    def _plan(self, x: Tensor, num_copies: int, device: torch.device) -> Plan:
+        """How the copies of these images are laid out. Exact votes need more than independent rows: what a perturbation
+        does not touch must be scored with the same bits, wherever its image stands in the batch."""
+        assert self.batch_size is not None  # settled by prepare
+        shape = tuple(x.shape[1:])
+        plan = Plan.of(num_copies, self.batch_size, copy_bytes(self.scheme, shape), device)
+        if plan.images == 1 or isinstance(self.scheme, SampledScheme):
+            return plan
+        layout = (plan.images, plan.rows, *shape)
+        if layout not in self._shared:
+            self._shared[layout] = not position_matters(
+                self.base_classifier, self._examples(x), plan.images * plan.rows
+            )
+        return plan if self._shared[layout] else replace(plan, images=1)
 
     def enumerated(self, x: Tensor) -> Tensor:
         """Votes of all copies of an enumerated scheme: int64 ``[B, C]``."""
@@ -233,8 +265,7 @@ class VoteEngine:
         by_copy = torch.zeros((len(x), num_copies, self.num_classes), dtype=torch.bool, device=device) if keep else None
         nan, several = torch.zeros((2,), dtype=torch.bool, device=device).unbind()
         with exact_inference(self.base_classifier):
-            assert self.batch_size is not None  # settled by prepare
-            plan = Plan.of(num_copies, self.batch_size, copy_bytes(self.scheme, tuple(x.shape[1:])), device)
+            plan = self._plan(x, num_copies, device)
             for begin in range(0, len(x), plan.images):
                 # the last group is filled up with its last image, so that every pass has the same shape
                 group = torch.arange(begin, begin + plan.images, device=device).clamp(max=len(x) - 1)

@@ -36,7 +36,7 @@ from certify import coverage
 from certify.draws import Draws, splitmix64
 from certify.images import Shape, check_images
 from certify.scheme import SampledScheme
-from certify.threats import GroundMetric, Wasserstein, mass_of, normalized
+from certify.threats import GroundMetric, Wasserstein, mass_of, normalized, whole_numbers
 from certify.transport import there_and_back
 
 Noise = Literal["laplace", "uniform"]
@@ -49,7 +49,6 @@ MEAN = 1 / 8
 _LAPLACE_SCALE = 2.0**19  # scale parameter of Laplace noise in steps: fewer round images more, more round noise more
 _UNIFORM_REACH = 1 << 31  # largest uniform noise in steps
 _SLIP = 0.8 * 2.0**-30  # probability that a number of Laplace noise is not the right one
-_FLOAT_BITS = 24  # floats are rounded to multiples of 2^-24, so that sums of them are exact
 _MAX_FEATURES = 1 << 24
 _LARGEST = (1 << 63) - 1  # of int64: all bits but the sign
 _CHUNK = 1 << 16  # features that a processor works on at a time, for its caches
@@ -114,7 +113,7 @@ class WassersteinNoise(SampledScheme):
         check_images(x)
         if x[0].numel() > _MAX_FEATURES:
             raise ValueError(f"images: got {x[0].numel()} features, at most {_MAX_FEATURES} are supported")
-        mass_of(_levels(x))
+        mass_of(whole_numbers(x))
 
     def sample(self, x: Tensor, draws: Draws) -> Tensor:
         shape, keys = tuple(x.shape[1:]), draws.keys()
@@ -167,18 +166,13 @@ class WassersteinNoise(SampledScheme):
         return moved * (1 - _BELOW) - _BELOW
 
 
-def _levels(x: Tensor) -> Tensor:
-    """The image in whole numbers, float64: 8-bit values, or floats in units of 2^-24."""
-    return x.to(torch.float64) if x.dtype == torch.uint8 else (x.to(torch.float64) * 2.0**_FLOAT_BITS).round_()
-
-
 def _on_grid(x: Tensor, steps: float, *, path: bool) -> Tensor:
     """Normalized images in whole steps, float64 ``[B, C, H, W]``.
 
     Args:
         path: round sums along a path, so that rounding only moves mass between neighbours; else each feature alone.
     """
-    levels = _levels(x)
+    levels = whole_numbers(x)
     if not path:
         return (normalized(levels) * steps).round_()
     sums = there_and_back(levels).flatten(1).cumsum(1)  # exact: whole numbers below 2^48

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from certify.attacks.wasserstein import in_steps
 from certify.data import load
 from certify.images import to_float
 from certify.stored import read_config, read_rows, read_texts
@@ -101,7 +102,8 @@ def pictures_of(args: Args, config: dict[str, Any], threat: Threat) -> list[Pict
     for i in shown:
         idx = int(rows["idx"][i])
         image = data.batch([idx])[0][0]
-        pair = [to_float(x)[None] for x in (image, changed(image, texts[idx], floats=floats))]
+        first = in_steps(image) if isinstance(threat, Wasserstein) else image
+        pair = [to_float(x)[None] for x in (first, changed(image, texts[idx], floats=floats))]
         predictions = (int(rows["clean"][i]), int(rows["predict"][i]))
         distance = float(threat.distance(*pair)[0])
         pictures.append(

@@ -48,6 +48,7 @@ from certify.poisoning import Ensemble, TrainingLabels, TrainingSamples, count_v
 from certify.poisoning.features import FILE, load_features
 from certify.poisoning.job import Job, ensemble_config, environment_of, read_ensemble, read_job
 from certify.results import ResultFolder, read_rows, result_of
+from certify.stored import read_texts
 from certify.threats import PoisoningThreat
 from certify.votes import Votes
 from scripts import classifier_runs, cli, poisoning_inputs, report
@@ -201,11 +202,18 @@ def certify(args: Args) -> Path:
     }
     folder = ResultFolder(args.out / args.split / f"{args.method}-{kind}")
     with folder:
-        done = folder.start(config, resume=True)
+        folder.start(config, resume=True)
+        kept = {idx: float(text) for idx, text in read_texts(folder.folder, "radius").items()}
         for i, (idx, label) in enumerate(zip(index, labels.tolist(), strict=True)):
-            if idx not in done:
-                votes = Votes(counts[i : i + 1], None, data.shape, int(counts[i].sum()))
-                folder.append(*result_of(idx, label, result, i, int(result.prediction[i]), votes, 0, seconds))
+            votes = Votes(counts[i : i + 1], None, data.shape, int(counts[i].sum()))
+            row, line = result_of(idx, label, result, i, int(result.prediction[i]), votes, 0, seconds)
+            if idx not in kept:
+                folder.append(row, line)
+            elif kept[idx] != row.radius:
+                raise ValueError(
+                    f"{folder.folder}: got a radius of {kept[idx]:g} for image {idx}, which is now {row.radius:g}: it "
+                    "was written by another version of the certificate; remove the folder and certify again"
+                )
     return folder.folder
 
 

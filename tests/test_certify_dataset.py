@@ -120,6 +120,11 @@ def test_votes_copy_by_copy_and_their_rule_are_stored(tmp_path):
 def test_sequential_questions(tmp_path):
     certify_dataset(smoothed(), images(), tmp_path / "run", question=CertifiedAt(1), max_n=300)
     assert "CertifiedAt" in read_config(tmp_path / "run")["sampling"]["until"]
+    base = read_config(tmp_path / "run")
+    own = {name: base[name] for name in ("shape", "num_classes", "scheme", "threat")}
+    certify_dataset(smoothed(), images(), tmp_path / "own", question=CertifiedAt(1), max_n=300, config=own)
+    with pytest.raises(ValueError, match="stopped by what they said"):
+        read_votes(tmp_path / "own")
     exact = smoothed(DeterministicSplittingNoise(lam=0.5))
     with pytest.raises(ValueError, match="exact"):
         certify_dataset(exact, images(), tmp_path / "other", question=CertifiedAt(1))

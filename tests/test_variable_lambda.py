@@ -23,6 +23,7 @@ from certify.draws import ESTIMATION, Draws
 from certify.lambda_design import design, exact_power, outcomes, power_limits, verify
 from certify.models import ModelSpec
 from certify.spec import parse_scheme, to_text
+from certify.threats import L1, Lp
 from certify.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from certify.variable_lambda import radius_through_norms
 
@@ -417,3 +418,21 @@ def test_random_cells_radius():
     assert free.radius(p_lower, 1 - p_lower).tolist() == pytest.approx([-1, 0.4**2, 1, 4], rel=1e-3)
     assert (free.radius(p_lower, 1 - p_lower)[1:] < grid.radius(p_lower, 1 - p_lower)[1:]).all()
     assert (grid.radius(p_lower, 1 - p_lower)[2:] < torch.tensor([1.0, 4.0])).all()
+
+
+@pytest.mark.parametrize(("q", "budget", "p", "a", "b"), [(255, 255, 1.0, 153, 204), (100, 1000, 0.5, 0, 1)])
+def test_floats_on_the_grid_are_compared_by_whole_steps(q, budget, p, a, b):
+    """float32(204 / 255) - float32(153 / 255) is below 51 / 255, and a radius is only just below the next step."""
+    scheme = VariableLambda(p=p, q=q, budget=budget)
+    x, y = (torch.full((1, 1, 1, 1), level, dtype=torch.float32) / q for level in (a, b))
+    copies = torch.arange(scheme.num_copies((1, 1, 1)))[None]
+    touched = int((scheme.copies(x, copies) != scheme.copies(y, copies)).flatten(2).any(2).sum())
+    distance = scheme.threat.distance(x, y)
+    assert distance.item() == pytest.approx(((b - a) / q), rel=1e-15)
+    assert scheme.radius_of_flips(torch.tensor([touched - 1])).item() < distance.item()
+    assert scheme.radius_of_flips(torch.tensor([touched])).item() >= distance.item()
+    assert scheme.threat == Lp(p)
+    bytes_ = (torch.tensor([[[[v]]]], dtype=torch.uint8) for v in (0, 51))
+    assert L1(q=5).distance(*bytes_).item() == 0.2
+    with pytest.raises(ValueError, match="away from the grid"):
+        scheme.threat.distance(x + 0.3 / q, y)

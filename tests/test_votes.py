@@ -22,7 +22,7 @@ from certify import (
     UniformNoise,
 )
 from certify.draws import ESTIMATION, SELECTION, Draws
-from certify.inference import good_batch_size
+from certify.inference import exact_inference, good_batch_size, position_matters
 from certify.models import build
 from certify.scheme import leader_and_gap
 from certify.votes import VoteEngine, argmax_vote
@@ -200,6 +200,75 @@ def test_a_wrapped_model_in_training_mode_is_refused():
     dropout = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(128, 10))
     with pytest.raises(ValueError, match=r"call .eval\(\)"):
         Smoothed(lambda copies: dropout(copies), RandomizedAblation(30), 10).votes(images(1))
+
+
+class Masked(nn.Module):
+    """Scores that depend on the batch (or not), beside a class that is masked out, with an offset that all share."""
+
+    def __init__(self, offset: float, *, batch: bool) -> None:
+        super().__init__()
+        norm = nn.BatchNorm2d(2, track_running_stats=not batch, affine=False)
+        self.scores, self.offset = nn.Sequential(norm, nn.Flatten(), nn.Linear(128, 9)), offset
+
+    def forward(self, copies: torch.Tensor) -> torch.Tensor:
+        masked = copies.new_full((len(copies), 1), -torch.inf if self.offset else -1e4)
+        return torch.cat((self.scores(copies), masked), 1) + self.offset
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+@pytest.mark.parametrize("batch_size", [None, 32])
+def test_batch_statistics_are_found(offset, batch_size):
+    """Whatever the batch size, and however large other scores are."""
+    torch.manual_seed(0)
+    scheme = RandomizedAblation(30)
+    with pytest.raises(ValueError, match="depend on the other copies in its batch"):
+        Smoothed(Masked(offset, batch=True), scheme, 10, n0=10, n=20, batch_size=batch_size).votes(images(1))
+    Smoothed(Masked(offset, batch=False), scheme, 10, n0=10, n=20, batch_size=batch_size).votes(images(1))
+
+
+def test_a_classifier_is_checked_once():
+    sizes = []
+    model = classifier(2)
+    smoothed = Smoothed(
+        lambda c: sizes.append(len(c)) or model(c), RandomizedAblation(6), 10, n0=16, n=16, batch_size=16
+    )
+    smoothed.votes(images(1))
+    first = len(sizes)
+    smoothed.votes(images(1))
+    assert len(sizes) - first == 2
+    assert first == 2 + 4
+
+
+class Row(nn.Module):
+    """Where a copy stands in its batch gets into its scores, as rounding does where kernels treat some rows apart."""
+
+    def forward(self, copies: torch.Tensor) -> torch.Tensor:
+        scores = copies.flatten(1)[:, :2].clone()
+        scores[5:] += 1e-7
+        return scores
+
+
+def test_where_the_place_in_a_batch_matters_images_do_not_share_one():
+    x = images(1)[:, :1].expand(3, -1, -1, -1).contiguous()
+    scheme = DeterministicAblation(5)
+    for model in (Row(), nn.Sequential(nn.Flatten(), nn.Linear(2 * x[0].numel(), 2))):
+        engine = VoteEngine(model, scheme, 2, batch_size=15)
+        by_copy = engine.enumerated_by_copy(x)
+        assert (by_copy == by_copy[:1]).all()
+    shared = VoteEngine(lambda copies: copies.flatten(1)[:, :2], scheme, 2, batch_size=15)
+    shared.prepare(x)
+    assert shared._plan(x, 5, x.device).images == 3
+    apart = VoteEngine(Row(), scheme, 2, batch_size=15)
+    apart.prepare(x)
+    assert apart._plan(x, 5, x.device).images == 1
+
+    def only_copies(copies: torch.Tensor) -> torch.Tensor:
+        if not ((copies[:, 0] + copies[:, 1]).frac() == 0).all():
+            raise ValueError("not a copy")
+        return copies.flatten(1)[:, :2]
+
+    with exact_inference(None):
+        assert position_matters(only_copies, torch.zeros(2, 2, 8, 8), 15)
 
 
 @pytest.mark.parametrize("precision", ["medium", "high", "highest"])

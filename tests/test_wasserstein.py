@@ -63,9 +63,10 @@ def divergence(shape: tuple[int, ...]) -> np.ndarray:
 def test_flow_form_and_transport_form_agree_and_the_metrics_are_within_sqrt_2(size, channels, seed):
     """Lemma 5.1; Corollaries D.1 and D.3."""
     generator = np.random.default_rng(seed)
-    x, y = generator.random((2, channels, *size)) ** 3
-    y *= x.sum(axis=(1, 2), keepdims=True) / y.sum(axis=(1, 2), keepdims=True)
-    x, y = x / x.sum(), y / y.sum()
+    bytes_x = (generator.random((channels, *size)) ** 3 * 255).round().astype(np.uint8)
+    bytes_x[:, 0, 0] += bytes_x.sum() == 0
+    bytes_y = generator.permuted(bytes_x.reshape(channels, -1), axis=1).reshape(bytes_x.shape)
+    x, y = bytes_x / bytes_x.sum(dtype=float), bytes_y / bytes_x.sum(dtype=float)
     flow, l1, l2 = flow_distance(x, y), transport_distance(x, y, "l1"), transport_distance(x, y, "l2")
     assert flow == pytest.approx(l1, rel=1e-6, abs=1e-9)
     plan = shortest_flow(x, y)
@@ -75,7 +76,7 @@ def test_flow_form_and_transport_form_agree_and_the_metrics_are_within_sqrt_2(si
     assert l1 <= math.sqrt(2) * l2 * (1 + 1e-6)
     assert np.abs(x - y).sum() <= 2 * l2 * (1 + 1e-6) + 1e-12
     threats = [Wasserstein("l1"), Wasserstein("l2")]
-    a, b = torch.from_numpy(x)[None], torch.from_numpy(y)[None]
+    a, b = torch.from_numpy(bytes_x)[None], torch.from_numpy(bytes_y)[None]
     assert [threat.distance(a, b).item() for threat in threats] == pytest.approx([l1, l2], rel=1e-6, abs=1e-9)
 
 
@@ -95,6 +96,12 @@ def test_distances_that_are_known():
         shortest_flow(*colours.double().numpy())
     for metric in ("l1", "l2"):
         assert Wasserstein(metric).distance(colours[:1], colours[1:]).item() == math.inf
+        large = torch.randint(200, 255, (1, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        other = large.clone()
+        other[0, 0, 5, 5] += 1  # a level of red for one of green: another share by less than 1e-5
+        other[0, 1, 5, 5] -= 1
+        assert Wasserstein(metric).distance(large, other).item() == math.inf
+        assert Wasserstein(metric).distance(large.double() / 256, other.double() / 256).item() == math.inf
     with pytest.raises(ValueError, match="all zeros for number 1"):
         Wasserstein().distance(colours, colours * torch.tensor([1.0, 0.0]).view(2, 1, 1, 1))
     with pytest.raises(ValueError, match="metric: got 'l3'"):

@@ -19,13 +19,14 @@ from certify import RandomizedAblation, Smoothed, Undefended, Wasserstein, Wasse
 from certify.attacks import wasserstein_attack
 from certify.attacks.gradient import check_additive, gradient_of_samples
 from certify.attacks.sinkhorn import Plan, _wright_omega, project, window_costs
-from certify.attacks.wasserstein import Growth, check_attackable, default_metric
+from certify.attacks.wasserstein import Growth, _with_totals, check_attackable, default_metric, in_steps
 from certify.data import load
 from certify.draws import ATTACK, Draws
+from certify.images import to_float
 from certify.models import ModelSpec
 from certify.threats import normalized
 from certify.training import Trainer, TrainingConfig
-from certify.transport import path_distance, pixel_distances
+from certify.transport import flow_distance, path_distance, pixel_distances, transport_distance
 from scripts import attack as attack_script
 from scripts import cli
 
@@ -95,7 +96,8 @@ def test_projections_are_inside_the_ball_and_below_the_limit(shape, seed, size, 
     assert torch.allclose(z.sum((2, 3)), x.sum((2, 3)), rtol=1e-12)  # mass stays in its channel
     assert (cost <= eps * (1 + 1e-12)).all()
     assert (z <= limit.view(-1, 1, 1, 1) * (1 + 1e-12)).all()
-    assert (Wasserstein(metric).distance(x, z) <= cost * (1 + 1e-6) + 1e-9).all()
+    for before, after, paid in zip(x.numpy(), z.numpy(), cost.tolist(), strict=True):
+        assert transport_distance(before, after, metric) <= paid * (1 + 1e-6) + 1e-9
     alone = project(x[1:2], w[1:2], eps[1:2], metric, limit=limit[1:2], window=window, iterations=10)
     assert torch.equal(alone.arrived()[0], z[1])
 
@@ -124,7 +126,7 @@ def test_plans():
 @given(seed=st.integers(0, 99))
 def test_path_distance_is_an_upper_bound(seed):
     x, y = random_masses(2, (1, 3, 4), seed).split(1)
-    assert path_distance(x, y).item() >= Wasserstein("l1").distance(x, y).item() * (1 - 1e-6)
+    assert path_distance(x, y).item() >= flow_distance(x[0].numpy(), y[0].numpy()) * (1 - 1e-6)
 
 
 # -- the attack --------------------------------------------------------------------------------------------------------
@@ -173,7 +175,7 @@ def test_attack_on_a_plane(metric):
     assert adversarial.max() <= 1
     assert torch.equal(smoothed.predict(adversarial), result.prediction)
     assert (result.prediction != labels).all()
-    true = Wasserstein(metric).distance(x.double() / 255, adversarial.double())
+    true = Wasserstein(metric).distance(in_steps(x), adversarial)
     assert (true[1:] <= result.magnitude[1:] * (1 + 1e-6)).all()
     nearest = model.distance(x) / (math.sqrt(2) if metric == "l2" else 1)
     assert (true[1:] >= nearest[1:] * (1 - 1e-6)).all()
@@ -181,6 +183,31 @@ def test_attack_on_a_plane(metric):
     assert torch.equal(result.verified, result.magnitude)
     alone = wasserstein_attack(smoothed, x[3:4], labels[3:4], growth=FAST, metric=metric)
     assert torch.equal(alone.adversarial[0], adversarial[3])
+
+
+def test_colours_keep_their_shares_exactly():
+    """An adversarial image of another share of red is in no ball at all."""
+    x, model = plane_images(6, (3, 4, 4)), Planes(48, 50.0)
+    labels = model(x).argmax(1)
+    labels[0] = 1 - labels[0]
+    result = wasserstein_attack(Smoothed(model, Undefended(), 2), x, labels, growth=FAST)
+    assert result.success[1:].any()
+    moved = result.success & (result.magnitude > 0)
+    true = Wasserstein().distance(in_steps(x)[moved], result.adversarial[moved])
+    assert (true <= result.magnitude[moved] * (1 + 1e-6)).all()
+    assert torch.equal(result.adversarial[~moved], to_float(x)[~moved])
+
+
+def test_totals_are_restored():
+    top = 2.0**24
+    steps = torch.tensor([[[[0.0, 1, 2], [top, top, 5]], [[top - 1, 0, 0], [0, 0, 0]]]]).double()
+    for change in ([0.0, 0.0], [7.0, -3.0], [-9.0, 3.0]):
+        totals = steps.sum((2, 3)) + torch.tensor([change])
+        repaired = _with_totals(steps, totals)
+        assert torch.equal(repaired.sum((2, 3)), totals)
+        assert repaired.min() >= 0
+        assert repaired.max() <= top
+        assert (repaired - steps).abs().sum() == sum(map(abs, change))
 
 
 def test_attack_on_a_smoothed_classifier_respects_the_certificate():

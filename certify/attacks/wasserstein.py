@@ -23,13 +23,15 @@ from certify.attacks.gradient import (
 from certify.attacks.ifgsm import Found, check_steps, prepare
 from certify.attacks.oracle import Oracle
 from certify.attacks.sinkhorn import project
+from certify.images import check_images, to_float
 from certify.scheme import check_integer
 from certify.smooth import Smoothed
-from certify.threats import GroundMetric, Wasserstein, mass_of, normalized
+from certify.threats import FLOAT_BITS, GroundMetric, Wasserstein, mass_of, normalized, whole_numbers
 from certify.transport import path_distance
 from certify.wasserstein import WassersteinNoise
 
-_GRID = 2.0**24  # adversarial images are multiples of 2^-24: Wasserstein smoothing rounds floats to them
+_GRID = 2**FLOAT_BITS  # adversarial images are multiples of 2^-24: Wasserstein smoothing rounds floats to them
+_BYTE = (_GRID - 1) // 255  # steps of a level of 8 bits, without remainder
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def wasserstein_attack(
 
     Every step goes against the gradient of the true class's mean soft-max and is projected on the ball, which grows
     slowly; the attack on an image ends at the first step at which the classifier (its votes, of a sampled scheme the
-    same samples as ``predict``) fails. The mass of each channel stays as it is.
+    same samples as ``predict``) fails. The mass of each channel stays as it is, to the last step of 2^-24. 8-bit images
+    are scaled by 1 - 2^-24 to be multiples of it, which leaves their normalized form as it is.
 
     Args:
         smoothed: of :class:`~certify.wasserstein.WassersteinNoise`, or of a scheme with a fixed list of differentiable
@@ -98,12 +101,15 @@ def wasserstein_attack(
     """
     growth = growth or Growth()
     threat = Wasserstein(metric or default_metric(smoothed))
-    oracle = prepare(smoothed, images, labels, index, on_queries, check=check_attackable)
+    check_images(images)
+    oracle = prepare(smoothed, in_steps(images), labels, index, on_queries, check=check_attackable)
     clean = oracle.classes(oracle.images, torch.arange(len(oracle.images), device=oracle.images.device))
     found = Found(oracle.images.clone(), clean.clone(), torch.zeros_like(clean, dtype=torch.bool), clean)
     magnitude = torch.full_like(clean, torch.inf, dtype=torch.float64)
     _descend(oracle, found, magnitude, growth, threat, seed)
     result = found.attacked(oracle, magnitude, threat, images.device)
+    kept = ~found.broken.to(images.device)[:, None, None, None]
+    result = replace(result, adversarial=torch.where(kept, to_float(images), result.adversarial))
     return _verified(oracle, result) if oracle.sampled else result
 
 
@@ -129,14 +135,15 @@ def _descend(oracle: Oracle, found: Found, magnitude: Tensor, growth: Growth, th
     for step in range(growth.steps):
         if len(left) == 0:
             return
-        original = oracle.images[left].to(torch.float64)
-        mass = mass_of(original)
+        original = whole_numbers(oracle.images[left])
+        mass = mass_of(original) / _GRID
         slope = _gradient(smoothed, x, oracle.labels[left], oracle.index[left], growth.samples, seed)
         wanted = x.to(torch.float64) - growth.step_size * slope.sign().to(torch.float64)
         eps = torch.full((len(left),), growth.radius(step), dtype=torch.float64, device=x.device)
-        plan = project(original / mass, wanted / mass, eps, threat.metric, limit=1 / mass.flatten())
+        plan = project(normalized(original), wanted / mass, eps, threat.metric, limit=1 / mass.flatten())
         exact = plan.arrived()
-        x = ((exact * mass * _GRID).round() / _GRID).clamp(0, 1).float()
+        steps = (exact * mass * _GRID).round().clamp(0, _GRID)
+        x = (_with_totals(steps, original.sum((2, 3))) / _GRID).float()
         cost = plan.cost() + path_distance(exact, normalized(x))
         answer = oracle.classes(x, left)
         broken = answer != oracle.labels[left]
@@ -144,6 +151,21 @@ def _descend(oracle: Oracle, found: Found, magnitude: Tensor, growth: Growth, th
         found.adversarial[hit], found.prediction[hit], found.broken[hit] = x[broken], answer[broken], True
         magnitude[hit] = cost[broken]
         left, x = left[~broken], x[~broken]
+
+
+def in_steps(images: Tensor) -> Tensor:
+    """The images, or floats in multiples of 2^-24 whose normalized form is that of 8-bit ones, exactly."""
+    return images.float() * (_BYTE / _GRID) if images.dtype == torch.uint8 else images
+
+
+def _with_totals(steps: Tensor, totals: Tensor) -> Tensor:
+    """Images of whole numbers ``[B, C, H, W]``, 0 to 2^24, brought to the sums ``[B, C]`` by a step here and there."""
+    values = steps.flatten(2)
+    while (missing := totals - values.sum(2)).any():
+        sign = missing.sign()[:, :, None]
+        room = torch.where(sign > 0, values < _GRID, values > 0)
+        values = values + sign * (room & (room.cumsum(2) <= missing.abs()[:, :, None]))
+    return values.view_as(steps)
 
 
 def _gradient(smoothed: Smoothed, x: Tensor, labels: Tensor, items: Tensor, samples: int, seed: int) -> Tensor:

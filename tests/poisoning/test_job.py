@@ -131,6 +131,14 @@ def test_the_script_trains_votes_certifies_and_reports(tmp_path, capsys):
         poisoning.Args("certify", tmp_path, method="run-off", threat="labels"),
     ):
         poisoning.main(step)
+    poisoning.main(poisoning.Args("certify", tmp_path))  # again: nothing to do
+    path = run / "rows.tsv"
+    text = path.read_text()
+    cells = text.splitlines()[1].split("\t")
+    path.write_text(text.replace("\t".join(cells), "\t".join([*cells[:3], "99.0", *cells[4:]])))
+    with pytest.raises(ValueError, match=r"got a radius of 99 for image .*another version of the certificate"):
+        poisoning.main(poisoning.Args("certify", tmp_path))
+    path.write_text(text)
     labels = read_rows(tmp_path / "test" / "run-off-labels")
     assert (labels["radius"] >= 0).all()
     with pytest.raises(ValueError, match="is exact"):

@@ -78,11 +78,14 @@ class Toy:
         return 1.0 if isinstance(self.scheme.threat, L0) else 1 / self.steps
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distance in the unit of the radius, rounded to the grid so that comparisons are exact."""
-        # exact grid values: float32 differences would fall on the wrong side of a radius
+        """Distance in the unit of the radius; of schemes without a grid, rounded to the toy's, so that comparisons are
+        exact: float32 differences would fall on the wrong side of a radius."""
+        threat = self.scheme.threat
+        if getattr(threat, "q", None) is not None:
+            return threat.distance(x, y).to(torch.float64)
         x, y = ((image.double() * self.steps).round() / self.steps for image in (x, y))
-        distance = self.scheme.threat.distance(x, y).to(torch.float64)
-        return (distance * self.steps).round() / self.steps if isinstance(self.scheme.threat, L1) else distance
+        distance = threat.distance(x, y).to(torch.float64)
+        return (distance * self.steps).round() / self.steps if isinstance(threat, L1) else distance
 
 
 def ablation_outcomes(scheme: RandomizedAblation) -> Callable[[Tensor], Outcomes]:
