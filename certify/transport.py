@@ -127,7 +127,13 @@ def _solve(costs: Array, constraints: Any, supply: Array) -> Array:
     if scale == 0:
         return np.zeros(len(costs))
     # scaled, because the tolerances of the solver are absolute
-    result = linprog(costs, A_eq=constraints.tocsr(), b_eq=supply / scale, bounds=(0, None), method="highs")
-    if not result.success:
+    for presolve in (True, False):  # presolving takes some problems with both large and tiny masses for infeasible
+        options = {"presolve": presolve}
+        result = linprog(
+            costs, A_eq=constraints.tocsr(), b_eq=supply / scale, bounds=(0, None), method="highs", options=options
+        )
+        if result.success:
+            break
+    else:
         raise ArithmeticError(f"linear program: {result.message}")
     return np.asarray(result.x) * scale
