@@ -105,6 +105,11 @@ def certify_dataset(
     Returns:
         the path of the rows.
     """
+    if smoothed.engine.num_classes != data.num_classes:
+        raise ValueError(
+            f"num_classes: got {smoothed.engine.num_classes} of the classifier and {data.num_classes} of {data.name}, "
+            "expected the same; labels are the classifier's outputs, so give the data set its numbering"
+        )
     if question is not None and not isinstance(smoothed.scheme, SampledScheme):
         raise ValueError(f"question: {type(smoothed.scheme).__name__} is exact, there is nothing to sample")
     if images_per_step is not None:

@@ -25,9 +25,12 @@ def check_images(x: Tensor, layouts: tuple[str, ...] = (IMAGES,)) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"images: got {type(x).__name__}, expected a torch.Tensor {expected}")
     if x.ndim not in [layout.count(",") + 1 for layout in layouts]:
-        advice = "add a batch dimension with x[None]"
-        if x.ndim == 5:
-            advice = f"videos {VIDEOS} need a scheme that adds independent noise to every number, such as GaussianNoise"
+        advice = {
+            2: "features [B, D] are images x[:, :, None, None], one grey image [H, W] is x[None, None]",
+            3: "grey images [B, H, W] are x[:, None], one image [C, H, W] is x[None]",
+            4: "this scheme takes clips only",
+            5: f"videos {VIDEOS} need a scheme that adds independent noise to every number, such as GaussianNoise",
+        }.get(x.ndim, "give a batch")
         raise ValueError(f"images: got shape {tuple(x.shape)}, expected {expected}; {advice}")
     if x.numel() == 0:
         raise ValueError(f"images: got an empty batch of shape {tuple(x.shape)}")

@@ -256,7 +256,9 @@ class ResultFolder:
         Raises if the folder holds other results and ``resume`` is not set, or if they were made differently.
         """
         if self.config_path.exists() and self.rows_path.exists() and not resume:
-            raise ValueError(f"{self.folder}: holds results; add --resume to continue them, or choose another folder")
+            raise ValueError(
+                f"{self.folder}: holds results; add --resume to continue them (resume=True), or choose another folder"
+            )
         claim_config(self.config_path, config)
         self._rows = TableFile(self.rows_path, self._columns)
         self._open.append(self._rows)

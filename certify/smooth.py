@@ -57,17 +57,20 @@ class Smoothed:
         batch_size: int | None = None,
     ) -> None:
         if not isinstance(scheme, (EnumeratedScheme, SampledScheme)):
-            raise TypeError(f"scheme: got {type(scheme).__name__}, expected an EnumeratedScheme or a SampledScheme")
+            got = f"the class {scheme.__name__}" if isinstance(scheme, type) else type(scheme).__name__
+            raise TypeError(f"scheme: got {got}, expected an EnumeratedScheme or a SampledScheme, with its parameters")
         check_alpha(alpha)
         if bounds not in get_args(Bounds):
             raise ValueError(BAD_BOUNDS.format(bounds))
         if interval not in get_args(Interval):
             raise ValueError(f"interval: got {interval!r}, expected one of {', '.join(get_args(Interval))}")
-        if not 0 <= seed < 1 << 64:
-            raise ValueError(f"seed: got {seed}, expected an integer in [0, 2^64)")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 64:
+            raise ValueError(f"seed: got {seed!r}, expected an integer in [0, 2^64)")
         for name, value in (("n0", n0), ("n", n)):
-            if value < 1:
-                raise ValueError(f"{name}: got {value}, expected at least 1 sample")
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: got {value!r}, expected at least 1 sample, as an integer")
+        if not callable(base_classifier):
+            raise TypeError(f"base_classifier: got {base_classifier!r}, expected a module or a function of copies")
         self.base_classifier, self.scheme = base_classifier, scheme
         self.n0, self.n, self.alpha, self.seed = n0, n, alpha, seed
         self.bounds: Bounds = bounds

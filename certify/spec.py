@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
+import inspect
 from typing import Any
 
 import numpy as np
@@ -35,10 +37,13 @@ def parse(text: str, names: dict[str, type] | None = None, *, example: str = "Ra
     """
     names = known() if names is None else names
     usage = f"expected e.g. {example}, with one of {', '.join(sorted(names))}"
+    close = difflib.get_close_matches(text.split("(")[0].strip(), names, n=1)
+    if close:
+        usage = f"expected e.g. {example}; did you mean {close[0]}(...)?"
     try:
         call = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"got {text[:200]!r}, {usage}") from error
+        raise ValueError(f"got {text[:200]!r}, which is not complete (brackets? quotes?); {usage}") from error
     if not isinstance(call, ast.Call):
         raise ValueError(f"got {text!r}, {usage}")
     function = call.func
@@ -60,7 +65,7 @@ def parse(text: str, names: dict[str, type] | None = None, *, example: str = "Ra
         kwargs = {keyword.arg: _literal(keyword.value, text) for keyword in call.keywords if keyword.arg}
         return build(*args, **kwargs)
     except TypeError as error:
-        raise ValueError(f"got {text!r}: {error}") from error
+        raise ValueError(f"got {text!r}: {error}; expected {function.id}{inspect.signature(build)}") from error
 
 
 def _literal(node: ast.expr, text: str) -> Any:
@@ -72,7 +77,9 @@ def _literal(node: ast.expr, text: str) -> Any:
 
 def parse_scheme(text: str) -> Scheme:
     """The smoothing scheme that ``text`` describes."""
-    scheme = parse(text)
+    # other names are parsed, too, but not proposed
+    schemes = {name: value for name, value in known().items() if issubclass(value, Scheme)}
+    scheme = parse(text, schemes if text.split("(")[0].split(".")[0].strip() not in known() else None)
     if not isinstance(scheme, Scheme):
         raise ValueError(f"scheme: got {text!r}, expected a smoothing scheme such as RandomizedAblation(keep=45)")
     return scheme
@@ -80,7 +87,7 @@ def parse_scheme(text: str) -> Scheme:
 
 def parse_vote(text: str) -> VoteRule:
     """The vote rule that ``text`` describes: ``argmax`` or e.g. ``ThresholdVote(theta=0.6)``."""
-    vote = argmax_vote if text == "argmax" else parse(text)
+    vote = argmax_vote if text == "argmax" else parse(text, example="ThresholdVote(theta=0.6)")
     if not isinstance(vote, ThresholdVote) and vote is not argmax_vote:
         raise ValueError(f"vote: got {text!r}, expected argmax or a vote rule such as ThresholdVote(theta=0.6)")
     return vote

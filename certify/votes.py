@@ -27,7 +27,7 @@ from certify.inference import (
     good_batch_size,
     position_matters,
 )
-from certify.scheme import EnumeratedScheme, SampledScheme, Scheme
+from certify.scheme import EnumeratedScheme, SampledScheme, Scheme, check_integer
 
 VoteRule = Callable[[Tensor], Tensor]
 
@@ -132,6 +132,13 @@ _EXCLUSIVE = (
 )
 
 
+def _are_probabilities(scores: Tensor) -> bool:
+    """Whether rows are in [0, 1] and sum to 1; votes as scores, 0 and 1, are not meant."""
+    sums = scores.sum(1)
+    votes = (scores == 0) | (scores == 1)
+    return bool((scores >= 0).all() and ((sums - 1).abs() <= 1e-4).all() and not votes.all())
+
+
 class VoteEngine:
     """Runs a base classifier over copies of images. See :class:`~certify.smooth.Smoothed` for the usual way in.
 
@@ -153,10 +160,11 @@ class VoteEngine:
         vote: VoteRule = argmax_vote,
         batch_size: int | None = None,
     ) -> None:
-        if num_classes < 2:
-            raise ValueError(f"num_classes: got {num_classes}, expected at least 2")
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
+        check_integer("num_classes", num_classes, 2)
+        if batch_size is not None:
+            check_integer("batch_size", batch_size, 1)
+        if not callable(vote):
+            raise TypeError(f"vote: got {vote!r}, expected a rule such as argmax_vote or ThresholdVote(theta=0.6)")
         if isinstance(scheme, SampledScheme) and not getattr(vote, "exclusive", True):
             raise ValueError(f"vote: got {vote}, by which a copy may vote for several classes; {_EXCLUSIVE}")
         self.base_classifier = scheme.classifier(base_classifier)
@@ -174,12 +182,31 @@ class VoteEngine:
             return
         with exact_inference(self.base_classifier):
             copies = self._examples(x)
-            self._check_logits(self.base_classifier(copies), len(copies))
+            self._check_first(copies, tuple(x.shape[1:]))
             check_independence(self.base_classifier, copies)
             self._independent = True
             if self.batch_size is None:
                 inputs = self.scheme.inputs_per_copy(tuple(x.shape[1:]))
                 self.batch_size = good_batch_size(self.base_classifier, copies[:1], inputs)
+
+    def _check_first(self, copies: Tensor, shape: Shape) -> None:
+        """Run the classifier for the first time, with a word on what copies are if it does not take them."""
+        try:
+            scores = self.base_classifier(copies)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ValueError(
+                f"base classifier: got copies float32 {tuple(copies.shape)}, and failed: {error}; "
+                f"{type(self.scheme).__name__} makes copies with {copies.shape[1]} channels of images with {shape[0]}: "
+                "that is what the first layer has to take (scheme.channels(C)), in float32 (model.float())"
+            ) from error
+        self._check_logits(scores, len(copies))
+        if isinstance(self.vote, ThresholdVote) and _are_probabilities(scores):
+            raise ValueError(
+                "base classifier: got probabilities (they sum to 1), expected scores before the soft-max, which "
+                "ThresholdVote takes itself; leave out the model's last layer, or return their logarithm"
+            )
 
     def _examples(self, x: Tensor) -> Tensor:
         """Four copies of the first image, on the classifier's device."""
@@ -256,6 +283,8 @@ class VoteEngine:
         home = x.device
         device = device_of(self.base_classifier, home)
         items = torch.arange(len(x)) if index is None else index
+        if not isinstance(items, Tensor):
+            raise TypeError(f"index: got {type(items).__name__}, expected a tensor int64 ({len(x)},)")
         if items.shape != (len(x),) or items.dtype != torch.int64:
             raise ValueError(f"index: got {items.dtype} {tuple(items.shape)}, expected int64 ({len(x)},)")
         if items.min() < 0 or items.max() >= 1 << 32:
@@ -303,7 +332,8 @@ class VoteEngine:
         expected = (rows, self.num_classes)
         if not isinstance(logits, Tensor) or tuple(logits.shape) != expected or not logits.is_floating_point():
             got = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"base classifier: got {got}, expected float scores of shape {expected}")
+            advice = "" if isinstance(logits, Tensor) else "; return one tensor, such as output[0] or output.logits"
+            raise ValueError(f"base classifier: got {got}, expected float scores of shape {expected}{advice}")
 
 
 def collect_votes(

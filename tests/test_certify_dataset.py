@@ -130,6 +130,12 @@ def test_sequential_questions(tmp_path):
         certify_dataset(exact, images(), tmp_path / "other", question=CertifiedAt(1))
 
 
+def test_the_numbers_of_classes_have_to_agree(tmp_path):
+    with pytest.raises(ValueError, match="num_classes: got 5 of the classifier and 3 of"):
+        certify_dataset(Smoothed(lambda copies: copies.flatten(1)[:, :5], L0, 5), images(), tmp_path / "run", model="5")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("index", [[0, 12], [-1], [3, 3]])
 def test_wrong_indices(index, tmp_path):
     with pytest.raises(ValueError, match=r"index.*0 to 11"):

@@ -924,3 +924,20 @@ def test_fetch_mnist(tmp_path):
     mean, std = train.channel_statistics()
     assert mean == pytest.approx((0.1307,), abs=1e-4)
     assert std == pytest.approx((0.3081,), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.zeros(4, 1, dtype=torch.int64), r"labels torch.int64 \(4, 1\), expected an int64 tensor \[N\]"),
+        (torch.zeros(4), "labels torch.float32"),
+        ([0, 1, 2, 3], "labels list"),
+        (torch.tensor([1, 2, 3, 10]), r"labels in \[1, 10\], expected 0..9; classes are counted from 0"),
+    ],
+)
+def test_labels_of_ones_own_data(labels, message):
+    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=message):
+        Dataset("mine", "test", images, labels, num_classes=10)
+    with pytest.raises(ValueError, match=r"images \(4, 8, 8\), expected \[N, C, H, W\]"):
+        Dataset("mine", "test", images[:, 0], torch.zeros(4, dtype=torch.int64), num_classes=10)

@@ -284,3 +284,20 @@ def test_any_arguments_are_parsed_or_refused(text):
     except ValueError:
         return
     assert isinstance(value, RandomizedAblation)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("GausianNoise(0.25)", r"did you mean GaussianNoise\("),
+        ("GaussianNoise(0.25", "not complete"),
+        ("GaussianNoise(sgma=0.25)", r"unexpected keyword argument 'sgma'; expected GaussianNoise\(sigma: "),
+        ("Ablate(3)", "expected e.g. RandomizedAblation"),
+    ],
+)
+def test_misspelt_schemes_are_helped_with(text, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        spec.parse_scheme(text)
+    assert "ThresholdVote" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"did you mean ThresholdVote\("):
+        spec.parse_vote("Threshold(0.3)")

@@ -239,6 +239,42 @@ def test_a_classifier_is_checked_once():
     assert first == 2 + 4
 
 
+def test_probabilities_are_not_scores():
+    """Their soft-max is nearly uniform, and no class would pass a threshold."""
+    model = nn.Sequential(classifier(2), nn.Softmax(1))
+    with pytest.raises(ValueError, match="leave out the model's last layer"):
+        Smoothed(model, BandAblation(2), 10, vote=ThresholdVote(0.3)).votes(images(1))
+    Smoothed(model, BandAblation(2), 10).votes(images(1))  # the largest is the same
+    one_hot = lambda copies: torch.eye(10)[classifier(2)(copies).argmax(1)]  # noqa: E731
+    Smoothed(one_hot, BandAblation(2), 10, vote=ThresholdVote(0.1)).votes(images(1))
+
+
+@pytest.mark.parametrize("model", [classifier(1), classifier(2).double()], ids=["channels", "dtype"])
+def test_a_classifier_that_does_not_take_copies(model):
+    with pytest.raises(
+        ValueError, match=r"copies float32 \(4, 2, 8, 8\), and failed: .* BandAblation makes copies with 2"
+    ):
+        Smoothed(model, BandAblation(2), 10).votes(images(1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": 10.0}, "num_classes: got 10.0"),
+        ({"n": 1e3}, "n: got 1000.0, expected at least 1 sample, as an integer"),
+        ({"batch_size": 64.0}, "batch_size: got 64.0"),
+        ({"seed": None}, "seed: got None"),
+        ({"vote": "argmax"}, "vote: got 'argmax'"),
+        ({"scheme": RandomizedAblation}, "scheme: got the class RandomizedAblation"),
+        ({"base_classifier": "model"}, "base_classifier: got 'model'"),
+    ],
+)
+def test_arguments_of_the_wrong_kind(options, message):
+    usual = {"base_classifier": classifier(2), "scheme": RandomizedAblation(6), "num_classes": 10}
+    with pytest.raises((TypeError, ValueError), match=message):
+        Smoothed(**usual | options)
+
+
 class Row(nn.Module):
     """Where a copy stands in its batch gets into its scores, as rounding does where kernels treat some rows apart."""
 

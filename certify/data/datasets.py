@@ -50,12 +50,22 @@ class Dataset:
     mirrored: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.labels, Tensor) or self.labels.dtype != torch.int64 or self.labels.ndim != 1:
+            got = type(self.labels).__name__
+            if isinstance(self.labels, Tensor):
+                got = f"{self.labels.dtype} {tuple(self.labels.shape)}"
+            raise ValueError(f"{self.name}: got labels {got}, expected an int64 tensor [N] of class numbers from 0 on")
+        if isinstance(self.images, Tensor) and self.images.ndim not in (4, 5):
+            raise ValueError(
+                f"{self.name}: got images {tuple(self.images.shape)}, expected [N, C, H, W], or clips [N, C, T, H, W]"
+            )
         if len(self.images) != len(self.labels) or len(self.labels) == 0:
             raise ValueError(f"{self.name}: got {len(self.images)} images and {len(self.labels)} labels")
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= self.num_classes:
             raise ValueError(
-                f"{self.name}: got labels in [{low}, {high}], expected 0..{self.num_classes - 1}; the files are damaged"
+                f"{self.name}: got labels in [{low}, {high}], expected 0..{self.num_classes - 1}; classes "
+                "are counted from 0 (files with other labels are damaged)"
             )
 
     def __len__(self) -> int:
