@@ -244,7 +244,7 @@ def test_resume_may_come_first(tmp_path):
 def test_existing_run_is_not_overwritten(tmp_path):
     start(tmp_path, rows=[1])
     before = (tmp_path / "rows.tsv").read_bytes(), (tmp_path / "votes.tsv").read_bytes()
-    with pytest.raises(ValueError, match="holds results; add --resume to continue them .*, or choose another folder"):
+    with pytest.raises(ValueError, match=r"holds results; add --resume to continue them .*, or choose another folder"):
         start(tmp_path)
     assert ((tmp_path / "rows.tsv").read_bytes(), (tmp_path / "votes.tsv").read_bytes()) == before
 
