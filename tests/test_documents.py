@@ -59,6 +59,19 @@ def test_pages_of_code_run_from_top_to_bottom(name: str, tmp_path: Path, monkeyp
         rl.VectorEnvAdapter(module.many).close()  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    ("package", "missing"), [("rl", "stable_baselines3"), ("rl", "gymnasium"), ("envs", "gymnasium")]
+)
+def test_what_is_not_installed_is_named_with_its_extra(
+    package: str, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ModuleNotFoundError, match=rf'{missing} is not installed.*"scalable-robust-ml\[rl\]"'):
+        importlib.import_module(package)
+
+
 def public(module: ModuleType) -> list[str]:
     own = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
     return getattr(module, "__all__", [name for name in own if not name.startswith("_")])
