@@ -305,6 +305,9 @@ class FlatEnv(gymnasium.Env[Any, Any]):
     [
         ({"goal_gradient_coef": -1}, "goal_gradient_coef: got -1, expected a number of at least 0"),
         ({"goal_gradient_coef": float("nan")}, "goal_gradient_coef: got nan"),
+        ({"goal_gradient_coef": "0.2"}, "goal_gradient_coef: got '0.2', expected a number"),
+        ({"goal_gradient_coef": None}, "goal_gradient_coef: got None"),
+        ({"goal_gradient": 0.2}, "goal_gradient: got 0.2, expected what is differentiated"),
         ({"policy_kwargs": {"share_features_extractor": True}}, "share_features_extractor: got True"),
     ],
 )
