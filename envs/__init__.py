@@ -4,6 +4,16 @@
 together in NumPy. Both take the fields of the task as keyword arguments, ``d=40`` and so on.
 """
 
+try:
+    import gymnasium as _gymnasium  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "gymnasium":
+        raise
+    raise ModuleNotFoundError(
+        'envs: gymnasium is not installed; install the extra with pip install "scalable-robust-ml[rl]"',
+        name="gymnasium",
+    ) from error
+
 from envs.bit_flipping import BitFlipping
 from envs.continuous_seek import ContinuousSeek
 from envs.core import GoalEnv, GoalVectorEnv

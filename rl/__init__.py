@@ -5,6 +5,17 @@ coefficient of ReenGAGE; at 0 they train bit-identical networks. ``rl.DDPG("Mult
 Multi-ReenGAGE, for environments with many goals at a time (:mod:`rl.gates`).
 """
 
+try:
+    import gymnasium as _gymnasium  # noqa: F401
+    import stable_baselines3 as _stable_baselines3  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name not in ("gymnasium", "stable_baselines3"):
+        raise
+    raise ModuleNotFoundError(
+        f'rl: {error.name} is not installed; install the extra with pip install "scalable-robust-ml[rl]"',
+        name=error.name,
+    ) from error
+
 from rl.actor_critic import DDPG, SAC, TD3
 from rl.buffers import GoalSetReplayBuffer
 from rl.checkpoint import load_checkpoint, save_checkpoint

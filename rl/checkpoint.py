@@ -15,6 +15,7 @@ import warnings
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -118,6 +119,11 @@ def load_checkpoint(model: OffPolicyAlgorithm, path: str | Path, *, buffer: bool
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such checkpoint; train first")
+    if is_zipfile(path):
+        raise ValueError(
+            f"{path}: got a model that Stable-Baselines3 has saved (a zip file), expected a checkpoint of "
+            f"rl.save_checkpoint or rl.run; load it with {type(model).__name__}.load(path, env=env)"
+        )
     try:
         with safe_open(path, "pt") as file:
             state = json.loads(file.metadata()["state"])

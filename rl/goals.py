@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
@@ -110,6 +111,12 @@ class GoalGradient:
             raise ValueError(
                 f"desired_goal: got {space[GOAL]}, which is one-hot encoded and has no gradient; use a Box"
             )
+        if is_image_space(space[GOAL]):
+            raise ValueError(
+                f"desired_goal: got images of grey levels ({space[GOAL]}), which the policy divides by 255 after they "
+                "are differentiated, so that the term is next to nothing; expected a float Box, such as images in "
+                "[0, 1], or goal_gradient_coef=0"
+            )
         if normalization is not None and normalization.norm_reward:
             raise ValueError(
                 "env: got a VecNormalize that scales rewards, so that none equals low_reward and no known reward "
@@ -136,6 +143,11 @@ class GoalGradient:
             rewards = self.reward(next_observation[ACHIEVED].detach().float(), goal)
         return torch.autograd.grad(rewards.sum(), goal)[0].flatten(1)
 
+    def is_low(self, reward: Tensor, discount: Tensor | float, gamma: float) -> Tensor:
+        """Which rewards are ``low_reward`` (of n-step returns: sums of nothing else), bool ``[B, 1]``."""
+        low = low_return(self.low_reward, discount, gamma)
+        return (reward - low).abs() <= 1e-6 + 1e-5 * abs(self.low_reward)
+
     def weight(
         self, reward: Tensor, discount: Tensor | float, gamma: float, statistics: GoalStatistics | None
     ) -> Tensor:
@@ -145,8 +157,7 @@ class GoalGradient:
                 "gamma: got 1 with n-step returns, which do not tell then how many rewards they sum; expected less"
             )
         if self.reward is None:
-            low = low_return(self.low_reward, discount, gamma)
-            counts = ((reward - low).abs() <= 1e-6 + 1e-5 * abs(self.low_reward)).to(reward.dtype)
+            counts = self.is_low(reward, discount, gamma).to(reward.dtype)
         elif isinstance(discount, Tensor):
             raise ValueError(
                 "replay buffer: got n-step returns with a dense reward, whose gradient is that of one step; expected "

@@ -151,7 +151,13 @@ class HerReplayBuffer(StockHerReplayBuffer):
             infos = copy.deepcopy(self.infos[steps, envs])
         # all environments have the same reward
         (rewards,) = self.env.env_method("compute_reward", achieved, goals, infos, indices=[0])
-        return np.asarray(rewards, dtype=np.float32).reshape(len(steps))
+        rewards = np.asarray(rewards, dtype=np.float32)
+        if rewards.size != len(steps):
+            raise ValueError(
+                f"compute_reward: got rewards of shape {rewards.shape} for {len(steps)} goals at a time, expected "
+                f"({len(steps)},): it has to take arrays [N, ...] of goals, too, and reduce the other axes alone"
+            )
+        return rewards.reshape(len(steps))
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values).to(self.device)

@@ -8,6 +8,7 @@ after any number of updates.
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
@@ -28,6 +29,10 @@ from rl.updates import Follower, make_faster
 Batch = DictReplayBufferSamples
 Discount = Tensor | float
 Networks = Literal["target", "critic", "actor"]
+
+# transitions: steps and samples without any low reward, after which a warning is due; enough for some episodes, since
+# one that happens to begin at its goal may have none
+PATIENCE = 1_000
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,7 @@ class GoalConditioned(OffPolicyAlgorithm):
         if goal_gradient is not None:
             self.goal_gradient = goal_gradient
         self.goal_statistics = GoalStatistics()  # stays empty without GoalGradient.normalize
+        self._without_low: int | None = 0  # transitions sampled without any low reward; None once that is settled
         super().__init__(*args, **kwargs)
 
     def _setup_model(self) -> None:
@@ -118,10 +124,16 @@ class GoalConditioned(OffPolicyAlgorithm):
 
         Coefficient, rule and environment may also come from ``load``, ``set_env`` or an assignment.
         """
-        if not (np.isfinite(self.goal_gradient_coef) and self.goal_gradient_coef >= 0):
-            raise ValueError(f"goal_gradient_coef: got {self.goal_gradient_coef}, expected a number of at least 0")
+        coef = self.goal_gradient_coef
+        if not (isinstance(coef, float | int | np.number) and np.isfinite(coef) and coef >= 0):
+            raise ValueError(f"goal_gradient_coef: got {coef!r}, expected a number of at least 0")
         if self.goal_gradient_coef == 0:
             return
+        if not hasattr(self.goal_gradient, "check"):
+            raise ValueError(
+                f"goal_gradient: got {self.goal_gradient!r}, expected what is differentiated, such as "
+                "rl.GoalGradient(...); the coefficient is goal_gradient_coef"
+            )
         self.goal_gradient.check(self.observation_space, self._vec_normalize_env)
         if getattr(self.policy, "share_features_extractor", False):
             raise ValueError(
@@ -174,7 +186,7 @@ class GoalConditioned(OffPolicyAlgorithm):
     # The loop.
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_followers", "_entropy_coef", "_normalization"]
+        return [*super()._excluded_save_params(), "_followers", "_entropy_coef", "_normalization", "_without_low"]
 
     def update_statistics(self) -> None:
         """Take episodes that were finished since the last call into the statistics of NormalizedExtractor, if any."""
@@ -228,6 +240,8 @@ class GoalConditioned(OffPolicyAlgorithm):
         if statistics is not None:
             statistics.update(batch.observations[GOAL])
         weight = self.goal_gradient.weight(batch.rewards, discount, self.gamma, statistics)
+        if self._without_low is not None:
+            self._look_for_low_rewards(batch.rewards, discount)
         values, slopes = self._values_and_slopes(batch)
         td_loss = self._td_loss(values, target)
         term = add_up([goal_gradient_loss(own, target_gradient, weight) for own in slopes])
@@ -235,6 +249,31 @@ class GoalConditioned(OffPolicyAlgorithm):
         logs.add(self.loss_name, td_loss)
         logs.add("goal_gradient_loss", term)
         return td_loss + term
+
+    def _look_for_low_rewards(self, rewards: Tensor, discount: Discount) -> None:
+        """Warn once if there are none, so that the term is always 0; with the first of them the search is over."""
+        rule = self.goal_gradient
+        assert self._without_low is not None
+        if (
+            not isinstance(rule, GoalGradient)
+            or rule.reward is not None
+            or rule.is_low(rewards, discount, self.gamma).any()
+        ):
+            self._without_low = None
+            return
+        self._without_low += len(rewards)
+        if min(self._without_low, self.num_timesteps) < PATIENCE:
+            return
+        kind = "n-step returns" if isinstance(discount, Tensor) else "rewards"
+        warnings.warn(
+            f"goal_gradient: got {kind} from {rewards.min():g} to {rewards.max():g} in a batch, and in "
+            f"{self._without_low} sampled transitions none of low_reward={rule.low_reward:g}, without which the "
+            "goal-gradient loss is 0: the coefficient has no effect. Expected low_reward for steps that do not reach "
+            "the goal; say goal_gradient=rl.GoalGradient(low_reward=...), or rl.GoalGradient(reward=...) with the "
+            "function of dense rewards",
+            UserWarning,
+        )
+        self._without_low = None
 
     def _clip(self, target: Tensor) -> Tensor:
         return target if self.target_range is None else target.clamp(*self.target_range)

@@ -54,6 +54,14 @@ class Episodes:
     successes: list[bool]
 
 
+def _check_vec_env(name: str, env: Any) -> None:
+    if not isinstance(env, VecEnv):
+        raise ValueError(
+            f"{name}: got {type(env).__name__}, expected a VecEnv of Stable-Baselines3: DummyVecEnv([lambda: env]) of "
+            "stable_baselines3.common.vec_env for a gymnasium.Env, or rl.VectorEnvAdapter(env) for a VectorEnv"
+        )
+
+
 def run_episodes(model: Any, env: VecEnv, episodes: int, *, seed: int, deterministic: bool = True) -> Episodes:
     """Let an agent act until ``episodes`` episodes have ended.
 
@@ -63,6 +71,7 @@ def run_episodes(model: Any, env: VecEnv, episodes: int, *, seed: int, determini
         model: has ``predict(observations, deterministic=...)``, as Stable-Baselines3's algorithms.
         seed: of the environments.
     """
+    _check_vec_env("env", env)
     quota = [episodes // env.num_envs + (i < episodes % env.num_envs) for i in range(env.num_envs)]
     env.seed(seed)
     observations: VecEnvObs = env.reset()
@@ -186,16 +195,19 @@ def run(
         report: gets a line of text at each evaluation.
 
     Raises:
-        ValueError: if ``folder`` holds a run and ``resume`` is False, or the model has no seed or state that no
-            checkpoint holds.
+        ValueError: if ``folder`` holds a run and ``resume`` is False, ``eval_env`` or ``plan`` is of another type, or
+            the model has no seed or state that no checkpoint holds.
     """
     check_supported(model)
+    _check_vec_env("eval_env", eval_env)
+    if not isinstance(plan, Plan):
+        raise ValueError(f"plan: got {plan!r}, expected an rl.Plan, such as rl.Plan(steps=100_000)")
     if model.seed is None:
         raise ValueError("seed: got None, expected an integer, from which all randomness of a run follows")
     folder = Path(folder)
     state, log = folder / STATE, Evaluations()
     if holds_run(folder) and not resume:
-        raise ValueError(f"{folder}: holds a training run; add --resume to continue it, or choose another folder")
+        raise ValueError(f"{folder}: holds a training run; give resume=True to continue it, or choose another folder")
     if resume and state.exists():
         load_checkpoint(model, state)
         if (folder / LOG).exists():

@@ -26,10 +26,14 @@ class VectorEnvAdapter(VecEnv):
     its environments alike: goal-conditioned ones have ``compute_reward`` for hindsight.
 
     Raises:
-        ValueError: if the environment does not reset in the same step, which Stable-Baselines3 expects.
+        ValueError: if it is no vector environment, or does not reset in the same step, which Stable-Baselines3 expects.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        if not isinstance(env, VectorEnv):
+            raise ValueError(
+                f"env: got {type(env).__name__}, expected a VectorEnv; pass a gymnasium.Env to the algorithm directly"
+            )
         mode = env.metadata.get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:
             raise ValueError(

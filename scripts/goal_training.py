@@ -181,6 +181,16 @@ def spec_of(env: str) -> EnvSpec:
         raise ValueError(f"env: got {env!r}, which is not registered ({error})") from error
 
 
+def time_limit(env: str) -> int | None:
+    """Steps of an episode as the registration says, or, where it follows from the arguments, as an environment says."""
+    spec = spec_of(env)
+    if spec.max_episode_steps is not None:
+        return spec.max_episode_steps
+    made = gymnasium.make(spec)
+    made.close()
+    return None if made.spec is None else made.spec.max_episode_steps
+
+
 def plan_of(args: Args) -> dict[str, int]:
     plan = Plan(args.steps, args.eval_every, args.eval_episodes, args.checkpoint_every)
     return dict(vars(plan))

@@ -81,7 +81,14 @@ class Args(goal_training.RunArgs):
 def configuration(args: Args) -> goal_training.Run:
     """The run that the arguments mean; ``ValueError`` unless it can be made here."""
     env = args.env if ":" in args.env else f"gymnasium_robotics:{args.env}"
-    limit = goal_training.spec_of(env).max_episode_steps
+    try:
+        limit = goal_training.time_limit(env)
+    except ValueError as error:
+        if env == args.env:
+            raise
+        raise ValueError(
+            f"{error}; an id without a module is one of gymnasium_robotics, others are module:id"
+        ) from error
     if limit is None:
         raise ValueError(f"env: got {env!r}, which has no time limit; expected episodes of one length")
     counts = ("workers", "num_envs", "epochs", "steps", "batch_size", "eval_every", "eval_episodes", "checkpoint_every")

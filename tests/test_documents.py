@@ -11,6 +11,8 @@ from types import ModuleType
 
 import pytest
 
+import rl
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 RUNNABLE = ("own_classifier", "own_environment")
@@ -54,7 +56,20 @@ def test_pages_of_code_run_from_top_to_bottom(name: str, tmp_path: Path, monkeyp
         assert (module.result.prediction == module.labels).float().mean() > 0.5  # type: ignore[attr-defined]
     else:
         assert module.model.num_timesteps >= 600  # type: ignore[attr-defined]
-        module.many.close()  # type: ignore[attr-defined]
+        rl.VectorEnvAdapter(module.many).close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("package", "missing"), [("rl", "stable_baselines3"), ("rl", "gymnasium"), ("envs", "gymnasium")]
+)
+def test_what_is_not_installed_is_named_with_its_extra(
+    package: str, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ModuleNotFoundError, match=rf'{missing} is not installed.*"scalable-robust-ml\[rl\]"'):
+        importlib.import_module(package)
 
 
 def public(module: ModuleType) -> list[str]:

@@ -120,6 +120,10 @@ def test_errors() -> None:
     with pytest.raises(RuntimeError, match="no finished episode"):
         ours.sample(4)
     fill(env, (ours,), 20)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(env, "env_method", lambda *args, **kwargs: [np.float64(-1.0)])
+        with pytest.raises(ValueError, match=r"compute_reward: got rewards of shape \(\) for 3 goals at a time"):
+            ours.sample(4)
     ours.env = None
     with pytest.raises(RuntimeError, match="set_env"):
         ours.sample(4)

@@ -195,6 +195,53 @@ def test_only_low_rewards_count() -> None:
     assert GoalGradient().weight(returns, discounts, gamma, None).flatten().tolist() == [1, 0]
 
 
+class Shifted(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Rewards of 0 and 1 in place of -1 and 0."""
+
+    def step(self, action: Any) -> Any:
+        observation, reward, *others = self.env.step(action)
+        return observation, float(reward) + 1, *others
+
+    def compute_reward(self, *goals: Any) -> Any:
+        return self.env.unwrapped.compute_reward(*goals) + 1  # type: ignore[attr-defined]
+
+
+def shifted() -> gymnasium.Env[Any, Any]:
+    return Shifted(gymnasium.make("ContinuousSeek-v0", d=3, bound=1.0, eps=0.3, steps=5))
+
+
+def test_rewards_without_a_low_one_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The term is 0 with them, which would otherwise show only in the logs."""
+    monkeypatch.setattr("rl.reengage.PATIENCE", 100)
+    model: Any = agent("DDPG", env=shifted(), goal_gradient_coef=0.3).learn(99)
+    with pytest.warns(UserWarning, match=r"rewards from 0 to 1 in a batch.* none of low_reward=-1") as told:
+        model.learn(100, reset_num_timesteps=False)
+    assert len(told) == 1
+    assert "rl.GoalGradient(low_reward=...)" in str(told[0].message)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"goal_gradient_coef": 0},
+        {"goal_gradient": GoalGradient(low_reward=0)},
+        {"goal_gradient": GoalGradient(reward=lambda achieved, goal: -(achieved - goal).square().sum(1))},
+    ],
+)
+def test_other_rewards_that_are_told_of_are_fine(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rl.reengage.PATIENCE", 1)
+    agent("DDPG", env=shifted(), **{"goal_gradient_coef": 0.3, **options}).learn(80)  # warnings are errors
+
+
+def test_looking_for_low_rewards_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    looking: Any = agent("TD3", goal_gradient_coef=0.3).learn(120)
+    monkeypatch.setattr(GoalConditioned, "_look_for_low_rewards", lambda *args: None)
+    blind: Any = agent("TD3", goal_gradient_coef=0.3).learn(120)
+    assert looking._without_low is None
+    assert blind._without_low == 0
+    assert all(torch.equal(value, parameters(blind)[key]) for key, value in parameters(looking).items())
+
+
 def test_normalized_gradients_do_not_depend_on_the_units_of_a_goal() -> None:
     model: Any = agent("DDPG", goal_gradient_coef=0.5, goal_gradient=GoalGradient(normalize=True)).learn(80)
     goals = []
@@ -258,6 +305,9 @@ class FlatEnv(gymnasium.Env[Any, Any]):
     [
         ({"goal_gradient_coef": -1}, "goal_gradient_coef: got -1, expected a number of at least 0"),
         ({"goal_gradient_coef": float("nan")}, "goal_gradient_coef: got nan"),
+        ({"goal_gradient_coef": "0.2"}, "goal_gradient_coef: got '0.2', expected a number"),
+        ({"goal_gradient_coef": None}, "goal_gradient_coef: got None"),
+        ({"goal_gradient": 0.2}, "goal_gradient: got 0.2, expected what is differentiated"),
         ({"policy_kwargs": {"share_features_extractor": True}}, "share_features_extractor: got True"),
     ],
 )
@@ -319,6 +369,14 @@ def test_goals_without_gradients() -> None:
     goals = spaces.Dict({"observation": FlatEnv.observation_space, "desired_goal": spaces.Discrete(5)})
     with pytest.raises(ValueError, match="one-hot"):
         GoalGradient().check(goals)
+
+
+def test_images_as_goals() -> None:
+    """Stable-Baselines3 divides bytes by 255 after they are differentiated."""
+    levels, share = spaces.Box(0, 255, (36, 36, 1), np.uint8), spaces.Box(0, 1, (1, 36, 36), np.float32)
+    with pytest.raises(ValueError, match="desired_goal: got images of grey levels"):
+        GoalGradient().check(spaces.Dict({"observation": levels, "desired_goal": levels}))
+    GoalGradient().check(spaces.Dict({"observation": levels, "desired_goal": share}))
 
 
 def test_a_critic_that_does_not_see_the_goal() -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -144,10 +145,10 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     trained("DDPG", tmp_path)
-    with pytest.raises(ValueError, match="holds a training run; add --resume"):
+    with pytest.raises(ValueError, match="holds a training run; give resume=True"):
         rl.run(agent("DDPG"), seek(2), PLAN, tmp_path)
     (tmp_path / LOG).unlink()  # there are checkpoints before the first evaluation
-    with pytest.raises(ValueError, match="holds a training run; add --resume"):
+    with pytest.raises(ValueError, match="holds a training run; give resume=True"):
         rl.run(agent("DDPG"), seek(2), PLAN, tmp_path)
 
 
@@ -222,6 +223,24 @@ def test_entropy_coefficients_that_do_not_fit(tmp_path: Path) -> None:
     rl.save_checkpoint(agent("SAC", ent_coef=0.1), tmp_path / STATE)
     with pytest.raises(ValueError, match="variables do not fit the model"):
         rl.load_checkpoint(agent("SAC"), tmp_path / STATE)
+
+
+def test_environments_and_plans_of_another_type(tmp_path: Path) -> None:
+    model, single = agent("DDPG"), gymnasium.make("ContinuousSeek-v0")
+    with pytest.raises(ValueError, match=r"eval_env: got OrderEnforcing, expected a VecEnv.*DummyVecEnv"):
+        rl.run(model, single, PLAN, tmp_path / "run")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="env: got OrderEnforcing, expected a VecEnv"):
+        rl.run_episodes(model, single, 2, seed=0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"plan: got 60, expected an rl\.Plan"):
+        rl.run(model, seek(2), 60, tmp_path / "run")  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+
+
+def test_models_that_stable_baselines3_has_saved(tmp_path: Path) -> None:
+    model = agent("DDPG")
+    model.save(tmp_path / "model.zip")
+    with pytest.raises(ValueError, match=r"load it with DDPG.load\("):
+        rl.load_checkpoint(model, tmp_path / "model.zip")
 
 
 def test_plans_are_checked() -> None:

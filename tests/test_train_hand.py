@@ -10,6 +10,8 @@ from typing import Any
 import gymnasium
 import pytest
 import torch
+from gymnasium.envs.classic_control import CartPoleEnv
+from gymnasium.envs.registration import EnvSpec
 from safetensors.torch import load_file
 
 from rl.training import STATE, Evaluations
@@ -37,6 +39,12 @@ def test_the_published_setting() -> None:
         configuration(Args(Path("x"), num_envs=0))
 
 
+def test_time_limits_that_are_those_of_a_task() -> None:
+    run = configuration(Args(Path("x"), env="envs:ContinuousSeek-v0"))
+    assert run.arguments["train_freq"] == gymnasium.make("ContinuousSeek-v0").spec.max_episode_steps  # type: ignore[union-attr]
+    run.make_env(2).close()
+
+
 def test_a_run_that_is_continued_equals_one_that_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With normalization, recipe, worker processes and goal gradients; whatever the number of workers."""
     monkeypatch.setitem(train_hand.PRESETS, "laptop", Preset(num_envs=2, batch_size=16, epochs=3, eval_episodes=2))
@@ -58,7 +66,10 @@ def test_a_run_that_is_continued_equals_one_that_was_not(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"env": "NoHand-v0"}, "env: got 'gymnasium_robotics:NoHand-v0', which is not registered"),
+        (
+            {"env": "NoHand-v0"},
+            "not registered.*an id without a module is one of gymnasium_robotics, others are module:id",
+        ),
         ({"env": "gymnasium:Nothing-v0"}, "not registered"),
         ({"workers": 0}, "workers: got 0"),
         ({"epochs": 0}, "epochs: got 0"),
@@ -67,10 +78,12 @@ def test_a_run_that_is_continued_equals_one_that_was_not(tmp_path: Path, monkeyp
         ({"eval_every": 0}, "eval-every: got 0"),
         ({"eval_episodes": -1}, "eval-episodes: got -1"),
         ({"checkpoint_every": 0}, "checkpoint-every: got 0"),
-        ({"env": "envs:ContinuousSeek-v0"}, "no time limit"),
+        ({"env": "gymnasium:Endless-v0"}, "no time limit"),
     ],
 )
-def test_bad_arguments(options: dict[str, Any], message: str) -> None:
+def test_bad_arguments(options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    endless = EnvSpec("Endless-v0", entry_point=CartPoleEnv)
+    monkeypatch.setitem(gymnasium.registry, "Endless-v0", endless)
     with pytest.raises(ValueError, match=message):
         configuration(Args(Path("x"), **options))
 

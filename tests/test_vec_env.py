@@ -106,6 +106,11 @@ def test_it_needs_autoreset_in_the_same_step():
         VectorEnvAdapter(gymnasium.make_vec("ContinuousSeek-v0", 2, "vector_entry_point"))
 
 
+def test_it_needs_a_vector_environment():
+    with pytest.raises(ValueError, match="expected a VectorEnv; pass"):
+        VectorEnvAdapter(gymnasium.make("ContinuousSeek-v0"))
+
+
 def test_other_vector_environments():
     cart_pole = gymnasium.make_vec("CartPole-v1", 2, "sync", vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP})
     env = VectorEnvAdapter(cart_pole)
