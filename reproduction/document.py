@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from reproduction.catalogue import Catalogue, Entry, chapter_title
-from reproduction.results import Result
+from reproduction.results import KEPT, Result
 from reproduction.settings import reductions
 from reproduction.tables import (
     Line,
@@ -77,7 +77,7 @@ def _number_table(entry: Entry, results: Mapping[str, Result]) -> list[str]:
 
 def _how(catalogue: Catalogue, entry: Entry, result: Result) -> list[str]:
     """Budget, seeds, versions, what was done less, and the commands."""
-    minutes = minutes_of(catalogue, entry, result.budget)
+    minutes = minutes_of(catalogue, result.runs, result.budget)
     cost = "" if minutes is None else f", about {minutes:g} core-minutes"
     made = ", ".join(f"{package} {text}" for package, text in result.versions.items())
     seeds = sorted({seed for own in result.seeds.values() for seed in own})
@@ -96,6 +96,17 @@ def _how(catalogue: Catalogue, entry: Entry, result: Result) -> list[str]:
     return [*text, "", "```", *commands, "```"]
 
 
+def _runs_left(catalogue: Catalogue, entry: Entry, results: Mapping[str, Result]) -> list[str]:
+    """The runs of an entry that no result has, and the budgets that there are for each."""
+    done = {name for result in results.values() for name in result.runs}
+    left = [
+        f"`{name}` ({', '.join(f'`{b}`' for b in KEPT if b in catalogue.runs[name].budgets) or '`smoke` only'})"
+        for name in entry.runs
+        if name not in done
+    ]
+    return [f"Not run, with the budgets there are: {', '.join(left)}.", ""] if left else []
+
+
 def _section(catalogue: Catalogue, entry: Entry, results: Mapping[str, Result]) -> list[str]:
     text = [f'<a id="{entry.name}"></a>', "", f"### {entry.name}: {entry.title}", ""]
     text += [f"{entry.source}. {sentence(entry.setting)}", ""]
@@ -104,7 +115,7 @@ def _section(catalogue: Catalogue, entry: Entry, results: Mapping[str, Result]) 
     for result in results.values():
         text += [f"Why they differ: {sentence(result.remark)}", ""] if result.remark else []
         text += [*_how(catalogue, entry, result), ""]
-    return text
+    return text + _runs_left(catalogue, entry, results)
 
 
 def _overview(entry: Entry, result: Result) -> list[str]:
@@ -133,7 +144,7 @@ def _not_run(catalogue: Catalogue, entry: Entry) -> list[str]:
     """One line of the tables at the end: what is missing, and what could be run."""
     budgets, reasons = catalogue.budgets(entry), []
     if "cpu" in budgets:
-        minutes = minutes_of(catalogue, entry, "cpu")
+        minutes = minutes_of(catalogue, entry.runs, "cpu")
         reasons.append("`cpu` not run yet" if minutes is None else f"`cpu` not run yet, {minutes:g} core-minutes")
     needs = ", ".join(NEEDS[need] for need in entry.needs)
     if "full" in budgets:

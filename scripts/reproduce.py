@@ -134,7 +134,7 @@ def print_entry(entry: Entry, found: dict[str, Result]) -> None:
 def print_commands(catalogue: Catalogue, entry: Entry, args: Args) -> None:
     """What each budget runs."""
     for budget in catalogue.budgets(entry):
-        minutes = minutes_of(catalogue, entry, budget)
+        minutes = minutes_of(catalogue, entry.runs, budget)
         cost = "" if minutes is None else f", about {minutes:g} core-minutes"
         needs = f", needs {', '.join(entry.needs)}" if budget == "full" and entry.needs else ""
         print(f"\n{budget}{cost}{needs}: python -m scripts.reproduce run {entry.name} --budget {budget}, which is")

@@ -554,6 +554,19 @@ def test_the_document_is_the_same_for_the_same_results(tmp_path, finished):
     assert "| `table-3.1` | l1 certificates | `cpu` not run yet, 2 core-minutes; `full` needs a GPU |" in empty
 
 
+def test_costs_are_those_of_the_printed_commands_and_runs_left_out_are_named(tmp_path, finished):
+    """Of an entry with a second run that was not done: its minutes are not counted, its name is told."""
+    folder = finished[1]
+    other = RUNS.replace("[run.digits]", "[run.others]").replace("minutes = 2", "minutes = 50")
+    row = '{ label = "other", published = [96.50, 50.0, 0.25], run = "others" },\n]'
+    found = catalogue_of(tmp_path / "entries", RUNS + other + ENTRY.removesuffix("]\n") + row)
+    results.write(results.collect(found, found.entries["table-3.1"], "cpu", folder / "runs"), tmp_path / "results")
+    text = document.render(found, results.read_all(found, tmp_path / "results"))
+    assert "Budget `cpu`, about 2 core-minutes" in text
+    assert "\nNot run, with the budgets there are: `others` (`cpu`, `full`).\n" in text
+    assert "`cpu` not run yet, 52 core-minutes" in document.render(found, {})
+
+
 # The command line
 
 
