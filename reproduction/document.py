@@ -40,11 +40,14 @@ Each table has the published numbers, ours below them, and the difference, ours 
 intervals over test images (or seeds): where the published number is outside of it, the difference is **bold**, and is
 more than the choice of test images explains. The published numbers have such an error, too, which is not in it.
 `full` is the published setting; `cpu` is one for minutes to hours on two cores, and what it does less is said below
-each table. Accuracies and certified radii are rounded down, accuracies under attack up.
+each table. Accuracies and certified radii are rounded down, accuracies and magnitudes under attack up, intervals
+outwards, everything else to the nearest. Differences are taken before rounding.
 
 `python -m scripts.reproduce list` names every table and curve of the papers, `show NAME` has all its numbers, and
 `run NAME --budget cpu` makes ours.
 """
+FURTHER = """[docs/results.md](docs/results.md) has further measurements, also for some of these settings, by commands
+that were run by hand with other budgets; they are not in this file."""
 
 
 def _escaped(text: str) -> str:
@@ -175,7 +178,7 @@ def render(catalogue: Catalogue, results: Mapping[str, Mapping[str, Result]]) ->
             f"{sum(len(own) for _, own in left)} of {len(catalogue.entries)} entries have no results yet. What the"
         ]
         text[-1] += " published setting needs beside a computer, and which budgets there are commands for:"
-        text += [""]
+        text += ["", FURTHER, ""]
     for chapter, entries in left:
         text += [f"**{chapter_title(chapter)}**", ""]
         text += [*_table(["", "", "why"], (_not_run(catalogue, e) for e in entries), right=3), ""]
