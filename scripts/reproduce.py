@@ -10,8 +10,8 @@
 Budgets: ``smoke`` takes seconds on embedded data and shows that everything works, ``cpu`` minutes to hours on two
 cores, ``full`` is the published setting. ``run`` leaves models and rows in runs/reproduce, does nothing twice, and goes
 on where it was stopped; what data or GPU it lacks it says before it starts. What it finds is kept in
-reproduction/results, except for smoke; ``collect`` makes that file
-again from the rows on disk, after a change of the entry.
+reproduction/results, except for smoke; ``collect`` makes that file again from the rows on disk, after a change of the
+entry.
 """
 
 from __future__ import annotations
