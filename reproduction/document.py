@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from reproduction.catalogue import Catalogue, Entry, chapter_title
-from reproduction.results import Result
+from reproduction.results import KEPT, Result
 from reproduction.settings import reductions
 from reproduction.tables import (
     Line,
@@ -40,11 +40,14 @@ Each table has the published numbers, ours below them, and the difference, ours 
 intervals over test images (or seeds): where the published number is outside of it, the difference is **bold**, and is
 more than the choice of test images explains. The published numbers have such an error, too, which is not in it.
 `full` is the published setting; `cpu` is one for minutes to hours on two cores, and what it does less is said below
-each table. Accuracies and certified radii are rounded down, accuracies under attack up.
+each table. Accuracies and certified radii are rounded down, accuracies and magnitudes under attack up, intervals
+outwards, everything else to the nearest. Differences are taken before rounding.
 
 `python -m scripts.reproduce list` names every table and curve of the papers, `show NAME` has all its numbers, and
 `run NAME --budget cpu` makes ours.
 """
+FURTHER = """[docs/results.md](docs/results.md) has further measurements, also for some of these settings, by commands
+that were run by hand with other budgets; they are not in this file."""
 
 
 def _escaped(text: str) -> str:
@@ -77,7 +80,7 @@ def _number_table(entry: Entry, results: Mapping[str, Result]) -> list[str]:
 
 def _how(catalogue: Catalogue, entry: Entry, result: Result) -> list[str]:
     """Budget, seeds, versions, what was done less, and the commands."""
-    minutes = minutes_of(catalogue, entry, result.budget)
+    minutes = minutes_of(catalogue, result.runs, result.budget)
     cost = "" if minutes is None else f", about {minutes:g} core-minutes"
     made = ", ".join(f"{package} {text}" for package, text in result.versions.items())
     seeds = sorted({seed for own in result.seeds.values() for seed in own})
@@ -96,6 +99,17 @@ def _how(catalogue: Catalogue, entry: Entry, result: Result) -> list[str]:
     return [*text, "", "```", *commands, "```"]
 
 
+def _runs_left(catalogue: Catalogue, entry: Entry, results: Mapping[str, Result]) -> list[str]:
+    """The runs of an entry that no result has, and the budgets that there are for each."""
+    done = {name for result in results.values() for name in result.runs}
+    left = [
+        f"`{name}` ({', '.join(f'`{b}`' for b in KEPT if b in catalogue.runs[name].budgets) or '`smoke` only'})"
+        for name in entry.runs
+        if name not in done
+    ]
+    return [f"Not run, with the budgets there are: {', '.join(left)}.", ""] if left else []
+
+
 def _section(catalogue: Catalogue, entry: Entry, results: Mapping[str, Result]) -> list[str]:
     text = [f'<a id="{entry.name}"></a>', "", f"### {entry.name}: {entry.title}", ""]
     text += [f"{entry.source}. {sentence(entry.setting)}", ""]
@@ -104,7 +118,7 @@ def _section(catalogue: Catalogue, entry: Entry, results: Mapping[str, Result]) 
     for result in results.values():
         text += [f"Why they differ: {sentence(result.remark)}", ""] if result.remark else []
         text += [*_how(catalogue, entry, result), ""]
-    return text
+    return text + _runs_left(catalogue, entry, results)
 
 
 def _overview(entry: Entry, result: Result) -> list[str]:
@@ -133,7 +147,7 @@ def _not_run(catalogue: Catalogue, entry: Entry) -> list[str]:
     """One line of the tables at the end: what is missing, and what could be run."""
     budgets, reasons = catalogue.budgets(entry), []
     if "cpu" in budgets:
-        minutes = minutes_of(catalogue, entry, "cpu")
+        minutes = minutes_of(catalogue, entry.runs, "cpu")
         reasons.append("`cpu` not run yet" if minutes is None else f"`cpu` not run yet, {minutes:g} core-minutes")
     needs = ", ".join(NEEDS[need] for need in entry.needs)
     if "full" in budgets:
@@ -164,7 +178,7 @@ def render(catalogue: Catalogue, results: Mapping[str, Mapping[str, Result]]) ->
             f"{sum(len(own) for _, own in left)} of {len(catalogue.entries)} entries have no results yet. What the"
         ]
         text[-1] += " published setting needs beside a computer, and which budgets there are commands for:"
-        text += [""]
+        text += ["", FURTHER, ""]
     for chapter, entries in left:
         text += [f"**{chapter_title(chapter)}**", ""]
         text += [*_table(["", "", "why"], (_not_run(catalogue, e) for e in entries), right=3), ""]

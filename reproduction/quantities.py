@@ -190,8 +190,8 @@ _METRIC = frozenset({"metric"})
 QUANTITIES: dict[str, Quantity] = {
     "clean": Quantity(clean, _READ, share=True, rounding="down"),
     "abstained": Quantity(abstained, _READ, share=True),
-    "base": Quantity(base, share=True),
-    "one-model": Quantity(base, share=True),
+    "base": Quantity(base, share=True, rounding="down"),
+    "one-model": Quantity(base, share=True, rounding="down"),
     "certified": Quantity(
         certified, _READ | {"radius", "patch"}, (frozenset({"radius", "patch"}),), share=True, rounding="down"
     ),

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from certify.data import check_files
+from certify.data.fetch import SOURCES
 from certify.files import lock_file, write_atomically
 from reproduction.catalogue import RUN_FOLDER, Run
 from scripts import cli
@@ -140,6 +142,39 @@ def check_commands(run: Run, budget: str, folder: Path) -> State | None:
             f"{folder}: was made by other commands than the catalogue has now, by {lines}; move it away to run it again"
         )
     return state
+
+
+def _data_missing(name: str, root: Path | None) -> str | None:
+    """What is not where a data set is looked for, and how it comes there; None if it is there."""
+    try:
+        check_files(name, root)
+    except FileNotFoundError as error:
+        what = str(error).partition("; ")[0]  # what follows is advice to the scripts, which have --data-root
+        plain = name.partition("(")[0]
+        bring = f"run 'python -m scripts.fetch {plain}' or " if plain in SOURCES else "bring it there or "
+        return f"{what}; {bring}point $CERTIFY_DATA to the folder of the data sets"
+    return None
+
+
+def missing(run: Run, budget: str, root: Path = RUNS) -> list[str]:
+    """What is not here that the rest of a run needs: data sets, a GPU. Empty if nothing is missing or left to do.
+
+    Raises:
+        ValueError: if its commands are not understood, or others were begun in its folder.
+    """
+    commands = run.words(budget)
+    state = check_commands(run, budget, folder_of(root, run, budget))
+    left = commands[0 if state is None else state.finished :]
+    if not left:
+        return []
+    every = [parsed(words)[1] for words in commands]  # what is left may take its data set from the training before it
+    data = {(args.data, args.data_root): None for args in every if getattr(args, "data", None) is not None}
+    found = [text for name, folder in data if (text := _data_missing(name, folder)) is not None]
+    # is_available makes no context on the GPU, which would stay beside those of the commands
+    if any(getattr(parsed(words)[1], "device", "cpu") == "cuda" for words in left) and not torch.cuda.is_available():
+        without = "; --budget cpu does without" if budget != "cpu" and "cpu" in run.budgets else ""
+        found.append(f"cuda: torch {torch.__version__} finds no GPU that it can use{without}")
+    return found
 
 
 def _as_subprocess(words: Words) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from certify.threats import NOT_CERTIFIED
@@ -165,9 +165,9 @@ def heads(entry: Entry) -> list[str]:
     return [f"{column.name}, {column.unit}" if column.unit else column.name for column in entry.columns]
 
 
-def minutes_of(catalogue: Catalogue, entry: Entry, budget: str) -> float | None:
-    """Core-minutes of all runs of an entry at a budget; None if one of them is not known."""
-    runs = [catalogue.runs[name] for name in entry.runs if budget in catalogue.runs[name].budgets]
+def minutes_of(catalogue: Catalogue, names: Iterable[str], budget: str) -> float | None:
+    """Core-minutes of those of the runs that have the budget; None if one of them is not known."""
+    runs = [catalogue.runs[name] for name in names if budget in catalogue.runs[name].budgets]
     minutes = [run.budgets[budget].minutes for run in runs]
     return sum(m for m in minutes if m is not None) if minutes and None not in minutes else None
 

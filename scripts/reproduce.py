@@ -9,8 +9,9 @@
 
 Budgets: ``smoke`` takes seconds on embedded data and shows that everything works, ``cpu`` minutes to hours on two
 cores, ``full`` is the published setting. ``run`` leaves models and rows in runs/reproduce, does nothing twice, and goes
-on where it was stopped. What it finds is kept in reproduction/results, except for smoke; ``collect`` makes that file
-again from the rows on disk, after a change of the entry.
+on where it was stopped; what data or GPU it lacks it says before it starts. What it finds is kept in
+reproduction/results, except for smoke; ``collect`` makes that file again from the rows on disk, after a change of the
+entry.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ import difflib
 import sys
 import textwrap
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from certify.files import write_atomically
 from reproduction import document, results, running
-from reproduction.catalogue import Catalogue, Entry, chapter_title
+from reproduction.catalogue import Catalogue, Entry, Run, chapter_title
 from reproduction.reading import ENTRIES, load
 from reproduction.results import Result
 from reproduction.settings import reductions
@@ -41,7 +42,8 @@ class Args:
 
     step: Literal["list", "show", "run", "collect", "document"] = cli.arg("what to do", positional=True)
     names: list[str] = cli.arg(
-        "entries such as table-6.1; of list, words that the title or the source has (list, show, run, collect)",
+        "entries such as table-6.1, or 6.2 if only one ends so; of list, words of title, source, setting or runs"
+        " (list, show, run, collect)",
         [],
         positional=True,
     )
@@ -56,10 +58,15 @@ class Args:
 
 
 def find(catalogue: Catalogue, name: str) -> Entry:
-    """The entry of this name, in large or small letters."""
+    """The entry of this name, in large or small letters, or the only one that ends so: 6.2 is table-6.2."""
     by_name = {known.lower(): entry for known, entry in catalogue.entries.items()}
     if name.lower() in by_name:
         return by_name[name.lower()]
+    ending = [known for known in by_name if known.endswith(f"-{name.lower()}")]
+    if len(ending) == 1:
+        return by_name[ending[0]]
+    if ending:
+        raise ValueError(f"names: got {name!r}, expected one of {', '.join(by_name[known].name for known in ending)}")
     close = difflib.get_close_matches(name.lower(), by_name, n=3, cutoff=0.5)
     hint = f"; close are {', '.join(close)}" if close else ""
     raise ValueError(f"names: got {name!r}, which is no entry{hint}. See python -m scripts.reproduce list")
@@ -74,7 +81,7 @@ def chosen(catalogue: Catalogue, args: Args) -> list[Entry]:
 
 def matches(entry: Entry, args: Args) -> bool:
     """Whether ``list`` shows an entry."""
-    text = f"{entry.name} {entry.title} {entry.source} {' '.join(entry.needs)}".lower()
+    text = " ".join((entry.name, entry.title, entry.source, entry.setting, *entry.needs, *entry.runs)).lower()
     in_chapter = args.chapter is None or entry.chapter.lower() == args.chapter.lower()
     return in_chapter and all(word.lower() in text for word in args.names)
 
@@ -95,7 +102,7 @@ def show_list(catalogue: Catalogue, args: Args) -> None:
             print(f"\n{chapter_title(chapter)}")
         text = textwrap.shorten(entry.title, title, placeholder=" ...").ljust(title)
         budgets = " ".join(catalogue.budgets(entry)) or "published numbers only"
-        needs = f"  full needs {', '.join(entry.needs)}" if entry.needs else ""
+        needs = f"  full needs {', '.join(entry.needs)}" if entry.needs and "full" in catalogue.budgets(entry) else ""
         have = f"  RESULTS: {', '.join(kept[entry.name])}" if entry.name in kept else ""
         print(f"  {entry.name.ljust(name)}  {text}  {budgets.ljust(14)}{have}{needs}".rstrip())
     print(f"\n{len(found)} entries, {sum(entry.name in kept for entry in found)} with results")
@@ -134,7 +141,7 @@ def print_entry(entry: Entry, found: dict[str, Result]) -> None:
 def print_commands(catalogue: Catalogue, entry: Entry, args: Args) -> None:
     """What each budget runs."""
     for budget in catalogue.budgets(entry):
-        minutes = minutes_of(catalogue, entry, budget)
+        minutes = minutes_of(catalogue, entry.runs, budget)
         cost = "" if minutes is None else f", about {minutes:g} core-minutes"
         needs = f", needs {', '.join(entry.needs)}" if budget == "full" and entry.needs else ""
         print(f"\n{budget}{cost}{needs}: python -m scripts.reproduce run {entry.name} --budget {budget}, which is")
@@ -178,24 +185,43 @@ def collect(catalogue: Catalogue, args: Args) -> None:
             print("a smoke run says nothing of the method; its numbers are not kept")
 
 
+def check_nothing_is_missing(work: list[Run], budget: str, root: Path) -> None:
+    """Raise, before hours of computing, if a run lacks data or a GPU; all that is missing is told at once."""
+    lacking: dict[str, list[str]] = {}
+    for each in work:
+        for text in running.missing(each, budget, root):
+            lacking.setdefault(text, []).append(each.name)
+    if not lacking:
+        return
+    waiting = {name for names in lacking.values() for name in names}
+    done = {each.name for each in results.finished(work, budget, root)}
+    able = [each.name for each in work if each.name not in waiting | done]
+    lines = [f"  {text} (for {', '.join(names)})" for text, names in lacking.items()]
+    rest = f"the other runs can be done: --only {' '.join(able)}" if able else "no other run is left to do"
+    raise ValueError("\n".join(["run: nothing was started, this is missing:", *lines, rest]))
+
+
 def run(catalogue: Catalogue, args: Args) -> None:
     """Do what is left of all runs of the entries, and collect."""
     budget = needed_budget(args)
-    work = {r.name: r for entry in chosen(catalogue, args) for r in results.runs_of(catalogue, entry, budget)}
+    entries = chosen(catalogue, args)
+    work = {r.name: r for entry in entries for r in results.runs_of(catalogue, entry, budget)}
     unknown = [name for name in args.only or () if name not in work]
     if unknown:
         raise ValueError(f"only: got {unknown[0]!r}, expected runs of the entries: {', '.join(work)}")
-    for each in work.values():
-        if args.only is None or each.name in args.only:
-            started = time.perf_counter()
-            try:
-                folder = running.run_commands(each, budget, args.runs)
-            except KeyboardInterrupt:
-                print("\ninterrupted; the same command goes on with what is left", file=sys.stderr)
-                sys.exit(130)
-            minutes = (time.perf_counter() - started) / 60
-            print(f"[{each.name}, {budget}] {folder} is finished, after {minutes:.1f} minutes\n")
-    collect(catalogue, args)
+    asked = [each for each in work.values() if args.only is None or each.name in args.only]
+    check_nothing_is_missing(asked, budget, args.runs)
+    for each in asked:
+        started = time.perf_counter()
+        try:
+            folder = running.run_commands(each, budget, args.runs)
+        except KeyboardInterrupt:
+            print("\ninterrupted; the same command goes on with what is left", file=sys.stderr)
+            sys.exit(130)
+        minutes = (time.perf_counter() - started) / 60
+        print(f"[{each.name}, {budget}] {folder} is finished, after {minutes:.1f} minutes\n")
+    used = [entry.name for entry in entries if any(each.name in entry.runs for each in asked)]  # less with --only
+    collect(catalogue, replace(args, names=used))
 
 
 def main(args: Args) -> None:

@@ -22,7 +22,7 @@ import pytest
 import torch
 from PIL import Image
 
-from certify.data import DATASETS, Dataset, default_root, load
+from certify.data import DATASETS, Dataset, check_files, default_root, load
 from certify.data import fetch as fetching
 from certify.data.cifar import parse_binary, parse_python, write_binary
 from certify.data.fetch import Source, array_checksum, download, fetch, verify
@@ -588,6 +588,36 @@ def test_missing_files_name_the_fetch_command(tmp_path, name):
 def test_missing_folders_name_the_option(tmp_path, name):
     with pytest.raises(FileNotFoundError, match=f"{name}: none of .* exists; point --data-root"):
         load(name, "test", tmp_path)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_files_are_looked_for_without_reading_them(monkeypatch, tmp_path, name):
+    """What is built in needs no files; of the others, both splits have to be there."""
+    monkeypatch.setenv("CERTIFY_DATA", str(tmp_path))
+    if name in ("digits", "shapes", "moving-shapes"):
+        check_files(name)
+        return
+    with pytest.raises(FileNotFoundError, match=f"^{name}: no"):
+        check_files(name)
+    made = {
+        "mnist": [f"mnist/{part}" for part in IDX_NAMES.values()],
+        "fashion-mnist": [f"FashionMNIST/raw/{part}.gz" for part in IDX_NAMES.values()],
+        "cifar10": [
+            f"cifar10/cifar-10-batches-py/{batch}"
+            for batch in ("test_batch", *(f"data_batch_{i}" for i in range(1, 6)))
+        ],
+        "imagenet": ["imagenet/val/n01440764/a.JPEG", "imagenet/train/n01440764/a.JPEG"],
+        "gtsrb": ["gtsrb/Final_Training/Images/00000/GT-00000.csv", "gtsrb/Final_Test/Images/GT-final_test.csv"],
+        "modelnet40": ["ModelNet40/chair/train/a.off", "ModelNet40/chair/test/a.off"],
+        "ucf101": ["ucf101/train/Archery/a.gif", "ucf101/test/Archery/b.gif"],
+    }[name]
+    for i, path in enumerate(made):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+        if i < len(made) - 1:
+            with pytest.raises(FileNotFoundError, match=name):
+                check_files(name)
+    check_files(name)
 
 
 def test_unknown_names():

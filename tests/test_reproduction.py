@@ -514,11 +514,14 @@ def test_numbers_as_text(number, decimals, rounding, text):
     assert number_text(number, decimals, rounding) == text
 
 
-def test_our_numbers_have_the_digits_of_the_paper(catalogue):
+def test_our_numbers_have_the_digits_of_the_paper(tmp_path, catalogue):
+    one_model = '"clean", unit = "%", quantity = "one-model"'
     entry = catalogue.entries["table-3.1"]
     assert [decimals_of(entry, i) for i in range(3)] == [2, 1, 2]
     assert value_text(entry, 0, Value(96.547, 96.123, 97.001, 9)) == "96.54 [96.12, 97.01]"
     assert value_text(entry, 2, Value(0.25, 0.2, 0.3, 9)) == "0.25 [0.2, 0.3]"
+    models = catalogue_of(tmp_path, RUNS + ENTRY.replace('"clean", unit = "%", quantity = "clean"', one_model))
+    assert value_text(models.entries["table-3.1"], 0, Value(63.287925, 63.1, 63.4, 9)) == "63.28 [63.10, 63.40]"
     assert value_text(entry, 1, Value(50.0, None, None, 9, guaranteed=False)) == "50.00†"
 
 
@@ -550,8 +553,23 @@ def test_the_document_is_the_same_for_the_same_results(tmp_path, finished):
     assert "python -m scripts.certify $RUN/test --checkpoint $RUN --skip 12\n" in text
     assert re.search(r"\| {2}\| difference \| \*\*[+-]\d+\.\d\d\*\* \|", text)
     assert "## Not run" not in text
+    assert "docs/results.md" not in text
     empty = document.render(catalogue, {})
     assert "| `table-3.1` | l1 certificates | `cpu` not run yet, 2 core-minutes; `full` needs a GPU |" in empty
+    assert "[docs/results.md](docs/results.md) has further measurements" in empty
+
+
+def test_costs_are_those_of_the_printed_commands_and_runs_left_out_are_named(tmp_path, finished):
+    """Of an entry with a second run that was not done: its minutes are not counted, its name is told."""
+    folder = finished[1]
+    other = RUNS.replace("[run.digits]", "[run.others]").replace("minutes = 2", "minutes = 50")
+    row = '{ label = "other", published = [96.50, 50.0, 0.25], run = "others" },\n]'
+    found = catalogue_of(tmp_path / "entries", RUNS + other + ENTRY.removesuffix("]\n") + row)
+    results.write(results.collect(found, found.entries["table-3.1"], "cpu", folder / "runs"), tmp_path / "results")
+    text = document.render(found, results.read_all(found, tmp_path / "results"))
+    assert "Budget `cpu`, about 2 core-minutes" in text
+    assert "\nNot run, with the budgets there are: `others` (`cpu`, `full`).\n" in text
+    assert "`cpu` not run yet, 52 core-minutes" in document.render(found, {})
 
 
 # The command line
@@ -566,12 +584,30 @@ def reproduce(step: str, *names: str, folder: Path, **options) -> None:
 
 def test_list_by_words_and_chapter(finished, capsys):
     folder = finished[1]
-    reproduce("list", "certificates", folder=folder, chapter="3")
+    reproduce("list", "certificates", "digits", folder=folder, chapter="3")  # a word of the setting and of a run
     text = capsys.readouterr().out
     assert "Dissertation, Chapter 3" in text
     assert re.search(r"table-3\.1 +l1 certificates +smoke cpu full", text)
     with pytest.raises(ValueError, match="no entry is like that; chapters are 3"):
         reproduce("list", "patches", folder=folder)
+
+
+def test_list_says_what_full_needs_only_where_there_is_full(tmp_path, capsys):
+    published_only = ENTRY.replace('name = "table-3.1"', 'name = "figure-3.2"').replace(', run = "digits"', "")
+    catalogue_of(tmp_path / "entries", RUNS + ENTRY + published_only)
+    reproduce("list", "gpu", folder=tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line for line in lines if "table-3.1" in line).endswith("smoke cpu full  full needs gpu")
+    assert next(line for line in lines if "figure-3.2" in line).endswith("published numbers only")
+
+
+def test_a_number_names_the_only_entry_that_ends_so(tmp_path):
+    texts = (RUNS + ENTRY, *(ENTRY.replace("table-3.1", name) for name in ("figure-3.1", "table-3.2", "figure-E.3")))
+    found = catalogue_of(tmp_path, *texts)
+    assert reproduce_script.find(found, "3.2").name == "table-3.2"
+    assert reproduce_script.find(found, "e.3").name == "figure-E.3"
+    with pytest.raises(ValueError, match=r"got '3\.1', expected one of table-3\.1, figure-3\.1"):
+        reproduce_script.find(found, "3.1")
 
 
 def test_show_prints_numbers_from_rows_on_disk_and_commands(finished, capsys):
@@ -614,6 +650,73 @@ def test_run_does_what_is_left_and_collects(finished, capsys):
         reproduce("run", folder=folder, budget="smoke")
     with pytest.raises(ValueError, match="budget: is for run, collect, not for show"):
         reproduce("show", "table-3.1", folder=folder, budget="smoke")
+
+
+def with_runs(folder: Path, *plans: tuple[str, str, str]) -> Catalogue:
+    """An entry with runs by name, data set and budgets, of which full is on a GPU."""
+    runs, rows, train = [], [], "scripts.train --scheme 'BandAblation(width=2)'"
+    options = {"cpu": 'cpu = { device = "" }', "full": 'full = { device = "--device cuda" }'}
+    for name, data, budgets in plans:
+        runs.append(f'[run.{name}]\ncommands = ["{train} {{run}} --data {data} {{device}}"]')
+        runs += [options[budget] for budget in budgets.split()]
+        rows.append(f'{{ label = "{name}", published = [1, 1, 1], run = "{name}" }}')
+    entry = ENTRY.split("rows = [")[0] + f"rows = [{', '.join(rows)}]"
+    return catalogue_of(folder / "entries", "\n".join(runs), entry)
+
+
+def test_run_tells_all_that_is_missing_before_it_starts(tmp_path, monkeypatch):
+    root = tmp_path / "data"
+    monkeypatch.setenv("CERTIFY_DATA", str(root))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = with_runs(tmp_path, ("a", "mnist", "cpu full"), ("b", "imagenet", "full"), ("c", "digits", "cpu"))
+
+    def told(budget: str) -> list[str]:
+        with pytest.raises(ValueError, match="nothing was started, this is missing:") as error:
+            reproduce("run", "table-3.1", folder=tmp_path, budget=budget)
+        assert not (tmp_path / "runs").exists()
+        return str(error.value).splitlines()[1:]
+
+    mnist = (
+        f"  mnist: no train-images-idx3-ubyte[.gz] in {root / 'mnist'}, {root / 'MNIST/raw'}, {root}; run 'python -m"
+    )
+    mnist += " scripts.fetch mnist' or point $CERTIFY_DATA to the folder of the data sets (for a)"
+    imagenet = f"  imagenet: none of {root / 'imagenet/train'}, {root / 'train'} exists; bring it there or point "
+    imagenet += "$CERTIFY_DATA to the folder of the data sets (for b)"
+    gpu = f"  cuda: torch {torch.__version__} finds no GPU that it can use"
+    assert told("cpu") == [mnist, "the other runs can be done: --only c"]
+    last = "no other run is left to do"
+    assert told("full") == [mnist, f"{gpu}; --budget cpu does without (for a)", imagenet, f"{gpu} (for b)", last]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert told("full") == [mnist, imagenet, last]
+    # a run that is finished needs nothing
+    run = found.runs["a"]
+    folder = running.folder_of(tmp_path / "done", run, "cpu")
+    folder.mkdir(parents=True)
+    running._write_state(folder, running.State(run.words("cpu"), 1, 1, {}))
+    assert running.missing(run, "cpu", tmp_path / "done") == []
+
+
+def test_of_an_interrupted_run_only_what_is_left_needs_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    text = RUNS.replace(
+        'epochs = 3, train = "", images = "--device cuda"', 'epochs = 3, train = "--device cuda", images = ""'
+    )
+    run = catalogue_of(tmp_path / "entries", text + ENTRY).runs["digits"]
+    assert [text.partition(":")[0] for text in running.missing(run, "full", tmp_path)] == ["cuda"]
+    folder = running.folder_of(tmp_path, run, "full")
+    folder.mkdir(parents=True)
+    running._write_state(folder, running.State(run.words("full"), 1, 1, {}))
+    assert running.missing(run, "full", tmp_path) == []
+
+
+def test_run_with_only_collects_the_entries_that_use_it(tmp_path, finished, capsys):
+    other = RUNS.replace("[run.digits]", "[run.others]") + ENTRY.replace("table-3.1", "table-2.1")
+    catalogue_of(tmp_path / "entries", RUNS + ENTRY, other.replace('run = "digits"', 'run = "others"'))
+    names, runs = ("table-2.1", "table-3.1"), finished[1] / "runs"
+    reproduce("run", *names, folder=tmp_path, budget="smoke", only=["digits"], runs=runs)
+    text = capsys.readouterr().out
+    assert "table-3.1: l1 certificates" in text
+    assert "table-2.1" not in text
 
 
 def test_the_command_line_as_words():

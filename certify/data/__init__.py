@@ -5,6 +5,6 @@ scripts.fetch`` brings MNIST, Fashion-MNIST and CIFAR-10; ImageNet, GTSRB, Model
 usual folders.
 """
 
-from certify.data.datasets import DATASETS, Dataset, default_root, load
+from certify.data.datasets import DATASETS, Dataset, check_files, default_root, load
 
-__all__ = ["DATASETS", "Dataset", "default_root", "load"]
+__all__ = ["DATASETS", "Dataset", "check_files", "default_root", "load"]

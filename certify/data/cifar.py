@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +53,23 @@ def parse_python(data: bytes, source: str) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"{source}: not a CIFAR-10 batch ({error}); fetch it again") from error
 
 
-def read_cifar10(root: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images ``[N, 3, 32, 32]`` (uint8) and labels ``[N]``, from either layout, directly or in ``cifar10/``."""
+def cifar10_files(root: Path, split: str) -> tuple[list[Path], Callable[[bytes, str], tuple[np.ndarray, np.ndarray]]]:
+    """The files of either layout, directly or in ``cifar10/``, and what parses them."""
     names = ["test_batch"] if split == "test" else [f"data_batch_{i}" for i in range(1, 6)]
     layouts = [("cifar-10-batches-bin", ".bin", parse_binary), ("cifar-10-batches-py", "", parse_python)]
     for base in (root / "cifar10", root):
         for folder, suffix, parse in layouts:
             paths = [base / folder / (name + suffix) for name in names]
             if all(path.exists() for path in paths):
-                parts = [parse(path.read_bytes(), str(path)) for path in paths]
-                return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+                return paths, parse
     raise FileNotFoundError(
         f"cifar10: no cifar-10-batches-bin or cifar-10-batches-py with {names[0]} in {root / 'cifar10'} or {root}; "
         "run 'python -m scripts.fetch cifar10' or point --data-root or $CERTIFY_DATA to the files"
     )
+
+
+def read_cifar10(root: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images ``[N, 3, 32, 32]`` (uint8) and labels ``[N]``."""
+    paths, parse = cifar10_files(root, split)
+    parts = [parse(path.read_bytes(), str(path)) for path in paths]
+    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from certify.data.cifar import read_cifar10
-from certify.data.folders import FolderImages, gtsrb_files, imagenet_files
-from certify.data.idx import read_idx_pair
-from certify.data.modelnet import read_modelnet40
+from certify.data.cifar import cifar10_files, read_cifar10
+from certify.data.folders import FolderImages, gtsrb_files, imagenet_files, imagenet_folder
+from certify.data.idx import idx_files, read_idx_pair
+from certify.data.modelnet import modelnet40_reader, read_modelnet40
 from certify.data.moving import CLASSES, moving_shapes
 from certify.data.points import SHAPES, shapes
 from certify.data.videos import FolderClips, Sampling, video_files
@@ -123,9 +123,13 @@ def _digits(root: Path, split: Split) -> Dataset:
     return Dataset("digits", split, torch.from_numpy(images)[:, None], torch.from_numpy(target[chosen]).long(), 10)
 
 
+def _part(split: Split) -> str:
+    return "train" if split == "train" else "t10k"
+
+
 def _idx(name: str) -> Callable[[Path, Split], Dataset]:
     def read(root: Path, split: Split) -> Dataset:
-        images, labels = read_idx_pair(root, name, "train" if split == "train" else "t10k")
+        images, labels = read_idx_pair(root, name, _part(split))
         return Dataset(name, split, torch.from_numpy(images)[:, None], torch.from_numpy(labels).long(), 10)
 
     return read
@@ -182,6 +186,16 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "moving-shapes": _moving_shapes,
     "ucf101": _ucf101,
 }
+# What finds the files of a data set without reading them, and raises where there are none.
+_FILES: dict[str, Callable[[Path, Split], object]] = {
+    "mnist": lambda root, split: idx_files(root, "mnist", _part(split)),
+    "fashion-mnist": lambda root, split: idx_files(root, "fashion-mnist", _part(split)),
+    "cifar10": cifar10_files,
+    "imagenet": imagenet_folder,  # to list its files takes minutes on a slow disk
+    "gtsrb": gtsrb_files,
+    "modelnet40": modelnet40_reader,
+    "ucf101": video_files,
+}
 _WITH_OPTIONS = {
     "gtsrb": "whole=True, equalize=True",
     "moving-shapes": "frames=8, size=16",
@@ -227,3 +241,15 @@ def load(name: str, split: Split, root: str | Path | None = None) -> Dataset:
     except TypeError as error:
         raise ValueError(f"data set: got {name!r}, expected options as in {known}({_WITH_OPTIONS[known]})") from error
     return replace(data, name=f"{known}({', '.join(f'{key}={value!r}' for key, value in options.items())})")
+
+
+def check_files(name: str, root: str | Path | None = None) -> None:
+    """Raise FileNotFoundError unless the files of both splits of a data set are where :func:`load` looks for them.
+
+    Images are not read, and those of ImageNet not even listed.
+    """
+    known, _ = parse_name(name)
+    folder = default_root() if root is None else Path(root)
+    if known in _FILES:
+        _FILES[known](folder, "train")
+        _FILES[known](folder, "test")

@@ -123,10 +123,15 @@ def existing(candidates: Sequence[Path], what: str) -> Path:
     )
 
 
+def imagenet_folder(root: Path, split: str) -> Path:
+    """``train/`` or ``val/``, directly or in ``imagenet/``."""
+    name = "val" if split == "test" else "train"
+    return existing([root / "imagenet" / name, root / name], "imagenet")
+
+
 def imagenet_files(root: Path, split: str) -> tuple[list[Path], list[int], int]:
     """Files and labels of ``train/`` or ``val/`` with one folder per class; classes are numbered alphabetically."""
-    name = "val" if split == "test" else "train"
-    folder = existing([root / "imagenet" / name, root / name], "imagenet")
+    folder = imagenet_folder(root, split)
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
     files: list[Path] = []
     labels: list[int] = []

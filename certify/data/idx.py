@@ -39,11 +39,11 @@ def write_idx(array: np.ndarray) -> bytes:
     return b"\x00\x00\x08" + struct.pack(f">B{array.ndim}I", array.ndim, *array.shape) + array.tobytes()
 
 
-def read_idx_pair(root: Path, name: str, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images ``[N, 28, 28]`` and labels ``[N]`` of ``part`` ("train" or "t10k"), in any of the usual layouts."""
+def idx_files(root: Path, name: str, part: str) -> list[Path]:
+    """The files of images and labels of ``part`` ("train" or "t10k"), in any of the usual layouts."""
     capitalized = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}[name]
     folders = [root / name, root / capitalized / "raw", root]
-    arrays = []
+    found = []
     for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"):
         names = [f"{part}-{kind}", f"{part}-{kind}.gz", f"{part}-{kind.replace('-idx', '.idx')}"]
         path = next((folder / file for folder in folders for file in names if (folder / file).exists()), None)
@@ -52,5 +52,11 @@ def read_idx_pair(root: Path, name: str, part: str) -> tuple[np.ndarray, np.ndar
                 f"{name}: no {names[0]}[.gz] in {', '.join(map(str, folders))}; "
                 f"run 'python -m scripts.fetch {name}' or point --data-root or $CERTIFY_DATA to the files"
             )
-        arrays.append(parse_idx(path.read_bytes(), str(path)))
-    return arrays[0], arrays[1]
+        found.append(path)
+    return found
+
+
+def read_idx_pair(root: Path, name: str, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images ``[N, 28, 28]`` and labels ``[N]`` of ``part`` ("train" or "t10k")."""
+    images, labels = (parse_idx(path.read_bytes(), str(path)) for path in idx_files(root, name, part))
+    return images, labels

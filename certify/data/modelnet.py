@@ -34,6 +34,27 @@ from certify.files import write_atomically
 CLASSES = 40
 
 
+def modelnet40_reader(root: Path, split: str) -> Callable[[int, int], tuple[Tensor, Tensor, int]]:
+    """What reads the files that are there, given the number of points and the seed."""
+    bases = [root / "modelnet40", root]
+    for folder in [base / name for base in bases for name in ("modelnet40_ply_hdf5_2048", "")]:
+        parts = sorted(folder.glob(f"ply_data_{split}*.h5"))
+        if parts:
+            return lambda points, seed: _read_hdf5(folder, parts, points)
+    for folder in [base / name for base in bases for name in ("modelnet40_normal_resampled", "")]:
+        if (folder / f"modelnet40_{split}.txt").exists():
+            listed = _listed_files(folder, split)
+            return lambda points, seed: _read_files(folder, *listed, _read_text, split, points, seed)
+    for folder in [base / name for base in bases for name in ("ModelNet40", "")]:
+        meshes = _mesh_files(folder, split)
+        if meshes[0]:
+            return lambda points, seed: _read_files(folder, *meshes, _read_mesh, split, points, seed)
+    raise FileNotFoundError(
+        f"modelnet40: no ply_data_{split}*.h5, modelnet40_{split}.txt or <class>/{split}/*.off in {bases[0]} or "
+        f"{bases[1]} or their usual subfolders; point --data-root or $CERTIFY_DATA to the parent"
+    )
+
+
 def read_modelnet40(root: Path, split: str, *, points: int = 1024, seed: int = 0) -> tuple[Tensor, Tensor, int]:
     """Images ``[M, 3, points, 1]``, labels ``[M]`` and the number of classes.
 
@@ -46,23 +67,7 @@ def read_modelnet40(root: Path, split: str, *, points: int = 1024, seed: int = 0
         points: number of points of each cloud.
         seed: of the points on meshes.
     """
-    bases = [root / "modelnet40", root]
-    for folder in [base / name for base in bases for name in ("modelnet40_ply_hdf5_2048", "")]:
-        parts = sorted(folder.glob(f"ply_data_{split}*.h5"))
-        if parts:
-            return _read_hdf5(folder, parts, points)
-    for folder in [base / name for base in bases for name in ("modelnet40_normal_resampled", "")]:
-        if (folder / f"modelnet40_{split}.txt").exists():
-            files, labels, classes = _listed_files(folder, split)
-            return _read_files(folder, files, labels, classes, _read_text, split, points, seed)
-    for folder in [base / name for base in bases for name in ("ModelNet40", "")]:
-        files, labels, classes = _mesh_files(folder, split)
-        if files:
-            return _read_files(folder, files, labels, classes, _read_mesh, split, points, seed)
-    raise FileNotFoundError(
-        f"modelnet40: no ply_data_{split}*.h5, modelnet40_{split}.txt or <class>/{split}/*.off in {bases[0]} or "
-        f"{bases[1]} or their usual subfolders; point --data-root or $CERTIFY_DATA to the parent"
-    )
+    return modelnet40_reader(root, split)(points, seed)
 
 
 def _check_points(got: int, points: int, source: str) -> None:
