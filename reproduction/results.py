@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,29 @@ def _versions(folders: Iterable[Path]) -> dict[str, str]:
         for package, text in (state.versions if state is not None else {}).items():
             found.setdefault(package, set()).add(text)
     return {package: ", ".join(sorted(texts)) for package, texts in sorted(found.items())}
+
+
+def joined(entry: Entry, found: Result, kept: Result | None) -> Result:
+    """What was found, and of what was kept before the runs that are not on this disk, such as those of another machine.
+
+    Args:
+        kept: of the same entry and budget, as :func:`read` has checked it against the catalogue.
+    """
+    if kept is None or not kept.runs.keys() - found.runs.keys():
+        return found
+    versions = {
+        package: ", ".join(sorted({*kept.versions.get(package, "").split(", "), *text.split(", ")} - {""}))
+        for package, text in found.versions.items()
+    }
+    values = {**kept.values, **found.values}
+    cells = ((row.label, column.name) for row in entry.rows for column in entry.columns)
+    return replace(
+        found,
+        values={cell: values[cell] for cell in cells if cell in values},
+        runs={**kept.runs, **found.runs},
+        seeds={**kept.seeds, **found.seeds},
+        versions=versions,
+    )
 
 
 def on_disk(catalogue: Catalogue, entry: Entry, budget: str, root: Path = running.RUNS) -> Result | None:

@@ -174,8 +174,12 @@ def collect(catalogue: Catalogue, args: Args) -> None:
     for entry in chosen(catalogue, args):
         before = kept.get(entry.name, {}).get(budget)
         remark = args.remark if args.remark is not None else before.remark if before is not None else ""
-        found = results.collect(catalogue, entry, budget, args.runs, remark=remark)
+        here = results.collect(catalogue, entry, budget, args.runs, remark=remark)
+        found = results.joined(entry, here, before)
         print_entry(entry, {budget: found})
+        others = [name for name in found.runs if name not in here.runs]
+        if others:
+            print(f"not on this disk, and so as kept before: {', '.join(others)}")
         missing = [run.name for run in results.runs_of(catalogue, entry, budget) if run.name not in found.runs]
         if missing:
             print(f"not finished, and so not in it: {', '.join(missing)}")
