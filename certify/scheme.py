@@ -221,6 +221,10 @@ class SampledScheme(Scheme):
             float64 ``[B]``, rounded towards zero; -1 where nothing is certified.
         """
 
+    def certificates(self) -> dict[str, SampledScheme]:
+        """By name, the schemes with the same copies, and so the same votes, whose radii differ; none by default."""
+        return {}
+
     def certify_counts(
         self,
         selection_counts: Tensor,

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
@@ -33,7 +33,7 @@ from certify.images import IMAGES, VIDEOS, Shape
 from certify.inference import BaseClassifier
 from certify.patch_operators import Axis
 from certify.reduced import Reduce, Reduced
-from certify.scheme import check_integer
+from certify.scheme import SampledScheme, check_integer
 
 NoiseOn = Literal["image", "patch"]
 
@@ -79,6 +79,11 @@ class _SmoothReduce(GaussianScheme):
 
     def doubts(self) -> list[str]:
         return [*(["as printed"] if self.as_printed else []), *super().doubts()]
+
+    def certificates(self) -> dict[str, SampledScheme]:
+        if self.noise == "image":
+            return {}
+        return {"proven": replace(self, as_printed=False), "printed": replace(self, as_printed=True)}
 
     @property
     def refinement(self) -> int:
@@ -180,7 +185,7 @@ class SmoothReduce(_SmoothReduce):
         reduce: ``"mean"`` of the scores, or ``"max"`` of their soft-max.
         noise: on the ``"image"``, or on each ``"patch"``, after resizing.
         as_printed: with noise on patches, radii as Algorithm 1 prints them, not divided by the norm. They are not
-            certificates: their threat says so, and with it everything that shows them.
+            certificates: their threat says so, and with it everything that shows them. Votes are the same.
         sound, q: see :class:`~certify.gaussian.GaussianNoise`.
     """
 

@@ -26,7 +26,7 @@ The argument needs additive noise, and real numbers. Here everything is whole mu
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -101,6 +101,10 @@ class WassersteinNoise(SampledScheme):
     @property
     def threat(self) -> Wasserstein:
         return Wasserstein(self.metric)
+
+    def certificates(self) -> dict[str, SampledScheme]:
+        names = get_args(Bound) if self.noise == "laplace" else ("tight",)
+        return {name: replace(self, bound=name) for name in names}
 
     @property
     def steps(self) -> float:

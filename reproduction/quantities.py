@@ -32,14 +32,22 @@ def _whole(run: Run, path: Path) -> Run:
     return run
 
 
-def clean(source: Source, options: Options) -> Value:
+def _answers(source: Source, options: Options) -> tuple[np.ndarray, np.ndarray]:
+    """The classes that are returned, -1 for none, and the true ones: by PREDICT, or by CERTIFY, which abstains where it
+    cannot bound a probability above one half."""
     rows = _whole(source.certificates(options), source.path).rows
-    return share(metrics.clean_accuracy(rows.get("clean", rows["predict"]), rows["label"]), len(rows["label"]))
+    certified = options.get("by", "prediction") == "certificate"
+    return rows["predict"] if certified else rows.get("clean", rows["predict"]), rows["label"]
+
+
+def clean(source: Source, options: Options) -> Value:
+    answers, labels = _answers(source, options)
+    return share(metrics.clean_accuracy(answers, labels), len(labels))
 
 
 def abstained(source: Source, options: Options) -> Value:
-    rows = _whole(source.certificates(options), source.path).rows
-    return share(metrics.abstention_rate(rows.get("clean", rows["predict"])), len(rows["label"]))
+    answers, labels = _answers(source, options)
+    return share(metrics.abstention_rate(answers), len(labels))
 
 
 def base(source: Source, options: Options) -> Value:
@@ -188,8 +196,8 @@ _READ = frozenset({"bound", "top_k", "alpha", "p", "pixels"})
 _METRIC = frozenset({"metric"})
 
 QUANTITIES: dict[str, Quantity] = {
-    "clean": Quantity(clean, _READ, share=True, rounding="down"),
-    "abstained": Quantity(abstained, _READ, share=True),
+    "clean": Quantity(clean, _READ | {"by"}, share=True, rounding="down"),
+    "abstained": Quantity(abstained, _READ | {"by"}, share=True),
     "base": Quantity(base, share=True, rounding="down"),
     "one-model": Quantity(base, share=True, rounding="down"),
     "certified": Quantity(
@@ -217,15 +225,18 @@ QUANTITIES: dict[str, Quantity] = {
     ),
 }
 
+BOUNDS = ("published", "location", "tight", "proven", "printed")
+
 # What each option may be.
 OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "radius": ("a number of at least 0", lambda v: _is_number(v) and v >= 0),
     "patch": ('a size such as "5" or "3x7"', lambda v: isinstance(v, str) and bool(patches.parse_size(v))),
-    "bound": ("published, location or tight", lambda v: v in ("published", "location", "tight")),
+    "bound": (" or ".join(BOUNDS), lambda v: v in BOUNDS),
     "top_k": ("a whole number of at least 1", lambda v: type(v) is int and v >= 1),
     "alpha": ("a probability between 0 and 1", lambda v: _is_number(v) and 0 < v < 1),
     "p": ('a number above 0, or text such as "1/3"', lambda v: number(str(v)) > 0),
     "pixels": ("true or false", lambda v: isinstance(v, bool)),
+    "by": ("prediction or certificate", lambda v: v in ("prediction", "certificate")),
     "metric": ("success or return", lambda v: v in ("success", "return")),
     "at": ("a number", lambda v: _is_number(v)),
     "of": ("a name in the configuration, such as arguments.gamma", lambda v: isinstance(v, str) and v != ""),

@@ -44,9 +44,9 @@ class Source:
             (run,) = report.top_k_runs(self.path, replace(args, top_k=[top_k]))
         elif bound is not None:
             stored = report.read_run(self.path, args)
-            if not report.has_bounds(stored, self.path):
+            if not report.known_bounds(stored, self.path):
                 raise ValueError(f"{self.path}: {stored.name} has no certificates to choose a bound from")
-            (run,) = report.bound_runs(self.path, replace(args, bound=[bound]))
+            (run,) = report.bound_runs(stored, self.path, replace(args, bound=[bound]))
         else:
             run = report.read_run(self.path, args)
         if p is not None:

@@ -7,6 +7,9 @@ above one half), which is what published logs and Smooth-Reduce count.
 
 The cost of an image is the number of forward passes of the base classifier: selection and estimation samples, times the
 passes that one copy takes (patches of Smooth-Reduce). Published logs have no cost; they are compared all the same.
+
+With ``--printed``, runs of Smooth-Reduce with noise on patches stand there twice: as certified, and with the radii that
+Algorithm 1 of its paper prints for the same votes, which are not certificates and are marked so.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ class Args:
     images: Literal["same", "common", "any"] = cli.arg(
         "same: refuse runs of other images; common: compare on those that all runs have; any: compare anyway", "same"
     )
+    printed: bool = cli.arg("of runs with noise on patches, the radii of the paper's rule, too (not certified)", False)
     equal_budget: bool = cli.arg("refuse runs of different numbers of forward passes", False)
     tolerance: float = cli.arg("budgets are equal if the largest is above the smallest by at most this share", 0.01)
 
@@ -83,9 +87,18 @@ class Entry:
         return replace(self, run=replace(self.run, rows={name: v[keep] for name, v in self.run.rows.items()}))
 
 
-def read_entry(path: Path, name: str | None) -> Entry:
-    """A run as it is stored."""
-    run = report.read_run(path, report.Args(runs=[path]))
+def read_entries(path: Path, name: str | None, *, printed: bool) -> list[Entry]:
+    """A run as it is stored and, where there is one, with the certificate that is none."""
+    stored = report.read_run(path, report.Args(runs=[path]))
+    entries = [entry_of(stored, path, name)]
+    if printed and "printed" in report.known_bounds(stored, path) and stored.guaranteed:
+        run = report.read_run(path, report.Args(runs=[path]), "printed")
+        entries.append(entry_of(run, path, None if name is None else f"{name}, as printed"))
+    return entries
+
+
+def entry_of(run: Run, path: Path, name: str | None) -> Entry:
+    """A run under its name, with what it cost."""
     # clean accuracy and abstentions of the certificates: a log has no others
     rows = {column: values for column, values in run.rows.items() if column != "clean"}
     run = replace(run, rows=rows, name=run.name if name is None else name)
@@ -174,7 +187,10 @@ def main(args: Args) -> None:
     if not (math.isfinite(args.tolerance) and args.tolerance >= 0):
         raise ValueError(f"tolerance: got {args.tolerance}, expected a share, at least 0")
     names = args.names or [None] * len(args.runs)
-    entries = [read_entry(path, name) for path, name in zip(args.runs, names, strict=True)]
+    pairs = zip(args.runs, names, strict=True)
+    entries = [entry for path, name in pairs for entry in read_entries(path, name, printed=args.printed)]
+    if args.printed and len(entries) == len(args.runs):
+        raise ValueError("printed: no run has noise on patches and a certificate, leave the option out")
     entries = on_equal_images(entries, args.images)
     remarks = budget_remarks(entries, args.tolerance)
     if args.equal_budget and remarks:

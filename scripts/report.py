@@ -45,7 +45,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from certify import L0, L1, L2, Lp, Patch, RandomizedAblation, SampledScheme, WassersteinNoise, spec, topk, topk_l2
+from certify import L0, L1, L2, Lp, Patch, RandomizedAblation, SampledScheme, spec, topk, topk_l2
 from certify.confidence import predict_or_abstain
 from certify.files import write_atomically
 from certify.gaussian import GaussianScheme
@@ -79,9 +79,10 @@ class Args:
     p: float | None = cli.arg("restate l1 radii in lp for this p, through norm inequalities (Eqs. 4.25, 4.26)", None)
     pixels: bool = cli.arg("restate l2 radii as numbers of pixels, all channels of which may change", False)
     patch: list[str] | None = cli.arg("also certified accuracy against patches of these sizes, such as 5 3x7", None)
-    bound: list[Literal["location", "published", "tight"]] | None = cli.arg(
+    bound: list[Literal["location", "published", "tight", "proven", "printed"]] | None = cli.arg(
         "certificates from the stored votes: location or published against patches (default: location), tight or "
-        "published of Laplace noise against Wasserstein perturbations (default: the scheme's)",
+        "published of Laplace noise against Wasserstein perturbations (default: the scheme's), proven or printed of "
+        "Smooth-Reduce with noise on patches (printed ones are not certified)",
         None,
     )
     rho: float = cli.arg("failure probability of the bound for the whole data set", 0.001)
@@ -99,7 +100,7 @@ def read_run(path: Path, args: Args, bound: str | None = None) -> Run:
     """Rows as stored, or certified again from the stored votes.
 
     Args:
-        bound: certify again with this bound, of a scheme that has several.
+        bound: certify again with this bound, of :meth:`~certify.scheme.SampledScheme.certificates`.
     """
     if not path.is_dir():
         if args.alpha is not None or args.bounds is not None or args.interval is not None:
@@ -124,8 +125,8 @@ def read_run(path: Path, args: Args, bound: str | None = None) -> Run:
     scheme = spec.parse_scheme(config["scheme"])
     if not isinstance(scheme, SampledScheme):
         raise ValueError(exact)
-    if bound is not None and isinstance(scheme, WassersteinNoise):
-        scheme = replace(scheme, bound=bound)
+    if bound is not None:
+        scheme = scheme.certificates()[bound]
         name = f"{config['data']}, {spec.to_text(scheme)}"
     _check_fixed_size(path, sampling)
     stored = read_votes(path)
@@ -153,7 +154,7 @@ def read_run(path: Path, args: Args, bound: str | None = None) -> Run:
         "clean": predict_or_abstain(votes.counts, alpha).numpy(),
         "label_share": (votes.counts.gather(1, stored.label[:, None])[:, 0] / votes.n).numpy(),
     }
-    return Run(f"{name}, alpha={alpha}, {bounds}, {interval}", config["threat"], alpha, rows, config=config)
+    return Run(f"{name}, alpha={alpha}, {bounds}, {interval}", str(scheme.threat), alpha, rows, config=config)
 
 
 def top_k_runs(path: Path, args: Args) -> list[Run]:
@@ -194,23 +195,22 @@ def top_k_runs(path: Path, args: Args) -> list[Run]:
     return runs
 
 
-def has_bounds(run: Run, path: Path) -> bool:
-    """Whether there are several certificates for the votes of a run."""
+def known_bounds(run: Run, path: Path) -> list[str]:
+    """The names of the certificates that there are for the votes of a run; none if there is but one."""
     if run.config is None:
-        return False
+        return []
     if run.threat == str(Patch()):
-        return patches.is_structured(path)
-    return isinstance(spec.parse_scheme(run.config["scheme"]), WassersteinNoise)
+        return ["location", "published"] if patches.is_structured(path) else []
+    scheme = spec.parse_scheme(run.config["scheme"])
+    return list(scheme.certificates()) if isinstance(scheme, SampledScheme) else []
 
 
-def bound_runs(path: Path, args: Args) -> list[Run]:
-    """One run for each bound; against patches, with the side of the largest certified square as radius."""
-    config = read_config(path)
-    foreign = set(args.bound or ()) - (
-        {"location", "published"} if patches.is_structured(path) else {"tight", "published"}
-    )
-    if foreign:
-        raise ValueError(f"bound: got {foreign.pop()}, which {config['scheme']} does not have")
+def bound_runs(run: Run, path: Path, args: Args) -> list[Run]:
+    """The run with each bound; against patches, with the side of the largest certified square as radius."""
+    config, known = read_config(path), known_bounds(run, path)
+    for bound in args.bound or ():
+        if bound not in known:
+            raise ValueError(f"bound: got {bound}, expected one that {config['scheme']} has: {', '.join(known)}")
     if not patches.is_structured(path):
         return [read_run(path, args, bound) for bound in args.bound or ()]
     name = f"{config['data']}, {config['scheme']}, {config['vote']}"
@@ -222,7 +222,7 @@ def bound_runs(path: Path, args: Args) -> list[Run]:
 
 def patch_bounds(args: Args) -> list[Literal["location", "published"]]:
     """The bounds that are asked for, of those against patches; by default the one per location."""
-    return [bound for bound in args.bound or () if bound != "tight"] or ["location"]
+    return [bound for bound in args.bound or () if bound in ("location", "published")] or ["location"]
 
 
 def through_norms(run: Run, p: float) -> Run:
@@ -244,11 +244,12 @@ def in_pixels(run: Run, path: Path) -> Run:
 def read_groups(args: Args) -> dict[str, list[Run]]:
     """All runs, by threat model."""
     groups: dict[str, list[Run]] = {}
-    restated = {"p": False, "pixels": False}
+    restated = {"p": False, "pixels": False, "bound": False}
     for path in args.runs:
         run = read_run(path, args)
-        if args.bound and has_bounds(run, path):
-            for each in bound_runs(path, args):
+        if args.bound and known_bounds(run, path):
+            restated["bound"] = True
+            for each in bound_runs(run, path, args):
                 groups.setdefault(each.threat, []).append(each)
             continue
         if args.p is not None and run.threat == str(L1()):
@@ -257,10 +258,10 @@ def read_groups(args: Args) -> dict[str, list[Run]]:
             threat, each = each.threat, in_pixels(each, path) if args.pixels else each
             restated["pixels"] |= each.threat != threat
             groups.setdefault(each.threat, []).append(each)
-    if args.bound and not any(threat.startswith((str(Patch()), "Wasserstein")) for threat in groups):
+    if args.bound and not restated["bound"]:
         raise ValueError(
-            f"bound: got {' '.join(args.bound)}, but no run is one against patches or Wasserstein perturbations; "
-            "--bounds is another option"
+            f"bound: got {' '.join(args.bound)}, but no run has several: those against patches or Wasserstein "
+            "perturbations have, and Smooth-Reduce with noise on patches; --bounds is another option"
         )
     for name, used, text in (
         ("p", args.p is not None, "from l1, in lp"),

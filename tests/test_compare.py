@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from certify import Smoothed, SmoothReduce, UniformNoise, Votes
+from certify import Smoothed, SmoothReduce, UniformNoise, Votes, spec
 from certify.draws import ESTIMATION, Draws
 from certify.logits import histogram, scores_of_copies, top_two
 from certify.models import ModelSpec
@@ -80,6 +80,34 @@ def test_equal_budgets(tmp_path):
     with pytest.raises(ValueError, match=r"equal-budget: .*other: took 1,020 forward passes per image"):
         compare([plain, other], tmp_path, equal_budget=True)
     assert compare([plain, other], tmp_path, equal_budget=True, tolerance=0.02)["remarks"] == []
+
+
+def test_the_printed_rule_beside_the_proven_one(tmp_path, capsys):
+    scheme = SmoothReduce(0.25, 8, resize=9, stride=1, noise="patch")
+    shape = (1, 8, 8)
+    config = {"scheme": spec.to_text(scheme), "threat": str(scheme.threat), "inputs_per_copy": 4}
+    votes = torch.zeros(1, 10, dtype=torch.int64)
+    votes[0, 2] = 900
+    radius = float(scheme.certify_counts(votes // 9, votes, 0.001, shape=shape, n=900).radius)
+    run = write_run(tmp_path / "patch", [(0, 2, 2, radius)], **config)
+    proven, printed = compare([run], tmp_path, printed=True, names=["mean"])["runs"]
+    assert (proven["name"], proven["guaranteed"]) == ("mean", True)
+    assert (printed["name"], printed["guaranteed"]) == ("mean, as printed", False)
+    ratio = printed["average_certified_radius"] / proven["average_certified_radius"]
+    assert ratio == pytest.approx(scheme.operator_norm(shape), rel=1e-3)
+    assert "mean, as printed [NOT certified]" in capsys.readouterr().out
+    plain = write_run(tmp_path / "plain")
+    with pytest.raises(ValueError, match="printed: no run has noise on patches and a certificate"):
+        compare([plain], tmp_path, printed=True)
+    # in reports, the two stand apart, since one is no certificate
+    report_script.main(report_script.Args(runs=[run], bound=["proven", "printed"], out=tmp_path))
+    text = capsys.readouterr().out
+    assert "certified accuracy" in text
+    assert "CLAIMED accuracy" in text
+    with pytest.raises(ValueError, match=r"bound: got tight, expected one that .* has: proven, printed"):
+        report_script.main(report_script.Args(runs=[run], bound=["tight"]))
+    with pytest.raises(ValueError, match="bound: got printed, but no run has several"):
+        report_script.main(report_script.Args(runs=[plain], bound=["printed"]))
 
 
 def test_budgets_of_sequential_sampling_are_averages(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -241,6 +242,14 @@ def test_quantities_of_certificates(tmp_path):
         measure(Source(rows_file(tmp_path / "l0", ROWS, "l0 (pixels)")), "median", {"p": 0.5}, "")
     with pytest.raises(ValueError, match="no certificates to choose a bound from"):
         measure(source, "median", {"bound": "tight"}, "")
+
+
+def test_predictions_and_certificates_abstain_on_their_own(tmp_path):
+    source = Source(rows_file(tmp_path / "r", [(0, -1, -1, 0), (1, 1, 0.5, 1)]))
+    for name, prediction, certificate in (("clean", 1, 0.5), ("abstained", 0, 0.5)):
+        assert measure(source, name, {}, "").value == prediction
+        assert measure(source, name, {"by": "prediction"}, "").value == prediction
+        assert measure(source, name, {"by": "certificate"}, "").value == certificate
 
 
 def test_most_images_not_certified_is_no_median(tmp_path):
@@ -633,6 +642,33 @@ def test_collect_keeps_numbers_and_the_remark(finished, capsys):
     assert "1 entries, 1 with results" in capsys.readouterr().out
     reproduce("document", folder=folder, out=folder / "RESULTS.md")
     assert "one epoch" in (folder / "RESULTS.md").read_text()
+
+
+def test_collect_keeps_runs_that_are_on_another_disk(tmp_path, finished, capsys):
+    """Of an entry with two runs, one is on disk; the numbers of the other stay as they were kept."""
+    other = 'rows = [{ label = "other", published = [1, 1, 1], run = "others" }, '
+    text = RUNS + RUNS.replace("[run.digits]", "[run.others]") + ENTRY.replace("rows = [", other)
+    catalogue = catalogue_of(tmp_path / "entries", text)
+    entry = catalogue.entries["table-3.1"]
+    digits = results.collect(catalogue, entry, "cpu", finished[1] / "runs", remark="one epoch")
+    values = {("other", column.name): Value(1.0, 0.0, 2.0, 5) for column in entry.columns}
+    kept = replace(
+        digits,
+        values=values,
+        runs={"others": running.script_lines(catalogue.runs["others"], "cpu")},
+        seeds={"others": [7]},
+        versions={"torch": "1.0"},
+    )
+    results.write(kept, tmp_path / "results")
+    reproduce("collect", "table-3.1", folder=tmp_path, budget="cpu", runs=finished[1] / "runs")
+    assert "not on this disk, and so as kept before: others" in capsys.readouterr().out
+    found = results.read(tmp_path / "results/table-3.1.cpu.json", catalogue)
+    alone = results.read(results.write(digits, tmp_path), catalogue)
+    assert found.values == values | alone.values
+    assert found.seeds == {"others": [7], "digits": [0]}
+    assert found.versions["torch"] == f"1.0, {torch.__version__}"
+    assert results.joined(entry, digits, None) is digits
+    assert results.joined(entry, digits, digits) is digits
 
 
 def test_run_does_what_is_left_and_collects(finished, capsys):
