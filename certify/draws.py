@@ -76,7 +76,16 @@ def splitmix64(keys: Tensor, count: int) -> Tensor:
     Returns:
         int64 ``[..., count]``, uniform on [-2^63, 2^63).
     """
-    numbers = keys + torch.arange(1, count + 1, device=keys.device) * _GAMMA  # wraps around, as all of this does
+    return splitmix64_at(keys, torch.arange(1, count + 1, device=keys.device))
+
+
+def splitmix64_at(keys: Tensor, positions: Tensor) -> Tensor:
+    """The outputs at some positions alone: 1 is the first; negative ones are never among those of :func:`splitmix64`.
+
+    Args:
+        keys, positions: int64, of shapes that go together.
+    """
+    numbers = keys + positions * _GAMMA  # wraps around, as all of this does
     shifted = torch.empty_like(numbers)
     for shift, multiplier in ((30, _MIX[0]), (27, _MIX[1]), (31, 1)):
         # the mask drops the copies of the sign bit

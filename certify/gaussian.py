@@ -32,7 +32,7 @@ from torch import Tensor
 
 from certify.draws import Draws
 from certify.images import IMAGES, VIDEOS, Shape, check_images, to_float, to_levels
-from certify.rounded_gaussian import RoundedGaussian, noise_of_longs
+from certify.rounded_gaussian import RoundedGaussian, noise_of_words
 from certify.scheme import SampledScheme, check_integer
 from certify.threats import L2, Unproven
 
@@ -108,7 +108,7 @@ class GaussianScheme(SampledScheme):
         if self.sound:
             noise = self.rounded.draw(draws, count)
         else:
-            noise = noise_of_longs(draws, count, _quantiles).mul_(math.sqrt(2) * self.sigma)
+            noise = noise_of_words(draws, count, _quantiles).mul_(math.sqrt(2) * self.sigma)
         return noise.reshape(*draws.shape, *shape)
 
     def values(self, numbers: Tensor, scale: int = 1) -> Tensor:
@@ -156,12 +156,18 @@ class GaussianNoise(GaussianScheme):
         return math.prod(shape)
 
     def sample(self, x: Tensor, draws: Draws) -> Tensor:
-        return self.values(self.numbers(x)[:, None] + self.draw_noise(draws, tuple(x.shape[1:])))
+        return self.values(added(self.numbers(x)[:, None], self.draw_noise(draws, tuple(x.shape[1:]))))
 
 
-def _quantiles(longs: Tensor) -> Tensor:
+def added(numbers: Tensor, noise: Tensor) -> Tensor:
+    """``numbers + noise``, in the memory of the noise where it is large enough."""
+    fits = torch.broadcast_shapes(numbers.shape, noise.shape) == noise.shape
+    return noise.add_(numbers) if fits else numbers + noise
+
+
+def _quantiles(words: Tensor, _keys: Tensor) -> Tensor:
     """Gaussian numbers of deviation ``1 / sqrt(2)`` in floating point, one for each: with its usual flaws."""
-    shares = (longs >> 32).float().add_(0.5).mul_(2.0**-31)
+    shares = words.float().add_(0.5).mul_(2.0**-31)
     return shares.clamp_(-1 + 2.0**-24, 1 - 2.0**-24).erfinv_()
 
 

@@ -2,7 +2,8 @@
 
 Probabilities are differences of thresholds ``2^64 Phi((j + 1/2) / s)``, rounded to integers: exact to 2^-64, on every
 device. Numbers are drawn by the alias method (Walker, 1977; Vose, 1991) from 64 random bits each: the first choose a
-column, the others one of the two values that share it.
+column, the others one of the two values that share it. The first 32 nearly always settle it; only for the others are
+32 more made, so that a 64-bit word makes two numbers.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from fractions import Fraction
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from certify.draws import Draws, splitmix64
+from certify.draws import Draws, splitmix64, splitmix64_at
 
 _REACH = Fraction(92, 10)  # standard deviations; less than 2^-64 of the Gaussian lies beyond
 _MOST_VALUES = 1 << 18
 _TOTAL = 1 << 64
+_WORD = 0xFFFFFFFF
 _CHUNK = 1 << 16  # numbers at a time: what comes between words and noise stays in a core's L2 cache
 
 
@@ -62,28 +65,37 @@ class RoundedGaussian:
 
     def draw(self, draws: Draws, count: int) -> Tensor:
         """Whole numbers as float32 ``[B, n, count]``, exact."""
-        bits, cuts, values = _alias_table(self, draws.item.device)
-        rest = 64 - bits
+        table = _alias_table(self, draws.item.device)
+        rest = 32 - table.bits  # of the first 32, those that do not choose the column
 
-        def look_up(longs: Tensor) -> Tensor:
-            entry = (longs >> rest).bitwise_and_((1 << bits) - 1)  # the mask drops the copies of the sign bit
-            above = longs.bitwise_and_((1 << rest) - 1) >= cuts.index_select(0, entry)
-            return values.index_select(0, entry.mul_(2).add_(above))
+        def look_up(words: Tensor, keys: Tensor) -> Tensor:
+            # twice the number of the column; the mask drops the copies of the sign bit
+            entry = (words >> (rest - 1)).bitwise_and_((2 << table.bits) - 2)
+            past = words.bitwise_and((1 << rest) - 1)
+            past -= table.tops.index_select(0, entry.view(-1)).view_as(entry)
+            level = past == 0
+            entry -= past.bitwise_right_shift_(31)  # by -1 where the number is below the border
+            if level.any():
+                row, place = level.nonzero(as_tuple=True)
+                more = splitmix64_at(keys[row, 0], -1 - place) >> 32 & _WORD
+                entry[row, place] += (more < table.cuts[entry[row, place] >> 1] & _WORD).int()
+            return table.values.index_select(0, entry.view(-1)).view_as(entry)
 
-        return noise_of_longs(draws, count, look_up)
+        return noise_of_words(draws, count, look_up)
 
 
-def noise_of_longs(draws: Draws, count: int, make: Callable[[Tensor], Tensor]) -> Tensor:
-    """float32 ``[B, n, count]``, one number from each 64 random bits, for a few copies at a time: that fits a cache.
+def noise_of_words(draws: Draws, count: int, make: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """float32 ``[B, n, count]``, one number from each 32 random bits, for a few copies at a time: that fits a cache.
 
     Args:
-        make: from int64 ``[m]``, uniform, which it may overwrite, to as many numbers.
+        make: from int32 ``[copies, count]``, uniform, and the keys ``[copies, 1]`` of these copies, to as many numbers.
+            Outputs of :func:`~certify.draws.splitmix64_at` at negative positions are free for it to use.
     """
     keys = draws.keys().reshape(-1, 1)
     noise = torch.empty((len(keys), count), dtype=torch.float32, device=keys.device)
     at_once = max(1, _CHUNK // count) if keys.device.type == "cpu" else max(1, len(keys))
     for own, part in zip(keys.split(at_once), noise.split(at_once), strict=True):
-        part.copy_(make(splitmix64(own, count).view(-1)).view(part.shape))
+        part.copy_(make(splitmix64(own, -(-count // 2)).view(torch.int32)[:, :count], own))
     return noise.view(*draws.shape, count)
 
 
@@ -133,10 +145,24 @@ def _pi(digits: int) -> Decimal:
     return Decimal(4 * (4 * arctan_of_inverse(5) - arctan_of_inverse(239))) / Decimal(unit)
 
 
+class _AliasTable(NamedTuple):
+    """Columns that are equally likely, each shared by two values.
+
+    Attributes:
+        bits: so many choose a column.
+        cuts: int64 ``[columns]``, the border inside of each, in units of 2^-64.
+        tops: int32 ``[2 columns]``, the first bits of each border, up to the 32nd of a number; each stands there twice.
+        values: float32 ``[2 columns]``, the two values of each column, that above the border first.
+    """
+
+    bits: int
+    cuts: Tensor
+    tops: Tensor
+    values: Tensor
+
+
 @lru_cache(maxsize=16)
-def _alias_table(noise: RoundedGaussian, device: torch.device) -> tuple[int, Tensor, Tensor]:
-    """The number of bits that choose a column; the borders inside columns, int64; the two values of each column, those
-    above the border second, float32."""
+def _alias_table(noise: RoundedGaussian, device: torch.device) -> _AliasTable:
     weights, reach = noise.weights(), noise.reach
     bits = (len(weights) - 1).bit_length()
     columns, capacity = 1 << bits, 1 << (64 - bits)
@@ -152,6 +178,7 @@ def _alias_table(noise: RoundedGaussian, device: torch.device) -> tuple[int, Ten
             large.pop()
         if left[giver] < capacity:
             small.append(giver)
-    values = torch.tensor([value - reach for pair in zip(range(columns), other, strict=True) for value in pair])
-    # at least three values, so at least two bits: no border is above 2^62
-    return bits, torch.tensor(cut, device=device), values.float().to(device)
+    values = torch.tensor([value - reach for pair in zip(other, range(columns), strict=True) for value in pair])
+    # at least three values, so at least two bits: no border is above 2^62, and no first half of one above 2^30
+    cuts = torch.tensor(cut, device=device)
+    return _AliasTable(bits, cuts, (cuts >> 32).int().repeat_interleave(2), values.float().to(device))

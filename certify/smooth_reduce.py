@@ -28,7 +28,7 @@ from torch import Tensor
 
 from certify import patch_operators
 from certify.draws import Draws
-from certify.gaussian import GaussianScheme
+from certify.gaussian import GaussianScheme, added
 from certify.images import IMAGES, VIDEOS, Shape
 from certify.inference import BaseClassifier
 from certify.patch_operators import Axis
@@ -155,14 +155,14 @@ class _SmoothReduce(GaussianScheme):
     def _noised(self, x: Tensor, draws: Draws, axes: tuple[Axis, ...], starts: Sequence[Tensor] | Tensor) -> Tensor:
         numbers = self.numbers(x)[:, None]
         if self.noise == "image":
-            numbers = numbers + self.draw_noise(draws, tuple(x.shape[1:]))
+            numbers = added(numbers, self.draw_noise(draws, tuple(x.shape[1:])))
         if self._resizes > 1:
             numbers = patch_operators.resize(numbers, axes)
         patches = patch_operators.windows(numbers, [*starts], axes)
         if self.noise == "patch":
             noise = self.draw_noise(draws, tuple(patches.shape[2:]))
             # floats are not in steps: there the noise, too, is multiplied by what resizing has multiplied values by
-            patches = patches + (noise if self.sound else noise.mul_(self._resizes))
+            patches = added(patches, noise if self.sound else noise.mul_(self._resizes))
         return self.values(patches, self._resizes)
 
 

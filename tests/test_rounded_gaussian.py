@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from certify import rounded_gaussian
-from certify.draws import ESTIMATION, Draws, splitmix64
+from certify.draws import ESTIMATION, Draws, splitmix64, splitmix64_at
 from certify.rounded_gaussian import RoundedGaussian
 
 CPU = torch.device("cpu")
@@ -40,9 +40,10 @@ def test_probabilities_are_those_of_a_rounded_gaussian(deviation):
 @pytest.mark.parametrize("deviation", [Fraction(1, 7), Fraction(9, 10), Fraction(40)], ids=float)
 def test_the_alias_table_has_exactly_these_probabilities(deviation):
     noise = RoundedGaussian(deviation)
-    bits, cuts, values = rounded_gaussian._alias_table(noise, CPU)
+    bits, cuts, tops, values = rounded_gaussian._alias_table(noise, CPU)
+    assert torch.equal(tops.view(-1, 2).long(), (cuts >> 32)[:, None].expand(-1, 2))
     shares = dict.fromkeys(range(-noise.reach, noise.reach + 1), 0)
-    for (own, other), cut in zip(values.view(-1, 2).tolist(), cuts.tolist(), strict=True):
+    for (other, own), cut in zip(values.view(-1, 2).tolist(), cuts.tolist(), strict=True):
         shares[own] = shares.get(own, 0) + cut
         shares[other] = shares.get(other, 0) + (1 << 64 - bits) - cut
     assert shares.pop(max(shares)) >= 0  # columns beyond the last value have a share of 0
@@ -54,22 +55,54 @@ def test_the_alias_table_has_exactly_these_probabilities(deviation):
 @pytest.mark.parametrize("deviation", [Fraction(1, 7), Fraction(9, 10), Fraction(255, 4)], ids=float)
 @pytest.mark.parametrize("count", [1, 6, 784])
 def test_numbers_are_what_64_bits_say(deviation, count, monkeypatch):
-    """Also on the border between the two values of a column, and just below it: two thirds of the numbers here."""
+    """Two thirds of the first 32 bits are on the border between the two values of a column, where 32 more decide, or
+    just below it; of these, half are the border's own, and half one less."""
     noise, given = RoundedGaussian(deviation), draws(2, range(7))
-    bits, cuts, values = rounded_gaussian._alias_table(noise, CPU)
-    longs = splitmix64(given.keys().view(-1, 1), count)
-    column = (longs >> (64 - bits)) & ((1 << bits) - 1)
-    border = (column << (64 - bits)) + cuts[column].clamp(max=(1 << (64 - bits)) - 1)
+    bits, cuts, _, values = rounded_gaussian._alias_table(noise, CPU)
+    words = splitmix64(given.keys().view(-1, 1), count) & 0xFFFFFFFF
+    column = words >> (32 - bits)
+    border = (column << (32 - bits)) + (cuts[column] >> 32).clamp(max=(1 << (32 - bits)) - 1)
     kind = torch.arange(count) % 3
-    longs = torch.where(kind == 0, border, torch.where((kind == 1) & (cuts[column] > 0), border - 1, longs))
-    monkeypatch.setattr(rounded_gaussian, "splitmix64", lambda keys, n: longs.clone())  # all at once
+    words = torch.where(kind == 0, border, torch.where((kind == 1) & (cuts[column] >> 32 > 0), border - 1, words))
+    more = ((cuts[column] & 0xFFFFFFFF) - torch.arange(14)[:, None] % 2).clamp(min=0)
+    asked = []
+
+    def first(keys, n):  # all copies at once, two numbers of each output, the lower half first
+        whole = torch.nn.functional.pad(words, (0, 2 * n - count)).view(14, n, 2)
+        return whole[..., 0] | whole[..., 1] << 32
+
+    def second(keys, positions):
+        rows = (given.keys().view(1, -1) == keys[:, None]).int().argmax(1)
+        asked.append(len(rows))
+        return more[rows, -1 - positions] << 32 | 12345
+
+    monkeypatch.setattr(rounded_gaussian, "splitmix64", first)
+    monkeypatch.setattr(rounded_gaussian, "splitmix64_at", second)
     drawn = noise.draw(given, count)
     assert drawn.shape == (2, 7, count)
     assert drawn.dtype == torch.float32
-    for row, number in zip(longs.tolist(), drawn.view(14, count).tolist(), strict=True):
-        for long, got in zip(row, number, strict=True):
-            place, rest = divmod(long % (1 << 64), 1 << (64 - bits))
-            assert got == values[2 * place + (rest >= int(cuts[place]))]
+    assert sum(asked) > 0  # not of columns that one value has alone
+    for row, rest, number in zip(words.tolist(), more.tolist(), drawn.view(14, count).tolist(), strict=True):
+        for word, low, got in zip(row, rest, number, strict=True):
+            place, inside = divmod(word << 32 | low, 1 << (64 - bits))
+            assert got == values[2 * place + (inside < int(cuts[place]))]
+
+
+def test_later_bits_are_those_of_the_copy():
+    """Of 240,000 numbers, several lie on a border as far as 32 bits tell; where they come out depends on 32 more."""
+    noise, given = RoundedGaussian(Fraction(4000)), draws(1, range(300))
+    bits, cuts, tops, values = rounded_gaussian._alias_table(noise, CPU)
+    keys = given.keys().view(-1)
+    longs = splitmix64(keys[:, None], 400)
+    words = torch.stack((longs & 0xFFFFFFFF, longs >> 32 & 0xFFFFFFFF), -1).view(300, 800)
+    column, inside = words >> (32 - bits), words & ((1 << (32 - bits)) - 1)
+    level = inside == tops[2 * column]
+    assert level.sum() > 3
+    drawn = noise.draw(given, 800)[0]
+    for row, place in level.nonzero().tolist():
+        more = int(splitmix64_at(keys[row], torch.tensor(-1 - place))) % (1 << 64) >> 32
+        i = int(column[row, place])
+        assert drawn[row, place] == values[2 * i + (more < int(cuts[i]) % (1 << 32))]
 
 
 def test_numbers_depend_on_the_copy_not_on_the_batch():
