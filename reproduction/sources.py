@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from certify import L1, Lp
 from rl.logs import Method, read_config, read_method
-from scripts import patches, report
+from scripts import patches, recertified
 from scripts.attacked import AttackRun, read_attack
 from scripts.attacks import number
 from scripts.tables import Run
@@ -39,23 +38,23 @@ class Source:
     def _certificates(
         self, bound: str | None, top_k: int | None, alpha: float | None, p: float | str | None, pixels: bool | None
     ) -> Run:
-        args = report.Args(runs=[self.path], alpha=alpha)
+        again = recertified.Again(alpha=alpha)
         if top_k is not None:
-            (run,) = report.top_k_runs(self.path, replace(args, top_k=[top_k]))
+            (run,) = recertified.top_k_runs(self.path, [top_k], alpha)
         elif bound is not None:
-            stored = report.read_run(self.path, args)
-            if not report.known_bounds(stored, self.path):
+            stored = recertified.read_run(self.path, again)
+            if not recertified.known_bounds(stored, self.path):
                 raise ValueError(f"{self.path}: {stored.name} has no certificates to choose a bound from")
-            (run,) = report.bound_runs(stored, self.path, replace(args, bound=[bound]))
+            (run,) = recertified.bound_runs(stored, self.path, [bound], again)
         else:
-            run = report.read_run(self.path, args)
+            run = recertified.read_run(self.path, again)
         if p is not None:
             run = self._in_lp(run, number(str(p)))
-        return report.in_pixels(run, self.path) if pixels else run
+        return recertified.in_pixels(run, self.path) if pixels else run
 
     def _in_lp(self, run: Run, p: float) -> Run:
         if run.threat == str(L1()):
-            return report.through_norms(run, p)
+            return recertified.through_norms(run, p)
         if run.threat != str(Lp(p)):
             raise ValueError(f"{self.path}: got {run.threat}, which cannot be restated in lp with p = {p}")
         return run

@@ -25,7 +25,7 @@ import numpy as np
 from certify.files import write_atomically
 from certify.results import read_config, read_samples
 from certify.threats import NOT_CERTIFIED
-from scripts import cli, report
+from scripts import cli, recertified
 from scripts.curves import plot
 from scripts.tables import Run, aligned, percent, radius_text, spread, what
 
@@ -89,10 +89,10 @@ class Entry:
 
 def read_entries(path: Path, name: str | None, *, printed: bool) -> list[Entry]:
     """A run as it is stored and, where there is one, with the certificate that is none."""
-    stored = report.read_run(path, report.Args(runs=[path]))
+    stored = recertified.read_run(path)
     entries = [entry_of(stored, path, name)]
-    if printed and "printed" in report.known_bounds(stored, path) and stored.guaranteed:
-        run = report.read_run(path, report.Args(runs=[path]), "printed")
+    if printed and "printed" in recertified.known_bounds(stored, path) and stored.guaranteed:
+        run = recertified.read_run(path, bound="printed")
         entries.append(entry_of(run, path, None if name is None else f"{name}, as printed"))
     return entries
 

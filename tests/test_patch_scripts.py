@@ -108,7 +108,7 @@ def test_an_l0_certificate_is_one_against_patches(tmp_path, capsys):
     assert summaries[-1]["bound"] == "l0"
     assert shares == [((rows["correct"] > 0) & (rows["radius"] >= area)).mean() for area in (1, 4, 3)]
     assert shares[0] > 0
-    with pytest.raises(ValueError, match="no run is one against patches"):
+    with pytest.raises(ValueError, match="no run has several: those against patches"):
         report(capsys, tmp_path / "run", bound=["location"])
     with pytest.raises(ValueError, match="expected votes of a scheme against patches"):
         patches.rows_of_bound(tmp_path / "run", "location")

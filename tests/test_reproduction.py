@@ -664,7 +664,7 @@ def test_collect_keeps_runs_that_are_on_another_disk(tmp_path, finished, capsys)
     assert "not on this disk, and so as kept before: others" in capsys.readouterr().out
     found = results.read(tmp_path / "results/table-3.1.cpu.json", catalogue)
     alone = results.read(results.write(digits, tmp_path), catalogue)
-    assert found.values == values | alone.values
+    assert found.values == {**values, **alone.values}
     assert found.seeds == {"others": [7], "digits": [0]}
     assert found.versions["torch"] == f"1.0, {torch.__version__}"
     assert results.joined(entry, digits, None) is digits
