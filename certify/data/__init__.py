@@ -2,9 +2,10 @@
 
 ``digits`` (scikit-learn), ``shapes`` (point clouds) and ``moving-shapes`` (clips) are built in; ``python -m
 scripts.fetch`` brings MNIST, Fashion-MNIST and CIFAR-10; ImageNet, GTSRB, ModelNet40 and UCF-101 are read from their
-usual folders.
+usual folders. ``from_torch`` takes any map-style data set of PyTorch.
 """
 
 from certify.data.datasets import DATASETS, Dataset, check_files, default_root, load
+from certify.data.mapped import from_torch
 
-__all__ = ["DATASETS", "Dataset", "check_files", "default_root", "load"]
+__all__ = ["DATASETS", "Dataset", "check_files", "default_root", "from_torch", "load"]

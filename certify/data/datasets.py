@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +26,21 @@ from certify.images import Shape
 Split = Literal["train", "test"]
 
 
+class LazyImages(Protocol):
+    """Images that are read when they are asked for, in place of a tensor that holds them."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Tensor, /) -> Tensor: ...
+
+    def listing(self) -> bytes:
+        """What tells these images from others, without reading them."""
+        ...
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Images and labels.
@@ -34,7 +49,7 @@ class Dataset:
         name, split: what :func:`load` was asked for.
         images: uint8 ``[N, C, H, W]``, or a :class:`~certify.data.folders.FolderImages` that reads them on demand;
             of point clouds, float32 ``[N, 3, points, 1]``; of clips, uint8 ``[N, C, T, H, W]``, or a
-            :class:`~certify.data.videos.FolderClips`.
+            :class:`~certify.data.videos.FolderClips`; of your own, see :func:`~certify.data.from_torch`.
         labels: int64 ``[N]``.
         num_classes: number of classes.
         kind: whether an image is a picture, points in no order, or a clip.
@@ -43,7 +58,7 @@ class Dataset:
 
     name: str
     split: Split
-    images: Tensor | FolderImages | FolderClips
+    images: Tensor | LazyImages
     labels: Tensor
     num_classes: int
     kind: Literal["picture", "points", "clip"] = "picture"

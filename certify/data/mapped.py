@@ -1,0 +1,157 @@
+"""Any map-style data set of PyTorch as one of this project: images are read when they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from certify.data.datasets import Dataset, Split
+from certify.images import Shape, check_images
+
+_TWICE = 3  # items that are read twice, to see whether they are the same
+
+
+class MapStyle(Protocol):
+    """What PyTorch calls a map-style data set: ``dataset[i]`` is an image and its label, of ``len(dataset)``."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class MappedImages:
+    """The images of a map-style data set as a tensor ``[N, C, H, W]`` that reads what is indexed."""
+
+    def __init__(self, dataset: MapStyle, shape: Shape, dtype: torch.dtype, fingerprint: str) -> None:
+        self.dataset, self.dtype, self.fingerprint = dataset, dtype, fingerprint
+        self.shape = (len(dataset), *shape)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        return torch.stack([self._image(int(i)) for i in index])
+
+    def _image(self, i: int) -> Tensor:
+        image = as_tensor(_pair(self.dataset, i)[0], i)
+        check_same(image, self.shape[1:], self.dtype, i)
+        return image
+
+    def listing(self) -> bytes:
+        """What tells these images from others."""
+        return self.fingerprint.encode()
+
+
+def from_torch(
+    dataset: MapStyle,
+    name: str,
+    *,
+    num_classes: int,
+    split: Split = "test",
+    labels: Sequence[int] | Tensor | None = None,
+    fingerprint: str | None = None,
+) -> Dataset:
+    """A map-style data set, such as those of torchvision, for :func:`certify.certify_dataset`.
+
+    All items are read once here, for their labels and a checksum that keeps rows of different images apart; give both
+    ``labels`` and ``fingerprint`` to read them only when they are certified. Transforms must not be random, and leave
+    values in [0, 1]: normalization belongs into the base classifier, since perturbations are measured before it.
+
+    Args:
+        dataset: ``dataset[i]`` is ``(image, label)``: a tensor ``[C, H, W]`` (uint8, or floats in [0, 1]), a picture of
+            Pillow, or a NumPy array ``[H, W]`` or ``[H, W, C]`` of bytes; all of one shape.
+        name: of the results.
+        labels: of all items, from 0 on; by default read from them.
+        fingerprint: any text that changes when the images do; by default a checksum of them.
+
+    Raises:
+        TypeError: for data sets without numbered items, or images of another type.
+        ValueError: for images of different shapes, values outside of [0, 1], items that are others when read again.
+    """
+    if isinstance(dataset, DataLoader):
+        raise TypeError("dataset: got a DataLoader, expected the data set that it reads: loader.dataset")
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise TypeError(
+            f"dataset: got {type(dataset).__name__}, expected one with numbered items and a length: results are kept, "
+            "resumed and shared between shards by the number of the image"
+        )
+    if len(dataset) == 0:
+        raise ValueError("dataset: got no items")
+    first = as_tensor(_pair(dataset, 0)[0], 0)
+    check_images(first[None])
+    for i in range(min(_TWICE, len(dataset))):
+        again = [as_tensor(_pair(dataset, i)[0], i) for _ in range(2)]
+        if again[0].shape != again[1].shape or not torch.equal(again[0], again[1]):
+            raise ValueError(
+                f"dataset: item {i} was another image when it was read again; use transforms that are not random: what "
+                "is certified has to be the image that is tested"
+            )
+    if labels is None or fingerprint is None:
+        found, checksum = _read(dataset, first)
+        labels = found if labels is None else labels
+        fingerprint = checksum if fingerprint is None else fingerprint
+    images = MappedImages(dataset, tuple(first.shape), first.dtype, fingerprint)
+    return Dataset(name, split, images, torch.as_tensor(labels, dtype=torch.int64), num_classes)
+
+
+def _read(dataset: MapStyle, first: Tensor) -> tuple[Tensor, str]:
+    """All labels, and a checksum of all images."""
+    digest, labels = hashlib.sha256(), torch.empty(len(dataset), dtype=torch.int64)
+    for i in range(len(dataset)):
+        item, label = _pair(dataset, i)
+        image = as_tensor(item, i)
+        check_same(image, tuple(first.shape), first.dtype, i)
+        digest.update(image.contiguous().numpy().tobytes())
+        labels[i] = int(label)
+    return labels, digest.hexdigest()
+
+
+def _pair(dataset: MapStyle, i: int) -> tuple[Any, Any]:
+    item = dataset[i]
+    if not isinstance(item, (tuple, list)) or len(item) < 2:
+        raise TypeError(f"dataset: got {type(item).__name__} for item {i}, expected (image, label)")
+    return item[0], item[1]
+
+
+def as_tensor(image: Any, i: int) -> Tensor:
+    """The image of item ``i`` as ``[C, H, W]``."""
+    if isinstance(image, Tensor):
+        tensor = image.detach().cpu()
+    elif isinstance(image, Image.Image):
+        if image.mode not in ("L", "RGB"):
+            raise ValueError(f"dataset: got a picture of mode {image.mode} as item {i}, expected L or RGB; convert it")
+        tensor = _channels_first(np.array(image))
+    elif isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3):
+            raise TypeError(
+                f"dataset: got an array of {image.dtype} {image.shape} as item {i}, expected uint8 [H, W] or "
+                "[H, W, C]; give floats as tensors [C, H, W]"
+            )
+        tensor = _channels_first(image)
+    else:
+        raise TypeError(f"dataset: got {type(image).__name__} as image {i}, expected a tensor, a picture or an array")
+    if tensor.ndim != 3:
+        raise ValueError(f"dataset: got shape {tuple(tensor.shape)} as image {i}, expected [C, H, W]")
+    return tensor
+
+
+def _channels_first(pixels: np.ndarray) -> Tensor:
+    # a copy, since arrays of pictures may be read-only
+    return torch.from_numpy(np.array(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)))
+
+
+def check_same(image: Tensor, shape: Shape, dtype: torch.dtype, i: int) -> None:
+    """Raise unless image ``i`` is like the first one, with legal values."""
+    if tuple(image.shape) != shape or image.dtype != dtype:
+        raise ValueError(
+            f"dataset: got {image.dtype} {tuple(image.shape)} as image {i} where the first is {dtype} {shape}; resize "
+            "and convert all to the same"
+        )
+    check_images(image[None])
