@@ -13,6 +13,8 @@ from certify.data import Dataset, from_torch, load
 from certify.results import read_config, read_rows
 
 DIGITS = load("digits", "test")
+assert isinstance(DIGITS.images, torch.Tensor)
+IMAGES: torch.Tensor = DIGITS.images
 
 
 class Pictures:
@@ -26,7 +28,7 @@ class Pictures:
 
     def __getitem__(self, i):
         self.reads += 1
-        return self.form(DIGITS.images[i], i), int(DIGITS.labels[i])
+        return self.form(IMAGES[i], i), int(DIGITS.labels[i])
 
 
 FORMS = {
@@ -45,7 +47,7 @@ def test_images_and_labels_are_those_of_the_items(form):
     assert (data.name, data.split, len(data), data.shape) == ("mine", "test", 6, (1, 8, 8))
     images, labels = data.batch([4, 1])
     assert images.dtype == torch.uint8
-    assert torch.equal(images, DIGITS.images[[4, 1]])
+    assert torch.equal(images, IMAGES[[4, 1]])
     assert torch.equal(labels, DIGITS.labels[[4, 1]])
     # the checksum is of what is seen, whatever the items are
     assert data.checksum() == from_torch(Pictures(FORMS["bytes"]), "mine", num_classes=10).checksum()
@@ -77,7 +79,7 @@ def test_nothing_is_read_before_it_is_needed():
 def test_results_are_those_of_the_same_images_in_memory(tmp_path):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(128, 10))
     smoothed = Smoothed(model, DeterministicAblation(alpha=4), num_classes=10)
-    whole = Dataset("digits", "test", DIGITS.images[:6], DIGITS.labels[:6], 10)
+    whole = Dataset("digits", "test", IMAGES[:6], DIGITS.labels[:6], 10)
     certify_dataset(smoothed, whole, tmp_path / "memory")
     data = from_torch(Pictures(FORMS["picture"]), "mine", num_classes=10)
     certify_dataset(smoothed, data, tmp_path / "lazy", index=range(3))
@@ -93,12 +95,16 @@ def test_results_are_those_of_the_same_images_in_memory(tmp_path):
 
 class Stream(IterableDataset):
     def __iter__(self):
-        yield DIGITS.images[0], 0
+        yield IMAGES[0], 0
 
 
-GREY = DIGITS.images[0]
+GREY = IMAGES[0]
 REFUSED = {
-    "a loader": (DataLoader([(GREY, 0)]), TypeError, r"got a DataLoader, expected .* loader\.dataset"),
+    "a loader": (
+        DataLoader(TensorDataset(GREY[None], torch.tensor([0]))),
+        TypeError,
+        r"got a DataLoader, expected .* loader\.dataset",
+    ),
     "a stream": (Stream(), TypeError, "got Stream, expected one with numbered items"),
     "a generator": (iter([(GREY, 0)]), TypeError, "expected one with numbered items"),
     "nothing": ([], ValueError, "got no items"),
