@@ -2,7 +2,8 @@
 
 ``digits`` (scikit-learn), ``shapes`` (point clouds) and ``moving-shapes`` (clips) are built in; ``python -m
 scripts.fetch`` brings MNIST, Fashion-MNIST and CIFAR-10; ImageNet, GTSRB, ModelNet40 and UCF-101 are read from their
-usual folders. ``from_torch`` takes any map-style data set of PyTorch.
+usual folders. Your own: ``from_torch`` for any map-style data set of PyTorch, or by
+name ``npz(path='mine.npz')``, ``folder(path='mine', size=32)``.
 """
 
 from certify.data.datasets import DATASETS, Dataset, check_files, default_root, load

@@ -19,6 +19,7 @@ from certify.data.folders import FolderImages, gtsrb_files, imagenet_files, imag
 from certify.data.idx import idx_files, read_idx_pair
 from certify.data.modelnet import modelnet40_reader, read_modelnet40
 from certify.data.moving import CLASSES, moving_shapes
+from certify.data.own import class_folders, image_size, npz_file, read_folder, read_npz
 from certify.data.points import SHAPES, shapes
 from certify.data.videos import FolderClips, Sampling, video_files
 from certify.images import Shape
@@ -189,6 +190,18 @@ def _moving_shapes(root: Path, split: Split, **options: int) -> Dataset:
     return Dataset("moving-shapes", split, clips, labels, len(CLASSES), "clip", mirrored=False)
 
 
+def _npz(root: Path, split: Split, *, path: str) -> Dataset:
+    images, labels, classes = read_npz(path, split)
+    return Dataset("npz", split, torch.from_numpy(images), torch.from_numpy(labels), classes)
+
+
+def _folder(root: Path, split: Split, *, path: str, size: int, resize: int | None = None) -> Dataset:
+    """Squares of ``size`` pixels: of the whole image, or of its centre after its shorter side has become ``resize``."""
+    pixels = image_size(size, resize)
+    files, labels, classes = read_folder(path, split)
+    return Dataset("folder", split, FolderImages(files, pixels[0], resize=pixels[1]), torch.tensor(labels), classes)
+
+
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": _digits,
     "mnist": _idx("mnist"),
@@ -200,9 +213,11 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "modelnet40": _modelnet40,
     "moving-shapes": _moving_shapes,
     "ucf101": _ucf101,
+    "npz": _npz,
+    "folder": _folder,
 }
 # What finds the files of a data set without reading them, and raises where there are none.
-_FILES: dict[str, Callable[[Path, Split], object]] = {
+_FILES: dict[str, Callable[..., object]] = {
     "mnist": lambda root, split: idx_files(root, "mnist", _part(split)),
     "fashion-mnist": lambda root, split: idx_files(root, "fashion-mnist", _part(split)),
     "cifar10": cifar10_files,
@@ -210,11 +225,16 @@ _FILES: dict[str, Callable[[Path, Split], object]] = {
     "gtsrb": gtsrb_files,
     "modelnet40": modelnet40_reader,
     "ucf101": video_files,
+    "npz": lambda root, split, path, **options: npz_file(path),
+    "folder": lambda root, split, path, **options: class_folders(path, split),
 }
+_OWN = ("npz", "folder")  # data of one's own, which say where they are
 _WITH_OPTIONS = {
     "gtsrb": "whole=True, equalize=True",
     "moving-shapes": "frames=8, size=16",
     "ucf101": "frames=16, stride=2, size=112, resize=128, fold=1",
+    "npz": "path='mine.npz'",
+    "folder": "path='mine', size=32, resize=36",
 }
 
 
@@ -223,6 +243,8 @@ def parse_name(text: str) -> tuple[str, dict[str, Any]]:
     name, bracket, rest = text.strip().partition("(")
     if name not in DATASETS:
         raise ValueError(f"data set: got {text!r}, expected one of {', '.join(DATASETS)}")
+    if name in _OWN and "path" not in rest:
+        raise ValueError(f"data set: got {text!r}, expected to be told where it is: {name}({_WITH_OPTIONS[name]})")
     if not bracket:
         return name, {}
     if name not in _WITH_OPTIONS:
@@ -241,7 +263,8 @@ def load(name: str, split: Split, root: str | Path | None = None) -> Dataset:
 
     Args:
         name: one of ``DATASETS``; some may have options, ``"ucf101(frames=8, stride=2)"`` or
-            ``"gtsrb(whole=True, equalize=True)"``, which are then part of the data set's name.
+            ``"gtsrb(whole=True, equalize=True)"``, which are then part of the data set's name. Your own:
+            ``"npz(path='mine.npz')"`` or ``"folder(path='mine', size=32)"`` (:mod:`certify.data.own`).
         split: ``"train"`` or ``"test"`` (ImageNet: the validation set).
         root: folder that holds the data sets; by default :func:`default_root`.
     """
@@ -263,8 +286,8 @@ def check_files(name: str, root: str | Path | None = None) -> None:
 
     Images are not read, and those of ImageNet not even listed.
     """
-    known, _ = parse_name(name)
+    known, options = parse_name(name)
     folder = default_root() if root is None else Path(root)
-    if known in _FILES:
-        _FILES[known](folder, "train")
-        _FILES[known](folder, "test")
+    own = options if known in _OWN else {}
+    for split in ("train", "test") if known in _FILES else ():
+        _FILES[known](folder, split, **own)

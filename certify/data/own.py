@@ -1,0 +1,98 @@
+"""Data of one's own for the command lines: arrays in an NPZ file, or image files with one folder per class."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from certify.data.folders import IMAGE_SUFFIXES
+
+_EXAMPLE = "numpy.savez(path, train_images=..., train_labels=..., test_images=..., test_labels=...)"
+
+
+def npz_file(path: str) -> Path:
+    """The file; raises if it does not exist."""
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"npz: no file {file}; {_EXAMPLE} makes one")
+    return file
+
+
+def read_npz(path: str, split: str) -> tuple[np.ndarray, np.ndarray, int]:
+    """Images uint8 ``[N, C, H, W]``, labels int64 ``[N]``, and the number of classes in both parts.
+
+    The file holds ``train_images``, ``train_labels``, ``test_images`` and ``test_labels``, or one part only; images are
+    uint8 ``[N, H, W]`` or ``[N, C, H, W]``, labels whole numbers from 0 on. No pickled objects are read.
+    """
+    file = npz_file(path)
+    try:
+        with file.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
+            parts = {name: arrays[f"{name}_labels"] for name in ("train", "test") if f"{name}_labels" in arrays}
+            images = arrays.get(f"{split}_images")
+            known = ", ".join(arrays)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{file}: cannot be read as an NPZ file of plain arrays ({error}); {_EXAMPLE}") from error
+    if images is None or split not in parts:
+        raise ValueError(f"{file}: got {known or 'no arrays'}, expected {split}_images and {split}_labels")
+    for name, labels in parts.items():
+        if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) == 0:
+            raise ValueError(
+                f"{file}: got {name}_labels {labels.dtype} {labels.shape}, expected whole numbers [N], at least one"
+            )
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        raise ValueError(
+            f"{file}: got {split}_images {images.dtype} {images.shape}, expected uint8 [N, H, W] or [N, C, H, W]; "
+            "values in [0, 1] become bytes by (255 * x).round().astype('uint8')"
+        )
+    if images.ndim == 4 and images.shape[1] > 4 >= images.shape[3]:
+        raise ValueError(
+            f"{file}: got {split}_images {images.shape}, which looks like channels last; expected [N, C, H, W], use "
+            "images.transpose(0, 3, 1, 2)"
+        )
+    classes = 1 + max(int(labels.max()) for labels in parts.values())
+    return images if images.ndim == 4 else images[:, None], parts[split].astype(np.int64), classes
+
+
+def class_folders(path: str, split: str) -> Path:
+    """``PATH/train``, or ``PATH/test`` (``PATH/val`` where there is no such folder)."""
+    names = ("train",) if split == "train" else ("test", "val")
+    found = [Path(path) / name for name in names if (Path(path) / name).is_dir()]
+    if not found:
+        folders = " or ".join(str(Path(path) / name) for name in names)
+        raise FileNotFoundError(f"folder: no {folders}; expected it with one folder of image files per class")
+    return found[0]
+
+
+def _classes(path: str, split: str) -> list[str]:
+    return sorted(entry.name for entry in class_folders(path, split).iterdir() if entry.is_dir())
+
+
+def read_folder(path: str, split: str) -> tuple[list[Path], list[int], int]:
+    """Files, labels and the number of classes: those of the training part, numbered alphabetically."""
+    classes = _classes(path, "train")
+    own = _classes(path, split)
+    unknown = sorted(set(own) - set(classes))
+    if unknown:
+        raise ValueError(
+            f"folder: got the class {unknown[0]} in {class_folders(path, split)}, which has no training images"
+        )
+    files: list[Path] = []
+    labels: list[int] = []
+    for name in own:
+        found = sorted(f for f in (class_folders(path, split) / name).iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+        files += found
+        labels += [classes.index(name)] * len(found)
+    if not files:
+        raise FileNotFoundError(f"folder: no image files in the class folders of {class_folders(path, split)}")
+    return files, labels, len(classes)
+
+
+def image_size(size: Any, resize: Any) -> tuple[int, int | None]:
+    """Checked sizes, in pixels, of square images."""
+    for name, value in (("size", size), ("resize", resize)):
+        if not (type(value) is int and value >= 1) and not (name == "resize" and value is None):
+            raise ValueError(f"{name}: got {value!r}, expected a number of pixels, at least 1")
+    return size, resize

@@ -1,0 +1,134 @@
+"""Data of one's own by name: NPZ files and folders of images, in Python and in the command lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from certify.data import check_files, load
+from certify.results import read_config, read_rows
+from scripts import certify as certify_script
+from scripts import poisoning as poisoning_script
+from scripts import train as train_script
+
+
+def arrays(classes: int = 3, size: int = 8) -> dict[str, np.ndarray]:
+    """Images whose brightest row is their class."""
+    rng, found = np.random.default_rng(0), {}
+    for part, count in (("train", 60), ("test", 12)):
+        labels = np.arange(count) % classes
+        images = rng.integers(0, 60, (count, size, size), dtype=np.uint8)
+        images[np.arange(count), labels * 2] = 250
+        found |= {f"{part}_images": images, f"{part}_labels": labels}
+    return found
+
+
+def save(path: Path, **changes: np.ndarray | None) -> str:
+    kept: dict[str, Any] = {name: array for name, array in (arrays() | changes).items() if array is not None}
+    np.savez(path, **kept)
+    return f"npz(path={str(path)!r})"
+
+
+def test_npz(tmp_path):
+    name, expected = save(tmp_path / "mine.npz"), arrays()
+    for part in ("train", "test"):
+        data = load(name, part)
+        assert (data.name, data.num_classes, data.shape, data.split) == (name, 3, (1, 8, 8), part)
+        assert np.array_equal(data.batch(range(len(data)))[0][:, 0], expected[f"{part}_images"])
+        assert data.labels.tolist() == expected[f"{part}_labels"].tolist()
+    check_files(name)
+    colour = save(tmp_path / "colour.npz", test_images=np.zeros((12, 3, 8, 8), np.uint8))
+    assert load(colour, "test").shape == (3, 8, 8)
+    # classes are those of both parts
+    other = save(tmp_path / "other.npz", test_labels=np.full(12, 4, np.int32))
+    assert load(other, "train").num_classes == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_labels": np.zeros(60)}, r"got train_labels float64 \(60,\), expected whole numbers"),
+        ({"train_images": np.zeros((60, 8, 8))}, r"got train_images float64 .*become bytes by"),
+        ({"train_images": np.zeros((60, 8, 8, 3), np.uint8)}, r"channels last; expected \[N, C, H, W\]"),
+        ({"train_images": None}, "expected train_images and train_labels"),
+        ({"train_labels": None}, "expected train_images and train_labels"),
+        ({"train_labels": np.arange(59) % 3}, "got 60 images and 59 labels"),
+        ({"train_labels": np.arange(60) % 3 - 1}, r"got labels in \[-1, 1\]"),
+        ({"train_images": np.array([{}] * 60)}, "cannot be read as an NPZ file of plain arrays"),
+    ],
+)
+def test_arrays_that_are_no_data_set(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load(save(tmp_path / "mine.npz", **changes), "train")
+
+
+def test_damaged_and_missing_files(tmp_path):
+    name = save(tmp_path / "mine.npz")
+    whole = (tmp_path / "mine.npz").read_bytes()
+    (tmp_path / "mine.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="cannot be read as an NPZ file"):
+        load(name, "train")
+    (tmp_path / "mine.npz").unlink()
+    for read in (check_files, lambda name: load(name, "train")):
+        with pytest.raises(FileNotFoundError, match=r"npz: no file .*numpy\.savez"):
+            read(name)
+    for text in ("npz", "folder", "folder(size=3)"):
+        with pytest.raises(ValueError, match="expected to be told where it is"):
+            load(text, "train")
+    with pytest.raises(ValueError, match=r"expected options as in npz\(path='mine\.npz'\)"):
+        load("npz(path='a.npz', size=3)", "train")
+
+
+def save_pictures(root: Path, **classes: int) -> str:
+    for part, count in (("train", 4), ("val", 2)):
+        for name, level in classes.items():
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(np.full((10, 14, 3), level + i, np.uint8)).save(root / part / name / f"{i}.png")
+    return f"folder(path={str(root)!r}, size=8)"
+
+
+def test_folder(tmp_path):
+    name = save_pictures(tmp_path / "mine", dark=10, bright=200)
+    check_files(name)
+    data = load(name, "test")
+    assert (data.num_classes, data.shape, data.labels.tolist()) == (2, (3, 8, 8), [0, 0, 1, 1])
+    assert data.batch([3])[0].unique().tolist() == [11]
+    assert len(load(name, "train")) == 8
+    assert load(name.replace("size=8", "size=8, resize=9"), "train").shape == (3, 8, 8)
+    # a class without test images keeps the numbers of the others
+    for file in (tmp_path / "mine/val/bright").iterdir():
+        file.unlink()
+    (tmp_path / "mine/val/bright").rmdir()
+    assert load(name, "test").labels.tolist() == [1, 1]
+    (tmp_path / "mine/val/new").mkdir()
+    with pytest.raises(ValueError, match=r"got the class new in .*, which has no training images"):
+        load(name, "test")
+    with pytest.raises(ValueError, match="size: got 0, expected a number of pixels"):
+        load(name.replace("size=8", "size=0"), "test")
+    for folder in ("none", "mine/train"):
+        with pytest.raises(
+            FileNotFoundError, match=r"folder: no .*expected it with one folder of image files per class"
+        ):
+            load(f"folder(path={str(tmp_path / folder)!r}, size=8)", "train")
+
+
+def test_commands_take_them(tmp_path):
+    name = save(tmp_path / "mine.npz")
+    train_script.main(
+        train_script.Args(out=tmp_path / "run", data=name, scheme="DeterministicAblation(alpha=2)", epochs=12, lr=0.05)
+    )
+    certify_script.main(certify_script.Args(out=tmp_path / "test", checkpoint=tmp_path / "run"))
+    rows = read_rows(tmp_path / "test")
+    assert read_config(tmp_path / "test")["data"] == name
+    assert len(rows["idx"]) == 12
+    options: dict[str, Any] = {"data": name, "partition": "ContentHash(5)", "learner": "NearestNeighbors(1)"}
+    poisoning_script.main(poisoning_script.Args("all", tmp_path / "ensemble", **options))
+    rows = read_rows(tmp_path / "ensemble/test/plurality-samples")
+    assert rows["correct"].mean() > 0.5
+    assert torch.tensor(rows["radius"]).max() == 2
