@@ -15,7 +15,7 @@ import rl
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-RUNNABLE = ("own_classifier", "own_environment")
+RUNNABLE = ("own_classifier", "own_environment", "own_method")
 PACKAGES = ("certify", "certify.attacks", "certify.data", "certify.models", "certify.poisoning", "certify.training")
 MODULES = (
     *PACKAGES,
@@ -54,6 +54,8 @@ def test_pages_of_code_run_from_top_to_bottom(name: str, tmp_path: Path, monkeyp
     if name == "own_classifier":
         assert (tmp_path / "runs" / "mine" / "rows.tsv").exists()
         assert (module.result.prediction == module.labels).float().mean() > 0.5  # type: ignore[attr-defined]
+    elif name == "own_method":
+        assert module.certified > 1000  # type: ignore[attr-defined]
     else:
         assert module.model.num_timesteps >= 600  # type: ignore[attr-defined]
         rl.VectorEnvAdapter(module.many).close()  # type: ignore[attr-defined]
