@@ -16,6 +16,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+# Goes up with every change after which a sampled scheme makes other copies from the same seed: rows of both never mix.
+GENERATOR = 2
+
 # Streams: the fourth word of the counter. Selecting the class and bounding its probability must never share samples.
 SELECTION, ESTIMATION, TRAINING, EVALUATION, BOUNDS, ATTACK, VERIFICATION = range(7)
 DATA = 16  # points of generated and sampled clouds

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from certify import spec
 from certify.data import Dataset
+from certify.draws import GENERATOR
 from certify.inference import BaseClassifier, device_of
 from certify.results import ResultFolder, Row, result_of, row_columns
 from certify.scheme import Certified, EnumeratedScheme, SampledScheme, check_integer
@@ -33,7 +34,7 @@ def sampling(smoothed: Smoothed, question: Question | None = None, max_n: int = 
     """How the votes of a sampled scheme come about, as JSON values; None for exact ones."""
     if isinstance(smoothed.scheme, EnumeratedScheme):
         return None
-    shared = {"n0": smoothed.n0, "alpha": smoothed.alpha, "seed": smoothed.seed}
+    shared = {"n0": smoothed.n0, "alpha": smoothed.alpha, "seed": smoothed.seed, "generator": GENERATOR}
     if question is not None:
         return shared | {"until": repr(question), "max_n": max_n}
     return shared | {"n": smoothed.n, "bounds": smoothed.bounds, "interval": smoothed.interval}

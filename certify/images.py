@@ -5,6 +5,7 @@ Schemes that add independent noise to every number also take videos, ``[B, C, T,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -46,6 +47,11 @@ def check_images(x: Tensor, layouts: tuple[str, ...] = (IMAGES,)) -> None:
             f"images: got values in [{low:g}, {high:g}], expected [0, 1]; "
             "scale the data, and put any normalization inside the base classifier"
         )
+
+
+def channels_first(shape: Sequence[int]) -> bool:
+    """Whether an image of this shape may be ``[C, H, W]``; False if it looks like ``[H, W, C]`` with few channels."""
+    return not (shape[0] > 4 and shape[1] > 4 and shape[2] <= 4)
 
 
 @lru_cache(maxsize=8)

@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Result:
         runs: by name, their commands as one types them.
         seeds: by name of the run.
         remark: why the numbers differ from the published ones.
+        measures: what each of the values is, see :func:`measure_of`.
     """
 
     entry: str
@@ -39,6 +40,14 @@ class Result:
     seeds: Mapping[str, list[int]]
     versions: Mapping[str, str]
     remark: str = ""
+    measures: Mapping[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
+
+
+def measure_of(entry: Entry, row: Row, column: Column, run: Run) -> dict[str, Any]:
+    """What a cell is, as JSON values: kept with its number, which is not of the cell once that is defined otherwise."""
+    cell = entry.cell(row, column, run)
+    measure = {"quantity": cell.quantity, "unit": cell.unit, "result": cell.result, **cell.options}
+    return json.loads(json.dumps(measure))
 
 
 def runs_of(catalogue: Catalogue, entry: Entry, budget: str) -> list[Run]:
@@ -98,7 +107,14 @@ def collect(catalogue: Catalogue, entry: Entry, budget: str, root: Path = runnin
         {name: _seeds(run, budget) for name, run in runs.items()},
         _versions(folders.values()),
         remark,
+        measures_of(entry, runs),
     )
+
+
+def measures_of(entry: Entry, runs: Mapping[str, Run]) -> dict[tuple[str, str], dict[str, Any]]:
+    """What the cells of these runs are."""
+    rows = [(row, runs[row.run]) for row in entry.rows if row.run is not None and row.run in runs]
+    return {(row.label, c.name): measure_of(entry, row, c, run) for row, run in rows for c in entry.columns}
 
 
 def _seeds(run: Run, budget: str) -> list[int]:
@@ -119,7 +135,7 @@ def joined(entry: Entry, found: Result, kept: Result | None) -> Result:
     """What was found, and of what was kept before the runs that are not on this disk, such as those of another machine.
 
     Args:
-        kept: of the same entry and budget, as :func:`read` has checked it against the catalogue.
+        kept: of the same entry and budget, as :func:`read` or :func:`usable` have checked it against the catalogue.
     """
     if kept is None or not kept.runs.keys() - found.runs.keys():
         return found
@@ -132,6 +148,7 @@ def joined(entry: Entry, found: Result, kept: Result | None) -> Result:
     return replace(
         found,
         values={cell: values[cell] for cell in cells if cell in values},
+        measures={**kept.measures, **found.measures},
         runs={**kept.runs, **found.runs},
         seeds={**kept.seeds, **found.seeds},
         versions=versions,
@@ -165,6 +182,7 @@ def to_json(result: Result) -> str:
     for (row, column), value in result.values.items():
         cell: dict[str, Any] = {"row": row, "column": column, "n": value.n}
         cell |= {name: _plain(getattr(value, name)) for name in ("value", "low", "high")}
+        cell |= {"measure": dict(result.measures[row, column])} if (row, column) in result.measures else {}
         cells.append(cell if value.guaranteed else cell | {"guaranteed": False})
     document: dict[str, Any] = {
         "entry": result.entry,
@@ -199,33 +217,63 @@ def _same(lines: list[str], others: list[str]) -> bool:
     return [shlex.split(line) for line in lines] == [shlex.split(line) for line in others]
 
 
-def read(path: Path, catalogue: Catalogue) -> Result:
-    """A kept result, checked against the catalogue: the entry, its rows and columns, and the commands are as now."""
+def usable(path: Path, catalogue: Catalogue) -> tuple[Result, list[str]]:
+    """What a kept result still says of the entry as it is now: the runs with the same commands and the same cells.
+
+    Returns:
+        the result with these runs alone, and why others are not in it.
+    """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         entry = catalogue.entries[document["entry"]]
+        budget, remark, versions = document["budget"], document.get("remark", ""), document["versions"]
         values = {(cell["row"], cell["column"]): _value(cell) for cell in document["cells"]}
-        runs = {name: run["commands"] for name, run in document["runs"].items()}
+        measures = {(cell["row"], cell["column"]): cell["measure"] for cell in document["cells"] if "measure" in cell}
+        lines = {name: run["commands"] for name, run in document["runs"].items()}
         seeds = {name: run["seeds"] for name, run in document["runs"].items()}
-        result = Result(
-            entry.name, document["budget"], values, runs, seeds, document["versions"], document.get("remark", "")
-        )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: is no result of an entry of the catalogue ({error!r}); collect it again") from error
-    if result.budget not in BUDGETS or path.name != path_of(result.entry, result.budget).name:
-        raise ValueError(f"{path}: holds {result.entry} at {result.budget}, expected the file to be named so")
-    expected = {(row.label, column.name) for row in entry.rows if row.run in runs for column in entry.columns}
-    if values.keys() != expected:
-        other = sorted(values.keys() ^ expected)[0]
-        raise ValueError(f"{path}: has not the cells of the entry as it is now, see {other}; collect it again")
-    for name, lines in runs.items():
-        run = catalogue.runs.get(name)
-        if (
-            run is None
-            or result.budget not in run.budgets
-            or not _same(running.script_lines(run, result.budget), lines)
-        ):
-            raise ValueError(f"{path}: was made by other commands of {name} than the catalogue has; run it again")
+    if budget not in BUDGETS or path.name != path_of(entry.name, budget).name:
+        raise ValueError(f"{path}: holds {entry.name} at {budget}, expected the file to be named so")
+    kept: dict[str, list[str]] = {}
+    cells: dict[tuple[str, str], dict[str, Any]] = {}
+    reasons: list[str] = []
+    for name, own in lines.items():
+        run = catalogue.runs.get(name) if name in entry.runs else None
+        if run is None or budget not in run.budgets or not _same(running.script_lines(run, budget), own):
+            reasons.append(f"{path}: was made by other commands of {name} than the catalogue has; run it again")
+            continue
+        now = measures_of(entry, {name: run})
+        other = [cell for cell in now if cell not in values or measures.get(cell, now[cell]) != now[cell]]
+        if other:
+            reasons.append(f"{path}: has not the cells of the entry as it is now, see {other[0]}; collect it again")
+            continue
+        kept[name], cells = own, cells | now
+    strangers = [cell for cell in values if cell not in cells]
+    if strangers and not reasons:
+        reasons.append(f"{path}: has not the cells of the entry as it is now, see {strangers[0]}; collect it again")
+    result = Result(
+        entry.name,
+        budget,
+        {cell: value for cell, value in values.items() if cell in cells},
+        kept,
+        {name: seeds[name] for name in kept},
+        versions,
+        remark,
+        {cell: measure for cell, measure in measures.items() if cell in cells},
+    )
+    return result, reasons
+
+
+def read(path: Path, catalogue: Catalogue) -> Result:
+    """A kept result, checked against the catalogue: the entry, its cells and the commands are as now.
+
+    Raises:
+        ValueError: if anything in it is not.
+    """
+    result, reasons = usable(path, catalogue)
+    if reasons:
+        raise ValueError(reasons[0])
     return result
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from certify import SampledScheme, Smoothed
 from certify.data import Dataset
+from certify.draws import GENERATOR
 from certify.images import to_float
 from certify.results import ResultFolder, read_rows
 from certify.training import Checkpoint
@@ -134,7 +135,7 @@ def attack_step(
 def configuration(args: Args, smoothed: Smoothed, checkpoint: Checkpoint, data: Dataset) -> dict[str, Any]:
     """The configuration of the run, and the attack."""
     sampled = isinstance(smoothed.scheme, SampledScheme)
-    how = {"n": args.n, "alpha": args.alpha, "seed": args.seed} if sampled else None
+    how = {"n": args.n, "alpha": args.alpha, "seed": args.seed, "generator": GENERATOR} if sampled else None
     config = classifier_runs.configuration(args, "scripts.attack", smoothed, checkpoint, data, how)
     return config | {"attack": {"name": args.attack, "seed": args.seed} | options_of(args)}
 

@@ -94,14 +94,12 @@ def read_groups(args: Args) -> dict[str, list[Run]]:
     restated = {"p": False, "pixels": False, "bound": False}
     for path in args.runs:
         run = recertified.read_run(path, again)
+        shown = [run]
         if args.bound and recertified.known_bounds(run, path):
-            restated["bound"] = True
-            for each in recertified.bound_runs(run, path, args.bound, again):
-                groups.setdefault(each.threat, []).append(each)
-            continue
-        if args.p is not None and run.threat == str(L1()):
-            run, restated["p"] = recertified.through_norms(run, args.p), True
-        for each in (run, *recertified.top_k_runs(path, args.top_k or (), args.alpha)):
+            shown, restated["bound"] = recertified.bound_runs(run, path, args.bound, again), True
+        elif args.p is not None and run.threat == str(L1()):
+            shown, restated["p"] = [recertified.through_norms(run, args.p)], True
+        for each in (*shown, *recertified.top_k_runs(path, args.top_k or (), args.alpha)):
             threat, each = each.threat, recertified.in_pixels(each, path) if args.pixels else each
             restated["pixels"] |= each.threat != threat
             groups.setdefault(each.threat, []).append(each)

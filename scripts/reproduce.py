@@ -170,10 +170,12 @@ def needed_budget(args: Args) -> str:
 def collect(catalogue: Catalogue, args: Args) -> None:
     """Print what the rows on disk say, and keep it."""
     budget = needed_budget(args)
-    kept = results.read_all(catalogue, args.results)
     for entry in chosen(catalogue, args):
-        before = kept.get(entry.name, {}).get(budget)
+        path = results.path_of(entry.name, budget, args.results)
+        before, outdated = results.usable(path, catalogue) if path.exists() else (None, [])
         remark = args.remark if args.remark is not None else before.remark if before is not None else ""
+        for reason in outdated:
+            print(f"left out: {reason}")
         here = results.collect(catalogue, entry, budget, args.runs, remark=remark)
         found = results.joined(entry, here, before)
         print_entry(entry, {budget: found})

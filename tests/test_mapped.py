@@ -112,6 +112,11 @@ REFUSED = {
     "normalized": ([(GREY.float() - 8, 0)], ValueError, "put any normalization inside the base classifier"),
     "later normalized": ([(GREY / 255, 0)] * 4 + [(GREY.float(), 0)], ValueError, r"got values in .*expected \[0, 1\]"),
     "random": (Pictures(lambda image, i: torch.rand(1, 8, 8)), ValueError, "item 0 was another image when it was read"),
+    "channels first": ([(np.zeros((3, 32, 32), np.uint8), 0)], ValueError, "transpose it"),
+    "one channel first": ([(np.zeros((1, 28, 28), np.uint8), 0)], ValueError, "transpose it"),
+    "channels last": ([(torch.zeros(32, 32, 3), 0)], ValueError, r"\[32, 32, 3\]\); expected tensors \[C, H, W\]"),
+    "fractions as labels": ([(GREY, 1.9)], TypeError, r"got 1\.9 as label 0, expected a whole number"),
+    "text as labels": ([(GREY, "2")], TypeError, "got '2' as label 0"),
     "sizes": ([(GREY, 0)] * 4 + [(GREY[:, :5], 0)], ValueError, "as image 4 where the first is torch.uint8"),
     "types": ([(GREY, 0)] * 4 + [(GREY / 255, 0)], ValueError, "as image 4 where the first is torch.uint8"),
     "flat": ([(GREY[0], 0)], ValueError, r"got shape \(8, 8\) as image 0"),
@@ -126,3 +131,30 @@ REFUSED = {
 def test_what_cannot_be_certified_is_refused_with_advice(dataset, error, message):
     with pytest.raises(error, match=message):
         from_torch(dataset, "mine", num_classes=10)
+
+
+def test_shapes_that_are_no_mistake():
+    """Features as an image of one pixel, a signal of many channels, a cloud of points."""
+    for shape in ((64, 1, 1), (12, 1, 100), (3, 1024, 1)):
+        assert from_torch([(torch.zeros(shape), 0)], "mine", num_classes=2).shape == shape
+
+
+def test_items_that_change_are_found_when_they_are_used():
+    later = False
+
+    class Changing(Pictures):
+        def __getitem__(self, i):
+            image, label = super().__getitem__(i)
+            return image + (later and i == 5), label
+
+    data = from_torch(Changing(FORMS["bytes"]), "mine", num_classes=10)
+    later = True
+    data.batch([4])
+    with pytest.raises(ValueError, match="item 5 was another image when it was read again"):
+        data.batch([4, 5])
+
+
+def test_a_buffer_that_is_filled_again_and_again():
+    buffer = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    data = from_torch(Pictures(lambda image, i: buffer.copy_(image)), "mine", num_classes=10)
+    assert torch.equal(data.batch([0, 3])[0], IMAGES[[0, 3]])

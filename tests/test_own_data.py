@@ -77,11 +77,30 @@ def test_damaged_and_missing_files(tmp_path):
     for read in (check_files, lambda name: load(name, "train")):
         with pytest.raises(FileNotFoundError, match=r"npz: no file .*numpy\.savez"):
             read(name)
-    for text in ("npz", "folder", "folder(size=3)"):
+    for text in ("npz", "folder", "folder(size=3)", "folder(paths='x', size=3)", "npz(path=3)"):
         with pytest.raises(ValueError, match="expected to be told where it is"):
             load(text, "train")
     with pytest.raises(ValueError, match=r"expected options as in npz\(path='mine\.npz'\)"):
         load("npz(path='a.npz', size=3)", "train")
+
+
+def test_an_array_and_damaged_bytes(tmp_path):
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    with pytest.raises(ValueError, match="cannot be read as an NPZ file"):
+        load(f"npz(path={str(tmp_path / 'one.npy')!r})", "train")
+    saved: dict[str, Any] = arrays()
+    np.savez_compressed(tmp_path / "mine.npz", **saved)
+    whole = (tmp_path / "mine.npz").read_bytes()
+    refused = 0
+    for place in range(0, len(whole), 97):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x55
+        (tmp_path / "mine.npz").write_bytes(damaged)
+        try:
+            load(f"npz(path={str(tmp_path / 'mine.npz')!r})", "train")
+        except ValueError as error:
+            refused += "mine.npz" in str(error)
+    assert refused > 5
 
 
 def save_pictures(root: Path, **classes: int) -> str:
@@ -101,6 +120,17 @@ def test_folder(tmp_path):
     assert data.batch([3])[0].unique().tolist() == [11]
     assert len(load(name, "train")) == 8
     assert load(name.replace("size=8", "size=8, resize=9"), "train").shape == (3, 8, 8)
+    # hidden folders are no classes
+    (tmp_path / "mine/train/.ipynb_checkpoints").mkdir()
+    assert load(name, "train").num_classes == 2
+    # data of one's own are told apart by what is in the files
+    file = tmp_path / "mine/val/dark/0.ppm"
+    checksums = []
+    for level in (99, 98):
+        Image.fromarray(np.full((10, 14, 3), level, np.uint8)).save(file)
+        checksums.append(load(name, "test").checksum())
+    assert checksums[0] != checksums[1]
+    file.unlink()
     # a class without test images keeps the numbers of the others
     for file in (tmp_path / "mine/val/bright").iterdir():
         file.unlink()
@@ -116,6 +146,17 @@ def test_folder(tmp_path):
             FileNotFoundError, match=r"folder: no .*expected it with one folder of image files per class"
         ):
             load(f"folder(path={str(tmp_path / folder)!r}, size=8)", "train")
+    (tmp_path / "mine/train/empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no image files \(.*\.png.*\) in .*empty; remove it"):
+        load(name, "train")
+
+
+@pytest.mark.parametrize("mode", ["I;16", "RGBA", "LA", "CMYK"])
+def test_pictures_that_lose_something_are_refused(tmp_path, mode):
+    name = save_pictures(tmp_path / "mine", dark=10)
+    Image.new(mode, (10, 14)).save(tmp_path / f"mine/val/dark/1.{'jpg' if mode == 'CMYK' else 'png'}")
+    with pytest.raises(ValueError, match=f"got a picture of mode {mode}, or with transparent parts"):
+        load(name, "test").batch([0, 1])
 
 
 def test_commands_take_them(tmp_path):

@@ -147,7 +147,9 @@ def test_deviations_out_of_range(deviation):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_cuda_gives_the_same_numbers():
-    noise = RoundedGaussian(Fraction(255, 4))
+@pytest.mark.parametrize("deviation", [Fraction(255, 4), Fraction(14_000)], ids=float)
+def test_cuda_gives_the_same_numbers(deviation):
+    """Of wide noise, several of these numbers take more than 32 bits."""
+    noise = RoundedGaussian(deviation)
     cuda = Draws.of(0, ESTIMATION, torch.arange(3, device="cuda"), range(50))
     assert torch.equal(noise.draw(cuda, 784).cpu(), noise.draw(draws(3), 784))

@@ -199,7 +199,9 @@ def _folder(root: Path, split: Split, *, path: str, size: int, resize: int | Non
     """Squares of ``size`` pixels: of the whole image, or of its centre after its shorter side has become ``resize``."""
     pixels = image_size(size, resize)
     files, labels, classes = read_folder(path, split)
-    return Dataset("folder", split, FolderImages(files, pixels[0], resize=pixels[1]), torch.tensor(labels), classes)
+    return Dataset(
+        "folder", split, FolderImages(files, pixels[0], resize=pixels[1], strict=True), torch.tensor(labels), classes
+    )
 
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
@@ -243,19 +245,20 @@ def parse_name(text: str) -> tuple[str, dict[str, Any]]:
     name, bracket, rest = text.strip().partition("(")
     if name not in DATASETS:
         raise ValueError(f"data set: got {text!r}, expected one of {', '.join(DATASETS)}")
-    if name in _OWN and "path" not in rest:
-        raise ValueError(f"data set: got {text!r}, expected to be told where it is: {name}({_WITH_OPTIONS[name]})")
-    if not bracket:
+    if not bracket and name not in _OWN:
         return name, {}
     if name not in _WITH_OPTIONS:
         raise ValueError(f"data set: got {text!r}, but {name} has no options; give its name alone")
     try:
-        call = ast.parse(f"f({rest}", mode="eval").body
+        call = ast.parse(f"f({rest if bracket else ')'}", mode="eval").body
         if not isinstance(call, ast.Call) or call.args:
             raise ValueError("not a list of options")
-        return name, {str(option.arg): ast.literal_eval(option.value) for option in call.keywords}
+        options = {str(option.arg): ast.literal_eval(option.value) for option in call.keywords}
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"data set: got {text!r}, expected options as in {name}({_WITH_OPTIONS[name]})") from error
+    if name in _OWN and not isinstance(options.get("path"), str):
+        raise ValueError(f"data set: got {text!r}, expected to be told where it is: {name}({_WITH_OPTIONS[name]})")
+    return name, options
 
 
 def load(name: str, split: Split, root: str | Path | None = None) -> Dataset:

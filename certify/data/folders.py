@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 Box = tuple[int, int, int, int]
+LOSSLESS = ("1", "L", "P", "RGB")  # modes of pictures that have all they show in 8-bit red, green and blue
 IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png", ".ppm"}
 
 
@@ -30,6 +32,8 @@ class FolderImages:
         boxes: (left, upper, right, lower) to cut out before resizing, one per file.
         equalize: equalize the histogram of each channel, after resizing: smaller images may have fewer pixels than
             levels.
+        strict: files of a user's own, of which nothing is known: pictures that become RGB with losses are refused, and
+            files are told apart by their contents, which :meth:`listing` then reads.
     """
 
     def __init__(
@@ -40,8 +44,10 @@ class FolderImages:
         resize: int | None = None,
         boxes: Sequence[Box] | None = None,
         equalize: bool = False,
+        strict: bool = False,
     ) -> None:
         self.files, self.size, self.resize, self.boxes, self.equalize = list(files), size, resize, boxes, equalize
+        self.strict = strict
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -51,8 +57,12 @@ class FolderImages:
         return len(self.files)
 
     def listing(self) -> bytes:
-        """Names and sizes of the files, in order, and how they are cut."""
-        lines = [f"{path.parent.name}/{path.name} {path.stat().st_size}" for path in self.files]
+        """Names and sizes of the files (or checksums), in order, and how they are cut."""
+        lines = [
+            f"{path.parent.name}/{path.name} "
+            + (hashlib.sha256(path.read_bytes()).hexdigest() if self.strict else str(path.stat().st_size))
+            for path in self.files
+        ]
         how = f"{self.size} {self.resize} {self.boxes}" + (" equalized" if self.equalize else "")
         return "\n".join([*lines, how]).encode()
 
@@ -78,9 +88,16 @@ class FolderImages:
     def _original(self, i: int) -> Image.Image:
         try:
             with Image.open(self.files[i]) as file:
-                return file.convert("RGB")
+                lossless = file.mode in LOSSLESS and "transparency" not in file.info
+                if lossless or not self.strict:
+                    return file.convert("RGB")
+                mode = file.mode
         except Exception as error:  # a damaged image can fail in any way
             raise ValueError(f"{self.files[i]}: cannot be decoded ({error}); replace the file") from error
+        raise ValueError(
+            f"{self.files[i]}: got a picture of mode {mode}, or with transparent parts, expected 8-bit grey or colour "
+            "without; convert it in a way that suits the data"
+        )
 
     def _open(self, i: int) -> Image.Image:
         image = self._original(i)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -13,9 +14,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from certify.data.datasets import Dataset, Split
-from certify.images import Shape, check_images
+from certify.images import Shape, channels_first, check_images
 
-_TWICE = 3  # items that are read twice, to see whether they are the same
+_TWICE = 3  # items that are read twice at once, to see whether they are the same
+_OTHER_IMAGE = (
+    "was another image when it was read again; use transforms that are not random, and files that stay as they are: "
+    "what is certified has to be the image that is tested"
+)
 
 
 class MapStyle(Protocol):
@@ -29,8 +34,10 @@ class MapStyle(Protocol):
 class MappedImages:
     """The images of a map-style data set as a tensor ``[N, C, H, W]`` that reads what is indexed."""
 
-    def __init__(self, dataset: MapStyle, shape: Shape, dtype: torch.dtype, fingerprint: str) -> None:
-        self.dataset, self.dtype, self.fingerprint = dataset, dtype, fingerprint
+    def __init__(
+        self, dataset: MapStyle, shape: Shape, dtype: torch.dtype, fingerprint: str, digests: Sequence[bytes] | None
+    ) -> None:
+        self.dataset, self.dtype, self.fingerprint, self.digests = dataset, dtype, fingerprint, digests
         self.shape = (len(dataset), *shape)
 
     def __len__(self) -> int:
@@ -42,6 +49,8 @@ class MappedImages:
     def _image(self, i: int) -> Tensor:
         image = as_tensor(_pair(self.dataset, i)[0], i)
         check_same(image, self.shape[1:], self.dtype, i)
+        if self.digests is not None and digest_of(image) != self.digests[i]:
+            raise ValueError(f"dataset: item {i} {_OTHER_IMAGE}")
         return image
 
     def listing(self) -> bytes:
@@ -89,28 +98,39 @@ def from_torch(
     for i in range(min(_TWICE, len(dataset))):
         again = [as_tensor(_pair(dataset, i)[0], i) for _ in range(2)]
         if again[0].shape != again[1].shape or not torch.equal(again[0], again[1]):
-            raise ValueError(
-                f"dataset: item {i} was another image when it was read again; use transforms that are not random: what "
-                "is certified has to be the image that is tested"
-            )
+            raise ValueError(f"dataset: item {i} {_OTHER_IMAGE}")
+    digests = None
     if labels is None or fingerprint is None:
-        found, checksum = _read(dataset, first)
+        found, digests = _read(dataset, first)
         labels = found if labels is None else labels
-        fingerprint = checksum if fingerprint is None else fingerprint
-    images = MappedImages(dataset, tuple(first.shape), first.dtype, fingerprint)
-    return Dataset(name, split, images, torch.as_tensor(labels, dtype=torch.int64), num_classes)
+        fingerprint = hashlib.sha256(b"".join(digests)).hexdigest() if fingerprint is None else fingerprint
+    numbers = torch.tensor([_label(label, i) for i, label in enumerate(labels)], dtype=torch.int64)
+    images = MappedImages(dataset, tuple(first.shape), first.dtype, fingerprint, digests)
+    return Dataset(name, split, images, numbers, num_classes)
 
 
-def _read(dataset: MapStyle, first: Tensor) -> tuple[Tensor, str]:
-    """All labels, and a checksum of all images."""
-    digest, labels = hashlib.sha256(), torch.empty(len(dataset), dtype=torch.int64)
+def _read(dataset: MapStyle, first: Tensor) -> tuple[list[Any], list[bytes]]:
+    """All labels, and a digest of each image."""
+    labels, digests = [], []
     for i in range(len(dataset)):
         item, label = _pair(dataset, i)
         image = as_tensor(item, i)
         check_same(image, tuple(first.shape), first.dtype, i)
-        digest.update(image.contiguous().numpy().tobytes())
-        labels[i] = int(label)
-    return labels, digest.hexdigest()
+        digests.append(digest_of(image))
+        labels.append(label)
+    return labels, digests
+
+
+def digest_of(image: Tensor) -> bytes:
+    """What tells an image from others, in 16 bytes."""
+    return hashlib.sha256(image.contiguous().numpy().tobytes()).digest()[:16]
+
+
+def _label(label: Any, i: int) -> int:
+    try:
+        return operator.index(label)
+    except TypeError as error:
+        raise TypeError(f"dataset: got {label!r} as label {i}, expected a whole number, from 0 on") from error
 
 
 def _pair(dataset: MapStyle, i: int) -> tuple[Any, Any]:
@@ -123,7 +143,7 @@ def _pair(dataset: MapStyle, i: int) -> tuple[Any, Any]:
 def as_tensor(image: Any, i: int) -> Tensor:
     """The image of item ``i`` as ``[C, H, W]``."""
     if isinstance(image, Tensor):
-        tensor = image.detach().cpu()
+        tensor = image.detach().cpu().clone()  # a data set may fill one buffer again and again
     elif isinstance(image, Image.Image):
         if image.mode not in ("L", "RGB"):
             raise ValueError(f"dataset: got a picture of mode {image.mode} as item {i}, expected L or RGB; convert it")
@@ -139,6 +159,16 @@ def as_tensor(image: Any, i: int) -> Tensor:
         raise TypeError(f"dataset: got {type(image).__name__} as image {i}, expected a tensor, a picture or an array")
     if tensor.ndim != 3:
         raise ValueError(f"dataset: got shape {tuple(tensor.shape)} as image {i}, expected [C, H, W]")
+    # channels that are taken for rows or columns would make another threat model of "pixels"
+    if isinstance(image, np.ndarray):
+        misplaced = not channels_first(tensor.permute(0, 2, 1).shape)  # [C, H, W] became [W, C, H]
+    else:
+        misplaced = not channels_first(tensor.shape)
+    if misplaced:
+        raise ValueError(
+            f"dataset: got image {i} with its channels where rows or columns should be ([C, H, W] = "
+            f"{list(tensor.shape)}); expected tensors [C, H, W] and arrays [H, W, C], transpose it"
+        )
     return tensor
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from certify.data.folders import IMAGE_SUFFIXES
+from certify.images import channels_first
 
 _EXAMPLE = "numpy.savez(path, train_images=..., train_labels=..., test_images=..., test_labels=...)"
 
@@ -29,11 +31,11 @@ def read_npz(path: str, split: str) -> tuple[np.ndarray, np.ndarray, int]:
     """
     file = npz_file(path)
     try:
-        with file.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
+        with file.open("rb") as handle, np.lib.npyio.NpzFile(handle, allow_pickle=False) as arrays:
             parts = {name: arrays[f"{name}_labels"] for name in ("train", "test") if f"{name}_labels" in arrays}
             images = arrays.get(f"{split}_images")
             known = ", ".join(arrays)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{file}: cannot be read as an NPZ file of plain arrays ({error}); {_EXAMPLE}") from error
     if images is None or split not in parts:
         raise ValueError(f"{file}: got {known or 'no arrays'}, expected {split}_images and {split}_labels")
@@ -47,7 +49,7 @@ def read_npz(path: str, split: str) -> tuple[np.ndarray, np.ndarray, int]:
             f"{file}: got {split}_images {images.dtype} {images.shape}, expected uint8 [N, H, W] or [N, C, H, W]; "
             "values in [0, 1] become bytes by (255 * x).round().astype('uint8')"
         )
-    if images.ndim == 4 and images.shape[1] > 4 >= images.shape[3]:
+    if images.ndim == 4 and not channels_first(images.shape[1:]):
         raise ValueError(
             f"{file}: got {split}_images {images.shape}, which looks like channels last; expected [N, C, H, W], use "
             "images.transpose(0, 3, 1, 2)"
@@ -67,7 +69,8 @@ def class_folders(path: str, split: str) -> Path:
 
 
 def _classes(path: str, split: str) -> list[str]:
-    return sorted(entry.name for entry in class_folders(path, split).iterdir() if entry.is_dir())
+    folders = (entry.name for entry in class_folders(path, split).iterdir() if entry.is_dir())
+    return sorted(name for name in folders if not name.startswith("."))
 
 
 def read_folder(path: str, split: str) -> tuple[list[Path], list[int], int]:
@@ -83,10 +86,15 @@ def read_folder(path: str, split: str) -> tuple[list[Path], list[int], int]:
     labels: list[int] = []
     for name in own:
         found = sorted(f for f in (class_folders(path, split) / name).iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+        if not found:
+            raise FileNotFoundError(
+                f"folder: no image files ({', '.join(sorted(IMAGE_SUFFIXES))}) in {class_folders(path, split) / name}; "
+                "remove it if it is no class"
+            )
         files += found
         labels += [classes.index(name)] * len(found)
     if not files:
-        raise FileNotFoundError(f"folder: no image files in the class folders of {class_folders(path, split)}")
+        raise FileNotFoundError(f"folder: no class folders in {class_folders(path, split)}")
     return files, labels, len(classes)
 
 
