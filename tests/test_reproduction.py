@@ -465,7 +465,7 @@ def test_results_are_kept_and_read_back(tmp_path, finished):
     assert document["runs"]["digits"]["seeds"] == [0]
     assert document["runs"]["digits"]["commands"][0] == "RUN=runs/reproduce/digits/cpu"
     assert document["versions"].keys() == {"certify", "torch"}
-    assert {"row", "column", "value", "low", "high", "n"} == document["cells"][0].keys()
+    assert {"row", "column", "value", "low", "high", "n", "measure"} == document["cells"][0].keys()
 
 
 def test_smoke_results_are_not_kept(tmp_path, finished):
@@ -480,6 +480,8 @@ def test_smoke_results_are_not_kept(tmp_path, finished):
     [
         ("--lr 0.05", "--lr 0.06", "was made by other commands"),
         ('name = "median"', 'name = "middle"', "has not the cells of the entry"),
+        ('quantity = "median"', 'quantity = "acr"', r"has not the cells of the entry.*'median'"),
+        ("radius = 0.5", "radius = 0.4", r"has not the cells of the entry.*'at 0\.5'"),
         ('name = "table-3.1"', 'name = "table-3.2"', "is no result of an entry"),
     ],
 )
@@ -489,6 +491,24 @@ def test_outdated_results_are_refused(tmp_path, finished, old, new, message):
     changed = catalogue_of(tmp_path / "entries", (RUNS + ENTRY).replace(old, new))
     with pytest.raises(ValueError, match=message):
         results.read(path, changed)
+
+
+def test_collect_goes_on_after_a_change_of_an_entry(tmp_path, finished, capsys):
+    """What is kept of an older definition is left out and told, in place of numbers of both kinds in one column."""
+    catalogue, folder = finished
+    kept = tmp_path / "results"
+    results.write(results.collect(catalogue, catalogue.entries["table-3.1"], "cpu", folder / "runs"), kept)
+    changed = catalogue_of(tmp_path / "entries", (RUNS + ENTRY).replace('quantity = "median"', 'quantity = "acr"'))
+    found, reasons = results.usable(kept / "table-3.1.cpu.json", changed)
+    assert not found.runs
+    assert not found.values
+    assert len(reasons) == 1
+    reproduce("collect", "table-3.1", folder=tmp_path, budget="cpu", runs=folder / "runs")
+    assert "left out: " in (text := capsys.readouterr().out)
+    assert "see ('DSSN', 'median')" in text
+    result = results.read(kept / "table-3.1.cpu.json", changed)
+    assert result.measures["DSSN", "median"] == {"quantity": "acr", "unit": "", "result": "test"}
+    assert result.measures["DSSN", "at 0.5"] == {"quantity": "certified", "unit": "%", "result": "test", "radius": 0.5}
 
 
 def test_infinite_and_unproven_values_survive(catalogue, tmp_path):
