@@ -34,6 +34,7 @@ class Args:
 
     env: Literal["DriveSeek-v0", "NoisySeek-v0"] = cli.arg("id of the environment", positional=True)
     agent: Literal["greedy", "random"] = cli.arg("what acts", "greedy")
+    max_goals: int = cli.arg("most goals of an episode", 200)
     episodes: int = cli.arg("to average over", 1_000)
     seed: int = cli.arg("of the environments and the random agent", 0)
     gif: Path | None = cli.arg("file for pictures of a few more episodes", None)
@@ -68,18 +69,19 @@ def check(args: Args) -> None:
 def main(args: Args) -> None:
     check(args)
     together = min(TOGETHER, args.episodes)
-    env = gymnasium.make_vec(args.env, together, "vector_entry_point", autoreset_mode=AutoresetMode.SAME_STEP)
+    goals = {"max_goals": args.max_goals}
+    env = gymnasium.make_vec(args.env, together, "vector_entry_point", autoreset_mode=AutoresetMode.SAME_STEP, **goals)
     task = env.task  # pyright: ignore[reportAttributeAccessIssue]
     rng = np.random.default_rng(args.seed)
     agent = Agent(reference.greedy(task) if args.agent == "greedy" else reference.random(task, rng))
     returns = run_episodes(agent, VectorEnvAdapter(env), args.episodes, seed=args.seed).returns
     mean = student_interval(returns)
     print(
-        f"{args.env}, {args.agent}: mean return {mean.value:.2f}, 95 % interval [{mean.low:.2f}, {mean.high:.2f}], "
+        f"{args.env}, up to {args.max_goals} goals, {args.agent}: mean return {mean.value:.2f}, 95 % interval [{mean.low:.2f}, {mean.high:.2f}], "
         f"standard deviation {np.std(returns, ddof=1):.2f}, {args.episodes} episodes"
     )
     if args.gif is not None:
-        one = gymnasium.make(args.env, render_mode="rgb_array")
+        one = gymnasium.make(args.env, render_mode="rgb_array", **goals)
         episodes = [play(agent, one, args.seed if i == 0 else None) for i in range(args.gif_episodes)]
         write_atomically(args.gif, animation(episodes, args.fps))
         print(f"wrote {args.gif}; returns {', '.join(f'{sum(episode.rewards):g}' for episode in episodes)}")

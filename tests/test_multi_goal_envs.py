@@ -375,7 +375,7 @@ def test_the_script_of_reference_agents(env_id, capsys):
             reference_agents.main(reference_agents.Args(env_id, agent, episodes=100))
             said.append(capsys.readouterr().out)
         assert said[0] == said[1]
-        assert said[0].startswith(f"{env_id}, {agent}: mean return ")
+        assert said[0].startswith(f"{env_id}, up to 200 goals, {agent}: mean return ")
         means[agent] = float(said[0].split("mean return ")[1].split(",")[0])
     assert means["greedy"] > means["random"] + 1
 
