@@ -77,8 +77,9 @@ def main(args: Args) -> None:
     returns = run_episodes(agent, VectorEnvAdapter(env), args.episodes, seed=args.seed).returns
     mean = student_interval(returns)
     print(
-        f"{args.env}, up to {args.max_goals} goals, {args.agent}: mean return {mean.value:.2f}, 95 % interval [{mean.low:.2f}, {mean.high:.2f}], "
-        f"standard deviation {np.std(returns, ddof=1):.2f}, {args.episodes} episodes"
+        f"{args.env}, up to {args.max_goals} goals, {args.agent}: mean return {mean.value:.2f}, "
+        f"95 % interval [{mean.low:.2f}, {mean.high:.2f}], standard deviation {np.std(returns, ddof=1):.2f}, "
+        f"{args.episodes} episodes"
     )
     if args.gif is not None:
         one = gymnasium.make(args.env, render_mode="rgb_array", **goals)
