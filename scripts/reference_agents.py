@@ -69,7 +69,7 @@ def check(args: Args) -> None:
 def main(args: Args) -> None:
     check(args)
     together = min(TOGETHER, args.episodes)
-    goals = {"max_goals": args.max_goals}
+    goals: dict[str, Any] = {"max_goals": args.max_goals}
     env = gymnasium.make_vec(args.env, together, "vector_entry_point", autoreset_mode=AutoresetMode.SAME_STEP, **goals)
     task = env.task  # pyright: ignore[reportAttributeAccessIssue]
     rng = np.random.default_rng(args.seed)
