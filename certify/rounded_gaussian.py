@@ -25,7 +25,7 @@ _REACH = Fraction(92, 10)  # standard deviations; less than 2^-64 of the Gaussia
 _MOST_VALUES = 1 << 18
 _TOTAL = 1 << 64
 _WORD = 0xFFFFFFFF
-_CHUNK = 1 << 16  # numbers at a time: what comes between words and noise stays in a core's L2 cache
+_CHUNK = 1 << 15  # numbers at a time: they stay in a core's L2 cache, and operations on them are not split over threads
 
 
 @dataclass(frozen=True)
