@@ -5,8 +5,6 @@ the image in its data set and the number of the copy. Its random words are Philo
 batch sizes, sharding, resuming, the order of images and the device cannot change a result, and two streams never
 share a word. A scheme that needs very many numbers takes one 64-bit key per copy from Philox, and the numbers from
 SplitMix64 with this key.
-
-Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 """
 
 from __future__ import annotations
@@ -15,6 +13,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from certify.generators import philox4x32
 
 # Goes up with every change after which a sampled scheme makes other copies from the same seed: rows of both never mix.
 GENERATOR = 2
@@ -25,78 +25,6 @@ DATA = 16  # points of generated and sampled clouds
 PARTITION = 17  # which buckets feed which models
 
 _WORD = 0xFFFFFFFF
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_ROUNDS = 10
-_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
-_MIX = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
-_CHUNK = 1 << 14  # blocks per pass: six int64 buffers of this length stay in a core's L2 cache
-
-
-def philox4x32(counter: Tensor, key: tuple[int, int]) -> Tensor:
-    """Philox4x32-10 of a batch of counters.
-
-    Args:
-        counter: int64 ``[4, N]``, each entry in [0, 2^32).
-        key: two 32-bit words.
-
-    Returns:
-        int64 ``[4, N]``: four independent 32-bit words for each counter, on the device of ``counter``.
-    """
-    words = counter.clone()
-    _philox4x32_(words, key)
-    return words
-
-
-def _philox4x32_(counter: Tensor, key: tuple[int, int]) -> None:
-    """:func:`philox4x32` in place."""
-    c0, c1, c2, c3 = counter.unbind()
-    p0, p1 = torch.empty_like(c0), torch.empty_like(c0)
-    k0, k1 = key
-    for _ in range(_ROUNDS):
-        # int64 products wrap around, and their bits are those of the unsigned product: the mask after the shift drops
-        # the copies of the sign bit, and what c1 and c3 still have above their 32 bits.
-        torch.mul(c0, _MULTIPLIERS[0], out=p0)
-        torch.mul(c2, _MULTIPLIERS[1], out=p1)
-        torch.bitwise_right_shift(p1, 32, out=c0).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_WORD)
-        torch.bitwise_right_shift(p0, 32, out=c2).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_WORD)
-        c1, p1 = p1, c1
-        c3, p0 = p0, c3
-        k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
-    # after an even number of rounds, c1 and c3 are where they were
-    c1.bitwise_and_(_WORD)
-    c3.bitwise_and_(_WORD)
-
-
-def splitmix64(keys: Tensor, count: int) -> Tensor:
-    """Many numbers for each key, far cheaper than by Philox: the first outputs of SplitMix64 from this state.
-
-    Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014).
-
-    Args:
-        keys: int64 ``[..., 1]``, any numbers; random ones (:meth:`Draws.keys`) practically never share an output.
-
-    Returns:
-        int64 ``[..., count]``, uniform on [-2^63, 2^63).
-    """
-    return splitmix64_at(keys, torch.arange(1, count + 1, device=keys.device))
-
-
-def splitmix64_at(keys: Tensor, positions: Tensor) -> Tensor:
-    """The outputs at some positions alone: 1 is the first; negative ones are never among those of :func:`splitmix64`.
-
-    Args:
-        keys, positions: int64, of shapes that go together.
-    """
-    numbers = keys + positions * _GAMMA  # wraps around, as all of this does
-    shifted = torch.empty_like(numbers)
-    for shift, multiplier in ((30, _MIX[0]), (27, _MIX[1]), (31, 1)):
-        # the mask drops the copies of the sign bit
-        torch.bitwise_right_shift(numbers, shift, out=shifted).bitwise_and_((1 << (64 - shift)) - 1)
-        numbers.bitwise_xor_(shifted)
-        if multiplier != 1:
-            numbers.mul_(multiplier)
-    return numbers
 
 
 @dataclass(frozen=True)
@@ -137,7 +65,7 @@ class Draws:
     @property
     def shape(self) -> torch.Size:
         """``(B, n)``."""
-        return torch.broadcast_shapes(self.item.shape, self.copy.shape)
+        return torch.Size((len(self.item), self.copy.shape[1]))
 
     def words(self, count: int, start: int = 0) -> Tensor:
         """The words ``start .. start + count`` of each copy: int64 ``[B, n, count]``, uniform on [0, 2^32)."""
@@ -146,7 +74,7 @@ class Draws:
         return words[..., start - 4 * first : start - 4 * first + count]
 
     def keys(self) -> Tensor:
-        """One number for each copy, of which :func:`splitmix64` makes many: int64 ``[B, n, 1]``, uniform."""
+        """One number for each copy: int64 ``[B, n, 1]``, uniform. :func:`~certify.generators.splitmix64` takes it."""
         words = self.words(2)
         return words[..., :1] << 32 | words[..., 1:]
 
@@ -158,10 +86,7 @@ class Draws:
         counter[1] = self.copy[..., None]
         counter[2] = self.item[..., None]
         counter[3] = self.stream | self.part << 8
-        flat, key = counter.view(4, -1), (self.seed & _WORD, self.seed >> 32)
-        for part in flat.split(_CHUNK if device.type == "cpu" else max(1, flat.shape[1]), dim=1):
-            _philox4x32_(part, key)
-        return counter
+        return philox4x32(counter.view(4, -1), (self.seed & _WORD, self.seed >> 32)).view_as(counter)
 
     def integers(self, bound: int, count: int) -> Tensor:
         """int64 ``[B, n, count]`` in [0, bound), by multiply and shift.

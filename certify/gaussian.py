@@ -165,10 +165,9 @@ def added(numbers: Tensor, noise: Tensor) -> Tensor:
     return noise.add_(numbers) if fits else numbers + noise
 
 
-def _quantiles(words: Tensor, _keys: Tensor) -> Tensor:
+def _quantiles(words: Tensor, _keys: Tensor, numbers: Tensor) -> None:
     """Gaussian numbers of deviation ``1 / sqrt(2)`` in floating point, one for each: with its usual flaws."""
-    shares = words.float().add_(0.5).mul_(2.0**-31)
-    return shares.clamp_(-1 + 2.0**-24, 1 - 2.0**-24).erfinv_()
+    numbers.copy_(words).add_(0.5).mul_(2.0**-31).clamp_(-1 + 2.0**-24, 1 - 2.0**-24).erfinv_()
 
 
 def quantile_above(p: Tensor) -> Tensor:

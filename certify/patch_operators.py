@@ -75,6 +75,17 @@ def dense_starts(axes: Sequence[Axis], stride: int) -> list[tuple[int, ...]]:
     return list(itertools.product(*(range(0, axis.places, stride) for axis in axes)))
 
 
+def dense_windows(images: Tensor, axes: Sequence[Axis], stride: int) -> Tensor:
+    """The patches at :func:`dense_starts` of images ``[B, n, C, ...]``: ``[B, n, k, C, ...]``, no two in one place."""
+    view = _places(images, axes, stride)
+    sides = len(axes)
+    places = range(2, 2 + sides)
+    view = view.movedim([axis.dim for axis in axes], list(places))
+    view = view.movedim(list(range(-sides, 0)), [axis.dim + sides for axis in axes])
+    # contiguous: merged places may still be a view, of windows that overlap
+    return view.flatten(places.start, places.stop - 1).contiguous()
+
+
 def windows(images: Tensor, starts: Sequence[Tensor], axes: Sequence[Axis]) -> Tensor:
     """Patches of images.
 
@@ -85,14 +96,25 @@ def windows(images: Tensor, starts: Sequence[Tensor], axes: Sequence[Axis]) -> T
     Returns:
         ``[B, n, k, C, ...]``.
     """
-    view = images
-    for axis in axes:
-        view = view.unfold(axis.dim, axis.window, 1)
+    if images.shape[1] == 1 and math.prod(axis.places for axis in axes) <= starts[0][0].numel():
+        # all that there are, then whole ones of these: copied faster than number by number
+        every = dense_windows(images, axes, 1)[:, 0]
+        number = torch.arange(len(images), device=images.device)[:, None, None]
+        for axis, start in zip(axes, starts, strict=True):
+            number = number * axis.places + start
+        return every.flatten(0, 1).index_select(0, number.flatten()).unflatten(0, number.shape)
     row = torch.arange(images.shape[0], device=images.device)[:, None, None]
     column = torch.arange(images.shape[1], device=images.device)[None, :, None]
-    patches = view[(row, column, slice(None), *starts)]
+    patches = _places(images, axes, 1)[(row, column, slice(None), *starts)]
     last = range(-len(axes), 0)
     return patches.movedim(tuple(last), tuple(axis.dim + 1 for axis in axes))
+
+
+def _places(images: Tensor, axes: Sequence[Axis], stride: int) -> Tensor:
+    """A view with the places of windows in the dimension of each axis, and their insides in the last ones."""
+    for axis in axes:
+        images = images.unfold(axis.dim, axis.window, stride)
+    return images
 
 
 def _gram(axis: Axis, starts: Sequence[int]) -> NDArray[np.float64]:

@@ -16,10 +16,12 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from certify.draws import Draws, splitmix64, splitmix64_at
+from certify.draws import Draws
+from certify.generators import splitmix64, splitmix64_at
 
 _REACH = Fraction(92, 10)  # standard deviations; less than 2^-64 of the Gaussian lies beyond
 _MOST_VALUES = 1 << 18
@@ -66,36 +68,46 @@ class RoundedGaussian:
     def draw(self, draws: Draws, count: int) -> Tensor:
         """Whole numbers as float32 ``[B, n, count]``, exact."""
         table = _alias_table(self, draws.item.device)
+        columns = len(table.cuts)
         rest = 32 - table.bits  # of the first 32, those that do not choose the column
 
-        def look_up(words: Tensor, keys: Tensor) -> Tensor:
-            # twice the number of the column; the mask drops the copies of the sign bit
-            entry = (words >> (rest - 1)).bitwise_and_((2 << table.bits) - 2)
-            past = words.bitwise_and((1 << rest) - 1)
-            past -= table.tops.index_select(0, entry.view(-1)).view_as(entry)
-            level = past == 0
-            entry -= past.bitwise_right_shift_(31)  # by -1 where the number is below the border
-            if level.any():
-                row, place = level.nonzero(as_tuple=True)
+        def look_up(words: Tensor, keys: Tensor, numbers: Tensor) -> None:
+            # the mask drops the copies of the sign bit
+            entry = torch.bitwise_right_shift(words, rest).bitwise_and_(columns - 1)
+            past = table.tops.index_select(0, entry.view(-1)).view_as(entry)
+            torch.sub(words, past, out=past)  # without the number of the column, which both have
+            if past.count_nonzero() < past.numel():  # on the border, as far as these bits tell
+                row, place = _zeros(past)
                 more = splitmix64_at(keys[row, 0], -1 - place) >> 32 & _WORD
-                entry[row, place] += (more < table.cuts[entry[row, place] >> 1] & _WORD).int()
-            return table.values.index_select(0, entry.view(-1)).view_as(entry)
+                past[row, place] -= (more < table.cuts[entry[row, place]] & _WORD).int()
+            past.bitwise_right_shift_(31)  # -1 where the number is below the border
+            entry.sub_(past, alpha=columns)
+            torch.index_select(table.values, 0, entry.view(-1), out=numbers.view(-1))
 
         return noise_of_words(draws, count, look_up)
 
 
-def noise_of_words(draws: Draws, count: int, make: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def _zeros(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of all zeros; by numpy on a processor, where tensors take ten times as long."""
+    if numbers.device.type != "cpu":
+        return numbers.logical_not().nonzero(as_tuple=True)
+    row, place = np.divmod(np.flatnonzero(numbers.numpy() == 0), numbers.shape[1])
+    return torch.from_numpy(row), torch.from_numpy(place)
+
+
+def noise_of_words(draws: Draws, count: int, make: Callable[[Tensor, Tensor, Tensor], object]) -> Tensor:
     """float32 ``[B, n, count]``, one number from each 32 random bits, for a few copies at a time: that fits a cache.
 
     Args:
-        make: from int32 ``[copies, count]``, uniform, and the keys ``[copies, 1]`` of these copies, to as many numbers.
-            Outputs of :func:`~certify.draws.splitmix64_at` at negative positions are free for it to use.
+        make: from int32 ``[copies, count]``, uniform, and the keys ``[copies, 1]`` of these copies, writes as many
+            numbers into its third argument. It may use outputs of :func:`~certify.generators.splitmix64_at` at
+            negative positions.
     """
     keys = draws.keys().reshape(-1, 1)
     noise = torch.empty((len(keys), count), dtype=torch.float32, device=keys.device)
     at_once = max(1, _CHUNK // count) if keys.device.type == "cpu" else max(1, len(keys))
     for own, part in zip(keys.split(at_once), noise.split(at_once), strict=True):
-        part.copy_(make(splitmix64(own, -(-count // 2)).view(torch.int32)[:, :count], own))
+        make(splitmix64(own, -(-count // 2)).view(torch.int32)[:, :count], own, part)
     return noise.view(*draws.shape, count)
 
 
@@ -151,8 +163,8 @@ class _AliasTable(NamedTuple):
     Attributes:
         bits: so many choose a column.
         cuts: int64 ``[columns]``, the border inside of each, in units of 2^-64.
-        tops: int32 ``[2 columns]``, the first bits of each border, up to the 32nd of a number; each stands there twice.
-        values: float32 ``[2 columns]``, the two values of each column, that above the border first.
+        tops: int32 ``[columns]``, the number of each column and the first bits of its border: 32 as of a number.
+        values: float32 ``[2 columns]``, the values above all borders, then those below.
     """
 
     bits: int
@@ -178,7 +190,8 @@ def _alias_table(noise: RoundedGaussian, device: torch.device) -> _AliasTable:
             large.pop()
         if left[giver] < capacity:
             small.append(giver)
-    values = torch.tensor([value - reach for pair in zip(other, range(columns), strict=True) for value in pair])
+    values = torch.tensor([value - reach for value in (*other, *range(columns))])
     # at least three values, so at least two bits: no border is above 2^62, and no first half of one above 2^30
     cuts = torch.tensor(cut, device=device)
-    return _AliasTable(bits, cuts, (cuts >> 32).int().repeat_interleave(2), values.float().to(device))
+    numbers = torch.arange(columns, device=device) << (32 - bits)
+    return _AliasTable(bits, cuts, ((cuts >> 32) + numbers).int(), values.float().to(device))

@@ -19,19 +19,18 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from certify import patch_operators
 from certify.draws import Draws
 from certify.gaussian import GaussianScheme, added
 from certify.images import IMAGES, VIDEOS, Shape
 from certify.inference import BaseClassifier
-from certify.patch_operators import Axis
+from certify.patch_operators import QUARTERS, Axis, dense_starts, dense_windows, resize, stack_norm, windows
 from certify.reduced import Reduce, Reduced
 from certify.scheme import SampledScheme, check_integer
 
@@ -96,7 +95,7 @@ class _SmoothReduce(GaussianScheme):
     def patches(self, shape: Shape) -> int:
         """k, the number of patches of an image of ``shape``."""
         axes = self.axes(shape)
-        return self.count or len(patch_operators.dense_starts(axes, self.stride or 1))
+        return self.count or len(dense_starts(axes, self.stride or 1))
 
     def patch_shape(self, shape: Shape) -> Shape:
         sizes = list(shape)
@@ -112,7 +111,7 @@ class _SmoothReduce(GaussianScheme):
 
         Without resizing it is the root of the largest number of patches that cover a pixel; of random ones, all may.
         """
-        return patch_operators.stack_norm(self.axes(shape), self.stride, self.count)
+        return stack_norm(self.axes(shape), self.stride, self.count)
 
     def stretch(self, shape: Shape | None) -> float:
         if self.noise == "image" or self.as_printed:
@@ -127,10 +126,10 @@ class _SmoothReduce(GaussianScheme):
     def sample(self, x: Tensor, draws: Draws) -> Tensor:
         """Stacks of patches, float32 ``[B, n, k, C, h, w]``."""
         axes = self.axes(tuple(x.shape[1:]))
-        if self.count is not None:
-            return self._noised(x, draws, axes, self._random_starts(axes, draws.substream(_PLACES), self.count))
-        starts = torch.tensor(patch_operators.dense_starts(axes, self.stride or 1), device=x.device)
-        return self._noised(x, draws, axes, starts.T[:, None, None])
+        if self.count is None:
+            return self._noised(x, draws, axes, lambda image: dense_windows(image, axes, self.stride or 1))
+        starts = self._random_starts(axes, draws.substream(_PLACES), self.count)
+        return self._noised(x, draws, axes, lambda image: windows(image, starts, axes))
 
     def sample_inputs(self, x: Tensor, draws: Draws) -> Tensor:
         """One random patch of each copy."""
@@ -140,9 +139,11 @@ class _SmoothReduce(GaussianScheme):
         axes = self.axes(tuple(x.shape[1:]))
         picks = draws.substream(_PICK)
         if self.count is not None:
-            return self._noised(x, draws, axes, self._random_starts(axes, picks, 1))
-        starts = torch.tensor(patch_operators.dense_starts(axes, self.stride or 1), device=x.device)
-        return self._noised(x, draws, axes, starts.T[:, picks.integers(len(starts), 1)])
+            starts = self._random_starts(axes, picks, 1)
+        else:
+            dense = torch.tensor(dense_starts(axes, self.stride or 1), device=x.device)
+            starts = [*dense.T[:, picks.integers(len(dense), 1)]]
+        return self._noised(x, draws, axes, lambda image: windows(image, starts, axes))
 
     def _random_starts(self, axes: tuple[Axis, ...], draws: Draws, count: int) -> list[Tensor]:
         """Where ``count`` patches start, each place as likely, with replacement."""
@@ -152,13 +153,14 @@ class _SmoothReduce(GaussianScheme):
             number = number // axis.places
         return starts[::-1]
 
-    def _noised(self, x: Tensor, draws: Draws, axes: tuple[Axis, ...], starts: Sequence[Tensor] | Tensor) -> Tensor:
+    def _noised(self, x: Tensor, draws: Draws, axes: tuple[Axis, ...], cut: Callable[[Tensor], Tensor]) -> Tensor:
+        """Values of the patches that ``cut`` takes of a resized image, with noise on these or on the image."""
         numbers = self.numbers(x)[:, None]
         if self.noise == "image":
             numbers = added(numbers, self.draw_noise(draws, tuple(x.shape[1:])))
         if self._resizes > 1:
-            numbers = patch_operators.resize(numbers, axes)
-        patches = patch_operators.windows(numbers, [*starts], axes)
+            numbers = resize(numbers, axes)
+        patches = cut(numbers)
         if self.noise == "patch":
             noise = self.draw_noise(draws, tuple(patches.shape[2:]))
             # floats are not in steps: there the noise, too, is multiplied by what resizing has multiplied values by
@@ -203,7 +205,7 @@ class SmoothReduce(_SmoothReduce):
 
     @property
     def _resizes(self) -> int:
-        return 1 if self.resize is None else patch_operators.QUARTERS**2
+        return 1 if self.resize is None else QUARTERS**2
 
     def axes(self, shape: Shape) -> tuple[Axis, ...]:
         pixels = shape[1:]

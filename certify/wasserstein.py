@@ -33,7 +33,8 @@ import torch
 from torch import Tensor
 
 from certify import coverage
-from certify.draws import Draws, splitmix64
+from certify.draws import Draws
+from certify.generators import splitmix64
 from certify.images import Shape, check_images
 from certify.scheme import SampledScheme
 from certify.threats import GroundMetric, Wasserstein, mass_of, normalized, whole_numbers

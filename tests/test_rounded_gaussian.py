@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from certify import rounded_gaussian
-from certify.draws import ESTIMATION, Draws, splitmix64, splitmix64_at
+from certify.draws import ESTIMATION, Draws
+from certify.generators import splitmix64, splitmix64_at
 from certify.rounded_gaussian import RoundedGaussian
 
 CPU = torch.device("cpu")
@@ -41,9 +42,10 @@ def test_probabilities_are_those_of_a_rounded_gaussian(deviation):
 def test_the_alias_table_has_exactly_these_probabilities(deviation):
     noise = RoundedGaussian(deviation)
     bits, cuts, tops, values = rounded_gaussian._alias_table(noise, CPU)
-    assert torch.equal(tops.view(-1, 2).long(), (cuts >> 32)[:, None].expand(-1, 2))
+    first = (torch.arange(1 << bits) << 64 - bits) + cuts  # border and number of the column, modulo 2^64
+    assert torch.equal(tops.long() & 0xFFFFFFFF, first >> 32 & 0xFFFFFFFF)
     shares = dict.fromkeys(range(-noise.reach, noise.reach + 1), 0)
-    for (other, own), cut in zip(values.view(-1, 2).tolist(), cuts.tolist(), strict=True):
+    for (other, own), cut in zip(values.view(2, -1).T.tolist(), cuts.tolist(), strict=True):
         shares[own] = shares.get(own, 0) + cut
         shares[other] = shares.get(other, 0) + (1 << 64 - bits) - cut
     assert shares.pop(max(shares)) >= 0  # columns beyond the last value have a share of 0
@@ -85,24 +87,24 @@ def test_numbers_are_what_64_bits_say(deviation, count, monkeypatch):
     for row, rest, number in zip(words.tolist(), more.tolist(), drawn.view(14, count).tolist(), strict=True):
         for word, low, got in zip(row, rest, number, strict=True):
             place, inside = divmod(word << 32 | low, 1 << (64 - bits))
-            assert got == values[2 * place + (inside < int(cuts[place]))]
+            assert got == values[place + (inside < int(cuts[place])) * len(cuts)]
 
 
 def test_later_bits_are_those_of_the_copy():
     """Of 240,000 numbers, several lie on a border as far as 32 bits tell; where they come out depends on 32 more."""
     noise, given = RoundedGaussian(Fraction(4000)), draws(1, range(300))
-    bits, cuts, tops, values = rounded_gaussian._alias_table(noise, CPU)
+    bits, cuts, _, values = rounded_gaussian._alias_table(noise, CPU)
     keys = given.keys().view(-1)
     longs = splitmix64(keys[:, None], 400)
     words = torch.stack((longs & 0xFFFFFFFF, longs >> 32 & 0xFFFFFFFF), -1).view(300, 800)
     column, inside = words >> (32 - bits), words & ((1 << (32 - bits)) - 1)
-    level = inside == tops[2 * column]
+    level = inside == cuts[column] >> 32
     assert level.sum() > 3
     drawn = noise.draw(given, 800)[0]
     for row, place in level.nonzero().tolist():
-        more = int(splitmix64_at(keys[row], torch.tensor(-1 - place))) % (1 << 64) >> 32
+        more = int(splitmix64_at(keys[row], torch.tensor([-1 - place]))) % (1 << 64) >> 32
         i = int(column[row, place])
-        assert drawn[row, place] == values[2 * i + (more < int(cuts[i]) % (1 << 32))]
+        assert drawn[row, place] == values[i + (more < int(cuts[i]) % (1 << 32)) * len(cuts)]
 
 
 def test_numbers_depend_on_the_copy_not_on_the_batch():

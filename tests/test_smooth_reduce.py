@@ -56,6 +56,37 @@ def matrix_of(axes: tuple[Axis, ...], starts: list[tuple[int, ...]], resizes: bo
     return patch_operators.windows(resized, [*places], axes).reshape(pixels, -1).T.double().numpy()
 
 
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_windows_are_these_parts_of_the_image(data):
+    """Of one image for all copies (whole windows are copied then, if there are few of them) or one for each."""
+    size, batch, copies = data.draw(st.tuples(*[st.integers(1, 6)] * 2)), data.draw(st.integers(1, 3)), 5
+    window = [data.draw(st.integers(1, side)) for side in size]
+    axes = [Axis(3, size[0], size[0], window[0]), Axis(4, size[1], size[1], window[1])]
+    x = images(batch, data.draw(st.sampled_from([1, copies])), 2, *size)
+    starts = [torch.tensor(dense) for dense in zip(*patch_operators.dense_starts(axes, 1), strict=True)]
+    picks = draws(batch, range(copies)).integers(len(starts[0]), data.draw(st.integers(1, 4)))
+    got = patch_operators.windows(x, [start[picks] for start in starts], axes)
+    assert got.shape == (*picks.shape, 2, *window)
+    for (b, n, k), pick in np.ndenumerate(picks.numpy()):
+        top, left = (int(start[pick]) for start in starts)
+        of = x[b, n if x.shape[1] > 1 else 0]
+        assert torch.equal(got[b, n, k], of[:, top : top + window[0], left : left + window[1]])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (5, 2), (4, 4)])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_dense_windows_are_those_at_dense_starts(size, stride):
+    """On one axis or two. They are written to: no two may share memory."""
+    x = images(2, 3, 1, 5, 5, 4)
+    sides = [Axis(dim, x.shape[dim], x.shape[dim], side) for dim, side in zip((3, 4), size, strict=True)]
+    for axes in (sides[:1], sides):
+        starts = torch.tensor(patch_operators.dense_starts(axes, stride)).T[:, None, None]
+        got = patch_operators.dense_windows(x, axes, stride)
+        assert torch.equal(got, patch_operators.windows(x, [*starts], axes))
+        assert got.is_contiguous()
+
+
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_operator_norm_from_both_sides(data):

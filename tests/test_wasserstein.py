@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from certify import DeterministicSplittingNoise, Smoothed, Wasserstein, WassersteinNoise, spec
-from certify.draws import ESTIMATION, Draws, splitmix64
+from certify.draws import ESTIMATION, Draws
+from certify.generators import splitmix64
 from certify.splitting import cell_centres
 from certify.threats import normalized
 from certify.transport import edges, flow_distance, shortest_flow, transport_distance
