@@ -90,7 +90,8 @@ class RoundedGaussian:
 def _zeros(numbers: Tensor) -> tuple[Tensor, Tensor]:
     """Rows and columns of all zeros; by numpy on a processor, where tensors take ten times as long."""
     if numbers.device.type != "cpu":
-        return numbers.logical_not().nonzero(as_tuple=True)
+        row, place = numbers.logical_not().nonzero(as_tuple=True)
+        return row, place
     row, place = np.divmod(np.flatnonzero(numbers.numpy() == 0), numbers.shape[1])
     return torch.from_numpy(row), torch.from_numpy(place)
 

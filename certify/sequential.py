@@ -22,9 +22,10 @@ from torch import Tensor
 
 from certify.confidence import check_alpha
 from certify.draws import ESTIMATION, SELECTION
+from certify.engine import VoteEngine
 from certify.images import Shape
 from certify.scheme import Certified, SampledScheme, check_integer
-from certify.votes import VoteEngine, Votes
+from certify.votes import Votes
 
 # Logarithms of likelihoods are sums of a few terms of size n; their rounding errors stay below this for n <= 10^9.
 _SLACK = 1e-5
@@ -178,7 +179,7 @@ def certify_sequentially(
         n0: selection samples; the class is then fixed.
         max_n: give up after this many estimation samples.
         alpha: failure probability of each image.
-        index, seed: see :meth:`~certify.votes.VoteEngine.sampled`.
+        index, seed: see :meth:`~certify.engine.VoteEngine.sampled`.
         on_look: called with (estimation samples per open image, open images) after every look.
     """
     scheme = engine.scheme

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from certify.confidence import Interval, bound_uniforms, check_alpha, predict_or_abstain
 from certify.draws import ESTIMATION
+from certify.engine import VoteEngine, collect_votes
 from certify.images import Shape
 from certify.inference import BaseClassifier
 from certify.scheme import BAD_BOUNDS, Bounds, Certified, EnumeratedScheme, SampledScheme, Scheme, leader_and_gap
 from certify.sequential import CertifiedAt, Question, RadiusWithin, SequentialCertified, certify_sequentially
-from certify.votes import VoteEngine, VoteRule, Votes, argmax_vote, collect_votes
+from certify.votes import VoteRule, Votes, argmax_vote
 
 
 class Smoothed:

@@ -67,7 +67,7 @@ class Curve:
 
     def fit(self) -> tuple[float, float, float]:
         """Exponent, its standard error, and factor of ``N = factor * d^exponent``: least squares of logarithms."""
-        points = np.log([(d, n) for d, row in zip(self.dims, self.needed, strict=True) for n in row])
+        points = np.log(np.array([(d, n) for d, row in zip(self.dims, self.needed, strict=True) for n in row]))
         result: Any = linregress(points[:, 0], points[:, 1])
         return float(result.slope), float(result.stderr), math.exp(result.intercept)
 

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from certify import Smoothed, spec
+from certify.engine import VoteEngine
 from certify.patch import StructuredAblation
 from certify.training import load_checkpoint
-from certify.votes import VoteEngine, VoteRule
+from certify.votes import VoteRule
 from scripts import classifier_runs, cli, patches
 
 

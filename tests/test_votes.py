@@ -22,10 +22,11 @@ from certify import (
     UniformNoise,
 )
 from certify.draws import ESTIMATION, SELECTION, Draws
+from certify.engine import VoteEngine
 from certify.inference import exact_inference, good_batch_size, position_matters
 from certify.models import build
 from certify.scheme import leader_and_gap
-from certify.votes import VoteEngine, argmax_vote
+from certify.votes import argmax_vote
 
 SCHEMES = [
     RandomizedAblation(6),

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from certify.draws import ATTACK, Draws
+from certify.engine import Plan, copy_bytes
 from certify.inference import exact_gradients
 from certify.scheme import EnumeratedScheme, Scheme
 from certify.smooth import Smoothed
-from certify.votes import Plan, copy_bytes
 from certify.wasserstein import WassersteinNoise
 
 NO_GRADIENT = (

@@ -1,0 +1,287 @@
+"""The vote engine: the only loop over copies.
+
+Copies are streamed through the base classifier in batches of one fixed shape, and their votes are counted as integers
+on the device. The shape of a batch depends only on the scheme and the batch size, and an image with at least a batch of
+copies has its batches for itself: the tensors that the classifier sees then do not depend on sharding, resuming or how
+many images are passed at once. Images with few copies share batches of the same fixed shape; there it is enough that a
+row of the classifier's output does not depend on the other rows, nor on where it stands. The first is checked for every
+classifier; where the second is not so, images do not share batches if the votes have to be exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from certify.draws import ESTIMATION, SELECTION, Draws
+from certify.images import Shape
+from certify.inference import (
+    BaseClassifier,
+    check_independence,
+    device_of,
+    exact_inference,
+    good_batch_size,
+    position_matters,
+)
+from certify.scheme import EnumeratedScheme, SampledScheme, Scheme, check_integer
+from certify.votes import ThresholdVote, VoteRule, Votes, argmax_vote
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How copies are laid out in forward passes of one fixed shape ``[images * rows, C', H, W]``.
+
+    Copies are made for several passes at once where they are small, to share the cost of starting each operation.
+    """
+
+    images: int
+    rows: int
+    passes: int
+    passes_made: int
+
+    @classmethod
+    def of(cls, num_copies: int, batch_size: int, copy_bytes: int, device: torch.device) -> Plan:
+        if num_copies <= batch_size:
+            return cls(batch_size // num_copies, num_copies, 1, 1)
+        passes = -(-num_copies // batch_size)
+        rows = -(-num_copies // passes)
+        rows = min(batch_size, -(-rows // 16) * 16)  # kernels are slower on ragged batches
+        passes = -(-num_copies // rows)
+        budget = (1 << 27) if device.type == "cuda" else (1 << 21)
+        return cls(1, rows, passes, max(1, budget // (rows * copy_bytes)))
+
+
+def copy_bytes(scheme: Scheme, shape: Shape) -> int:
+    """Size of one copy of an image of ``shape``, float32."""
+    return 4 * scheme.inputs_per_copy(shape) * math.prod(scheme.input_shape(shape))
+
+
+_EXCLUSIVE = (
+    "a sampled scheme needs at most one vote per copy, since its certificate and its abstention rule conclude from "
+    "p > 1/2 that no other class has more: use argmax_vote, or ThresholdVote with theta >= 0.5"
+)
+
+
+def _are_probabilities(scores: Tensor) -> bool:
+    """Whether rows are in [0, 1] and sum to 1; votes as scores, 0 and 1, are not meant."""
+    sums = scores.sum(1)
+    votes = (scores == 0) | (scores == 1)
+    return bool((scores >= 0).all() and ((sums - 1).abs() <= 1e-4).all() and not votes.all())
+
+
+class VoteEngine:
+    """Runs a base classifier over copies of images. See :class:`~certify.smooth.Smoothed` for the usual way in.
+
+    Args:
+        base_classifier: maps copies ``[N, C', H, W]`` (float32) to scores ``[N, num_classes]``; of schemes whose
+            copies are several inputs each, it takes the inputs.
+        scheme: makes the copies.
+        num_classes: number of classes.
+        vote: turns scores into votes.
+        batch_size: rows per forward pass; chosen by :func:`good_batch_size` if None.
+    """
+
+    def __init__(
+        self,
+        base_classifier: BaseClassifier,
+        scheme: Scheme,
+        num_classes: int,
+        *,
+        vote: VoteRule = argmax_vote,
+        batch_size: int | None = None,
+    ) -> None:
+        check_integer("num_classes", num_classes, 2)
+        if batch_size is not None:
+            check_integer("batch_size", batch_size, 1)
+        if not callable(vote):
+            raise TypeError(f"vote: got {vote!r}, expected a rule such as argmax_vote or ThresholdVote(theta=0.6)")
+        if isinstance(scheme, SampledScheme) and not getattr(vote, "exclusive", True):
+            raise ValueError(f"vote: got {vote}, by which a copy may vote for several classes; {_EXCLUSIVE}")
+        self.base_classifier = scheme.classifier(base_classifier)
+        self.scheme = scheme
+        self.num_classes = num_classes
+        self.vote = vote
+        self.batch_size = batch_size
+        self._independent = False  # known to be
+        self._shared: dict[tuple[int, ...], bool] = {}  # whether images may share batches, by how they are laid out
+
+    def prepare(self, x: Tensor) -> None:
+        """Check ``x`` and, once, the classifier; settle the batch size, which all later calls then share."""
+        self.scheme.check(x)
+        if self._independent and self.batch_size is not None:
+            return
+        with exact_inference(self.base_classifier):
+            copies = self._examples(x)
+            self._check_first(copies, tuple(x.shape[1:]))
+            check_independence(self.base_classifier, copies)
+            self._independent = True
+            if self.batch_size is None:
+                inputs = self.scheme.inputs_per_copy(tuple(x.shape[1:]))
+                self.batch_size = good_batch_size(self.base_classifier, copies[:1], inputs)
+
+    def _check_first(self, copies: Tensor, shape: Shape) -> None:
+        """Run the classifier for the first time, with a word on what copies are if it does not take them."""
+        try:
+            scores = self.base_classifier(copies)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ValueError(
+                f"base classifier: got copies float32 {tuple(copies.shape)}, and failed: {error}; "
+                f"{type(self.scheme).__name__} makes copies with {copies.shape[1]} channels of images with {shape[0]}: "
+                "that is what the first layer has to take (scheme.channels(C)), in float32 (model.float())"
+            ) from error
+        self._check_logits(scores, len(copies))
+        if isinstance(self.vote, ThresholdVote) and _are_probabilities(scores):
+            raise ValueError(
+                "base classifier: got probabilities (they sum to 1), expected scores before the soft-max, which "
+                "ThresholdVote takes itself; leave out the model's last layer, or return their logarithm"
+            )
+
+    def _examples(self, x: Tensor) -> Tensor:
+        """Four copies of the first image, on the classifier's device."""
+        image = x[:1].to(device_of(self.base_classifier, x.device))
+        draws = Draws.of(0, SELECTION, torch.zeros(1, dtype=torch.int64, device=image.device), range(4))
+        return self.scheme.sample(image, draws)[0]
+
+    def _plan(self, x: Tensor, num_copies: int, device: torch.device) -> Plan:
+        """How the copies of these images are laid out. Exact votes need more than independent rows: what a perturbation
+        does not touch must be scored with the same bits, wherever its image stands in the batch."""
+        assert self.batch_size is not None  # settled by prepare
+        shape = tuple(x.shape[1:])
+        plan = Plan.of(num_copies, self.batch_size, copy_bytes(self.scheme, shape), device)
+        if plan.images == 1 or isinstance(self.scheme, SampledScheme):
+            return plan
+        layout = (plan.images, plan.rows, *shape)
+        if layout not in self._shared:
+            self._shared[layout] = not position_matters(
+                self.base_classifier, self._examples(x), plan.images * plan.rows
+            )
+        return plan if self._shared[layout] else replace(plan, images=1)
+
+    def enumerated(self, x: Tensor) -> Tensor:
+        """Votes of all copies of an enumerated scheme: int64 ``[B, C]``."""
+        return self._all_copies(x)[0]
+
+    def enumerated_by_copy(self, x: Tensor) -> Tensor:
+        """Votes of all copies of an enumerated scheme, copy by copy: bool ``[B, n, C]``."""
+        _, by_copy = self._all_copies(x, keep=True)
+        assert by_copy is not None
+        return by_copy
+
+    def _all_copies(self, x: Tensor, *, keep: bool = False) -> tuple[Tensor, Tensor | None]:
+        scheme = self.scheme
+        if not isinstance(scheme, EnumeratedScheme):
+            raise TypeError(f"scheme: got {type(scheme).__name__}, expected one that enumerates its copies")
+
+        self.prepare(x)
+
+        def make(images: Tensor, _items: Tensor, copies: range) -> Tensor:
+            index = torch.arange(copies.start, copies.stop, device=images.device)[None]
+            return scheme.copies(images, index.clamp(max=num_copies - 1))
+
+        num_copies = scheme.num_copies(tuple(x.shape[1:]))
+        return self._count(x, None, num_copies, make, keep=keep)
+
+    def sampled(self, x: Tensor, n: int, *, index: Tensor | None, seed: int, stream: int, first: int = 0) -> Tensor:
+        """Votes of the ``n`` random copies number ``first``, ``first + 1``, ...: int64 ``[B, C]``.
+
+        Args:
+            index: int64 ``[B]``, each image's index in its data set, on which its random numbers depend.
+            seed, stream: see :class:`~certify.draws.Draws`.
+        """
+        if n < 1 or first < 0:
+            raise ValueError(f"n, first: got {n}, {first}, expected at least 1 sample, from 0 on")
+        self.prepare(x)
+
+        def make(images: Tensor, items: Tensor, copies: range) -> Tensor:
+            numbers = range(first + copies.start, first + copies.stop)
+            return self.scheme.sample(images, Draws.of(seed, stream, items, numbers))
+
+        return self._count(x, index, n, make)[0]
+
+    def _count(
+        self,
+        x: Tensor,
+        index: Tensor | None,
+        num_copies: int,
+        make: Callable[[Tensor, Tensor, range], Tensor],
+        *,
+        keep: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Counts, and with ``keep`` the votes copy by copy."""
+        home = x.device
+        device = device_of(self.base_classifier, home)
+        items = torch.arange(len(x)) if index is None else index
+        if not isinstance(items, Tensor):
+            raise TypeError(f"index: got {type(items).__name__}, expected a tensor int64 ({len(x)},)")
+        if items.shape != (len(x),) or items.dtype != torch.int64:
+            raise ValueError(f"index: got {items.dtype} {tuple(items.shape)}, expected int64 ({len(x)},)")
+        if items.min() < 0 or items.max() >= 1 << 32:
+            raise ValueError(f"index: got {items.min().item()} to {items.max().item()}, expected 0 <= index < 2^32")
+        x, items = x.to(device), items.to(device)
+        counts = torch.zeros((len(x), self.num_classes), dtype=torch.int64, device=device)
+        by_copy = torch.zeros((len(x), num_copies, self.num_classes), dtype=torch.bool, device=device) if keep else None
+        nan, several = torch.zeros((2,), dtype=torch.bool, device=device).unbind()
+        with exact_inference(self.base_classifier):
+            plan = self._plan(x, num_copies, device)
+            for begin in range(0, len(x), plan.images):
+                # the last group is filled up with its last image, so that every pass has the same shape
+                group = torch.arange(begin, begin + plan.images, device=device).clamp(max=len(x) - 1)
+                real = min(plan.images, len(x) - begin)
+                for first in range(0, plan.passes, plan.passes_made):
+                    last = min(first + plan.passes_made, plan.passes)
+                    made = make(x[group], items[group], range(first * plan.rows, last * plan.rows)).flatten(0, 1)
+                    for number, rows in enumerate(made.split(plan.images * plan.rows), start=first):
+                        logits = self.base_classifier(rows)
+                        self._check_logits(logits, plan.images * plan.rows)
+                        nan |= torch.isnan(logits).any()
+                        votes = self.one_hot(logits)
+                        if isinstance(self.scheme, SampledScheme):
+                            several |= (votes.sum(1) > 1).any()
+                        votes = votes.view(plan.images, plan.rows, self.num_classes)
+                        # copies past the last one only fill the shape
+                        left = num_copies - number * plan.rows
+                        counts[begin : begin + real] += votes[:real, :left].sum(1, dtype=torch.int64)
+                        if by_copy is not None:
+                            by_copy[begin : begin + real, number * plan.rows :][:, : plan.rows] = votes[:real, :left]
+        if several:
+            raise ValueError(f"vote: a copy got several votes; {_EXCLUSIVE}")
+        if nan:
+            raise ValueError("base classifier: got NaN scores; no vote can be trusted, check the model and its inputs")
+        return counts.to(home), None if by_copy is None else by_copy.to(home)
+
+    def one_hot(self, logits: Tensor) -> Tensor:
+        """The votes of copies with these scores: bool ``[N, num_classes]``."""
+        votes = self.vote(logits)
+        if votes.dtype == torch.bool:
+            return votes
+        return votes[:, None] == torch.arange(self.num_classes, device=votes.device)
+
+    def _check_logits(self, logits: Tensor, rows: int) -> None:
+        expected = (rows, self.num_classes)
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != expected or not logits.is_floating_point():
+            got = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+            advice = "" if isinstance(logits, Tensor) else "; return one tensor, such as output[0] or output.logits"
+            raise ValueError(f"base classifier: got {got}, expected float scores of shape {expected}{advice}")
+
+
+def collect_votes(
+    engine: VoteEngine, x: Tensor, *, n0: int, n: int, index: Tensor | None = None, seed: int = 0
+) -> Votes:
+    """All votes a certificate needs: every copy, or ``n0`` selection and ``n`` fresh estimation samples."""
+    if isinstance(engine.scheme, SampledScheme):
+        selection = engine.sampled(x, n0, index=index, seed=seed, stream=SELECTION)
+        counts = engine.sampled(x, n, index=index, seed=seed, stream=ESTIMATION)
+        items = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
+        return Votes(counts, selection, tuple(x.shape[1:]), n, items)
+    scheme = engine.scheme
+    assert isinstance(scheme, EnumeratedScheme)
+    by_copy = engine.enumerated_by_copy(x) if scheme.positional else None
+    counts = engine.enumerated(x) if by_copy is None else by_copy.sum(1)
+    shape = tuple(x.shape[1:])
+    return Votes(counts, None, shape, scheme.num_copies(shape), by_copy=by_copy)
