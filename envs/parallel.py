@@ -149,13 +149,11 @@ class ParallelVectorEnv(VectorEnv[Rows, Any, NDArray[Any]]):
         """What the workers answer: infos of ended episodes."""
         answers: list[Any] = []
         try:
-            for connection in self._connections:
+            for process, connection in zip(self._processes, self._connections, strict=True):
                 try:
                     answers.append(connection.recv())
                 except (EOFError, OSError):
-                    answers.append(
-                        "was killed from outside, perhaps for want of memory; use fewer environments or workers"
-                    )
+                    answers.append(_how_it_ended(process))
             failures = [answer for answer in answers if isinstance(answer, str)]
             if failures:
                 raise ChildProcessError(f"a worker of {self.num_envs} environments: {failures[0]}")
@@ -223,6 +221,17 @@ class _Shared:
 
     def copies(self, kind: str) -> Rows:
         return {name: values.copy() for name, values in self.observations[kind].items()}
+
+
+def _how_it_ended(process: Any) -> str:
+    """Of a worker that has ended without an answer."""
+    process.join(1)
+    if process.exitcode is not None and process.exitcode > 0:
+        return (
+            "ended, for the reason printed above; in a script, that may be for want of "
+            "'if __name__ == \"__main__\":' around what makes environments, since workers import the script"
+        )
+    return "was killed from outside, perhaps for want of memory; use fewer environments or workers"
 
 
 def _work(connection: Connection, shared: _Shared, rows: list[int], env: str | Make, kwargs: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Train a robot hand, or any other goal environment of gymnasium-robotics, with DDPG and hindsight.
 
     python -m scripts.train_hand runs/hand-ddpg --preset laptop --seeds 0 1
-    python -m scripts.train_hand runs/hand-reengage --preset laptop --seeds 0 1 --goal-gradient-coef 0.1
+    python -m scripts.train_hand runs/hand-reengage --preset laptop --seeds 0 1 --goal-gradient-coef 3e-5
     python -m scripts.evaluate runs/hand-ddpg runs/hand-reengage --baseline runs/hand-ddpg
     MUJOCO_GL=egl python -m scripts.rollout runs/hand-reengage/seed-0 --fps 25
 
@@ -26,7 +26,8 @@ from; 50 cycles make an epoch. ``laptop`` is the same with 8 times two episodes 
 
 There, 19 learners average their gradients, each from a buffer and with statistics of its own episodes before these are
 averaged; here one learner sees the 19-fold batch. Weights begin as PyTorch's do, not as Glorot's. Goal gradients are
-those of the raw goal, through the normalization.
+those of the raw goal, through the normalization: goals are metres, so that the coefficient has to be small, unless
+``--normalize`` is given, too.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -110,6 +113,17 @@ def test_a_worker_that_is_killed_is_told() -> None:
     env._processes[1].join()
     with pytest.raises(ChildProcessError, match="killed from outside"):
         env.step(np.zeros((2, 2), np.float32))
+
+
+def test_a_script_without_a_guard_is_told(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"from envs.parallel import ParallelVectorEnv\nParallelVectorEnv({SEEK!r}, 2, 1, d=2)\n")
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()}
+    )
+    assert done.returncode == 1
+    assert done.stderr.rstrip().splitlines()[-1].startswith("ChildProcessError: a worker of 2 environments: ended")
+    assert "__main__" in done.stderr.splitlines()[-1]
 
 
 def test_what_was_interrupted_is_closed() -> None:
