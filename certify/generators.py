@@ -1,7 +1,7 @@
 """The two generators behind all random numbers, as functions of counters and keys.
 
-Each is written twice, with the same output: with unsigned numbers of numpy for a processor, where they take half of the
-time or less, and with tensors for other devices, whose signed products and sums wrap around to the same bits.
+Each is written twice, with the same output: with unsigned numbers of numpy for a processor, where a core takes about
+half of the time, and with tensors for other devices, whose signed products and sums wrap around to the same bits.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def philox4x32(counter: Tensor, key: tuple[int, int]) -> Tensor:
     Returns:
         int64 ``[4, N]``: four independent 32-bit words for each counter, on the device of ``counter``.
     """
+    assert counter.dtype == torch.int64
     if counter.device.type != "cpu":
         return _philox_of_tensors(counter, torch.from_numpy(_keys(key).view(np.int64)).to(counter.device))
     words = counter.clone()
@@ -94,6 +95,7 @@ def splitmix64_at(keys: Tensor, positions: Tensor) -> Tensor:
     Args:
         keys, positions: int64, of shapes that go together, not both without dimensions.
     """
+    assert keys.dtype == positions.dtype == torch.int64
     if keys.device.type != "cpu":
         return _splitmix_of_tensors(keys, positions)
     numbers = keys.numpy().view(np.uint64) + positions.numpy().view(np.uint64) * np.uint64(_GAMMA)

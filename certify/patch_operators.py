@@ -76,7 +76,10 @@ def dense_starts(axes: Sequence[Axis], stride: int) -> list[tuple[int, ...]]:
 
 
 def dense_windows(images: Tensor, axes: Sequence[Axis], stride: int) -> Tensor:
-    """The patches at :func:`dense_starts` of images ``[B, n, C, ...]``: ``[B, n, k, C, ...]``, no two in one place."""
+    """The patches at :func:`dense_starts` of images ``[B, n, C, ...]``: ``[B, n, k, C, ...]``.
+
+    No two of them share memory; a single one may be the image itself.
+    """
     view = _places(images, axes, stride)
     sides = len(axes)
     places = range(2, 2 + sides)
@@ -91,7 +94,8 @@ def windows(images: Tensor, starts: Sequence[Tensor], axes: Sequence[Axis]) -> T
 
     Args:
         images: ``[B, n, C, ...]``.
-        starts: one int64 tensor for each axis, ``[B, n, k]``; n and B may be 1 here or there.
+        starts: one int64 tensor for each axis, ``[B, n, k]``, in its range, which is not checked; n and B may be 1 here
+            or there.
 
     Returns:
         ``[B, n, k, C, ...]``.

@@ -75,7 +75,7 @@ class RoundedGaussian:
             # the mask drops the copies of the sign bit
             entry = torch.bitwise_right_shift(words, rest).bitwise_and_(columns - 1)
             past = table.tops.index_select(0, entry.view(-1)).view_as(entry)
-            torch.sub(words, past, out=past)  # without the number of the column, which both have
+            torch.sub(words, past, out=past)  # without the number of the column: how far inside, less the border
             if past.count_nonzero() < past.numel():  # on the border, as far as these bits tell
                 row, place = _zeros(past)
                 more = splitmix64_at(keys[row, 0], -1 - place) >> 32 & _WORD
@@ -88,7 +88,7 @@ class RoundedGaussian:
 
 
 def _zeros(numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of all zeros; by numpy on a processor, where tensors take ten times as long."""
+    """Where the zeros are, as rows and columns; by numpy on a processor, where tensors take ten times as long."""
     if numbers.device.type != "cpu":
         row, place = numbers.logical_not().nonzero(as_tuple=True)
         return row, place
@@ -164,8 +164,9 @@ class _AliasTable(NamedTuple):
     Attributes:
         bits: so many choose a column.
         cuts: int64 ``[columns]``, the border inside of each, in units of 2^-64.
-        tops: int32 ``[columns]``, the number of each column and the first bits of its border: 32 as of a number.
-        values: float32 ``[2 columns]``, the values above all borders, then those below.
+        tops: int32 ``[columns]``, the number of each column and the first bits of its border: 32 as of a number, modulo
+            2^32, for the border of a column that one value has alone is the beginning of the next.
+        values: float32 ``[2 columns]``, the value above the border of each column, then those below.
     """
 
     bits: int

@@ -48,7 +48,7 @@ class ParallelVectorEnv(VectorEnv[Rows, Any, NDArray[Any]]):
 
     Raises:
         ValueError: for observations that are not a dictionary of boxes.
-        ChildProcessError: from any method, if a worker has raised or has been killed.
+        ChildProcessError: from any method, if a worker has raised, has ended or has been killed.
     """
 
     def __init__(self, env: str | Make, num_envs: int, workers: int = 1, **kwargs: Any) -> None:
@@ -226,12 +226,14 @@ class _Shared:
 def _how_it_ended(process: Any) -> str:
     """Of a worker that has ended without an answer."""
     process.join(1)
-    if process.exitcode is not None and process.exitcode > 0:
+    if process.exitcode in (-signal.SIGKILL, -signal.SIGTERM):
+        return "was killed from outside, perhaps for want of memory; use fewer environments or workers"
+    if process.exitcode == 1:
         return (
             "ended, for the reason printed above; in a script, that may be for want of "
             "'if __name__ == \"__main__\":' around what makes environments, since workers import the script"
         )
-    return "was killed from outside, perhaps for want of memory; use fewer environments or workers"
+    return f"ended with exit code {process.exitcode} (a negative one is a signal), perhaps in the simulator"
 
 
 def _work(connection: Connection, shared: _Shared, rows: list[int], env: str | Make, kwargs: dict[str, Any]) -> None:

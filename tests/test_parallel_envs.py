@@ -18,6 +18,7 @@ import envs  # noqa: F401
 from envs.parallel import ParallelVectorEnv
 from rl import VectorEnvAdapter
 
+ROOT = str(Path(__file__).parents[1])
 SEEK = "envs:ContinuousSeek-v0"
 HAND = "gymnasium_robotics:HandReach-v3"
 
@@ -119,7 +120,7 @@ def test_a_script_without_a_guard_is_told(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(f"from envs.parallel import ParallelVectorEnv\nParallelVectorEnv({SEEK!r}, 2, 1, d=2)\n")
     done = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()}
+        [sys.executable, script], capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": ROOT}
     )
     assert done.returncode == 1
     assert done.stderr.rstrip().splitlines()[-1].startswith("ChildProcessError: a worker of 2 environments: ended")

@@ -54,7 +54,7 @@ def test_the_alias_table_has_exactly_these_probabilities(deviation):
     }
 
 
-@pytest.mark.parametrize("deviation", [Fraction(1, 7), Fraction(9, 10), Fraction(255, 4)], ids=float)
+@pytest.mark.parametrize("deviation", [Fraction(1, 100), Fraction(1, 7), Fraction(9, 10), Fraction(255, 4)], ids=float)
 @pytest.mark.parametrize("count", [1, 6, 784])
 def test_numbers_are_what_64_bits_say(deviation, count, monkeypatch):
     """Two thirds of the first 32 bits are on the border between the two values of a column, where 32 more decide, or
@@ -149,7 +149,7 @@ def test_deviations_out_of_range(deviation):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("deviation", [Fraction(255, 4), Fraction(14_000)], ids=float)
+@pytest.mark.parametrize("deviation", [Fraction(1, 100), Fraction(255, 4), Fraction(14_000)], ids=float)
 def test_cuda_gives_the_same_numbers(deviation):
     """Of wide noise, several of these numbers take more than 32 bits."""
     noise = RoundedGaussian(deviation)
