@@ -82,7 +82,7 @@ def learning(updates: int, rounds: int) -> None:
         seed=0,
         device="cpu",
     )
-    reengage = replace(run, arguments=run.arguments | {"goal_gradient_coef": 0.1})
+    reengage = replace(run, arguments=run.arguments | {"goal_gradient_coef": 3e-5})
     agents["ours, ReenGAGE"] = reengage.make_model("cpu")
     for model in agents.values():
         model.set_logger(configure(None, []))
