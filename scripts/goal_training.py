@@ -59,7 +59,7 @@ class RunArgs:
     batch_size: int | None = cli.arg("of an update; by default the papers' for these settings", None)
     lr: float | None = cli.arg("learning rate; by default the papers' for these settings", None)
     tensorboard: Path | None = cli.arg("folder for TensorBoard logs", None)
-    device: str = cli.arg("cpu, cuda, ...", "cpu")
+    device: str = cli.arg("cpu, cuda, ..., or auto: cuda where there is one", "cpu")
     resume: bool = cli.arg("continue from the last checkpoints", False)
 
 
@@ -217,7 +217,8 @@ def check(args: RunArgs) -> None:
         raise ValueError(f"seeds: got {args.seeds}, expected one or more different ones of at least 0")
     if args.tensorboard is not None and find_spec("tensorboard") is None:
         raise ImportError('tensorboard: is not installed; install it with "pip install tensorboard" or leave it out')
-    cli.check_device(args.device)
+    if args.device != "auto":
+        cli.check_device(args.device)
 
 
 def check_folder(run_: Run, folder: Path, *, resume: bool) -> None:

@@ -81,6 +81,7 @@ class Args(goal_training.RunArgs):
     eval_episodes: int | None = cli.arg("episodes per evaluation; by default the preset's", None)
     checkpoint_every: int | None = cli.arg("steps between checkpoints; by default the preset's", None)
     buffer_size: int | None = cli.arg("transitions that are remembered; by default the preset's", None)
+    device: str = cli.arg("cpu, cuda, ..., or auto: cuda where there is one", "auto")
     normalize: bool = cli.arg("weigh goal gradients by the variance of the goals (Appendix G.4)", False)
 
 

@@ -50,6 +50,7 @@ def test_a_run_that_is_continued_equals_one_that_was_not(tmp_path: Path, monkeyp
     monkeypatch.setitem(train_hand.PRESETS, "laptop", Preset(num_envs=2, batch_size=16, epochs=3, eval_episodes=2))
     monkeypatch.setattr(train_hand, "CYCLES", 1)
     common: dict[str, Any] = {"preset": "laptop", "goal_gradient_coef": 0.1, "normalize": True, "buffer_size": 1_000}
+    common["device"] = "cpu"  # where it is the same bit for bit
     train_hand.main(Args(tmp_path / "whole", workers=1, **common))
     train_hand.main(Args(tmp_path / "parts", workers=2, epochs=2, **common))
     train_hand.main(Args(tmp_path / "parts", workers=1, resume=True, **common))
