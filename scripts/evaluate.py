@@ -238,6 +238,7 @@ def plot(methods: list[Method], path: Path, args: Args) -> None:
     band = f"{'IQM' if args.line == 'iqm' else 'mean'} of n seeds, {100 * args.interval:g} % bootstrap band"
     axis.set_title(f"{environment}: {band}" if environment else band, fontsize=10, loc="left")
     axis.set(xlabel="environment steps", ylabel="success rate" if args.metric == "success" else "return")
+    axis.locator_params("x", nbins=4)  # numbers of steps are wide
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_xlim(0, methods[0].timesteps[-1])
