@@ -1,6 +1,6 @@
 """Votes per second of the engine over the best bare forward rate of the same model.
 
-    python -m benchmarks.votes [--quick] [--only TEXT]
+    python -m benchmarks.votes [--quick] [--only TEXT] [--copies 40000]
 
 The reference is the model alone on ready-made float inputs, at its best batch size from 32 to 1,024. After the best
 size is found, engine and reference are measured in turn; the median of the pairwise ratios is what counts, absolute
@@ -122,6 +122,7 @@ def main() -> None:
         "votes",
         __doc__,
         rounds=(9, "measurements of each"),
+        copies=(5_000, "inputs of the MNIST network in each; of few, those that only fill the last batch count much"),
         device=("cpu", "where models and copies are"),
         quick=(False, "the MNIST network only"),
         only=("", "only the schemes with this in their name"),
@@ -134,7 +135,7 @@ def main() -> None:
     for label, scheme in schemes:
         channels, size, _ = scheme.input_shape((1, 28, 28))
         model = build("mnist_cnn", channels, 10, size)
-        compare(f"MNIST CNN, {label}", model, scheme, (1, 28, 28), 5000, args)
+        compare(f"MNIST CNN, {label}", model, scheme, (1, 28, 28), args.copies, args)
     if not args.quick:
         for label, scheme in schemes:
             if label not in LARGE:

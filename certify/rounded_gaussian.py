@@ -27,7 +27,7 @@ _REACH = Fraction(92, 10)  # standard deviations; less than 2^-64 of the Gaussia
 _MOST_VALUES = 1 << 18
 _TOTAL = 1 << 64
 _WORD = 0xFFFFFFFF
-_CHUNK = 1 << 17  # numbers at a time on a processor: a call costs little then, and they stay in the last cache
+_CHUNK = 1 << 15  # numbers at a time on a processor: they stay in a core's L2 cache, also between passes of a model
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class RoundedGaussian:
             entry = torch.bitwise_right_shift(words, rest).bitwise_and_(columns - 1)
             past = table.tops.index_select(0, entry.view(-1)).view_as(entry)
             torch.sub(words, past, out=past)  # without the number of the column: how far inside, less the border
-            if past.count_nonzero() < past.numel():  # on the border, as far as these bits tell
-                row, place = _zeros(past)
+            row, place = _zeros(past)  # on the border, as far as these bits tell
+            if len(row):
                 more = splitmix64_at(keys[row, 0], -1 - place) >> 32 & _WORD
                 past[row, place] -= (more < table.cuts[entry[row, place]] & _WORD).int()
             past.bitwise_right_shift_(31)  # -1 where the number is below the border
