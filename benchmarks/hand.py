@@ -1,11 +1,12 @@
 """Speed of HandReach: simulation in worker processes, and updates of the learner, over plain ones.
 
-    python -m benchmarks.hand [--quick]
+    python -m benchmarks.hand [--quick] [--device cuda] [--batch-size 4864]
 
 Simulation: steps per second of 16 environments in as many processes as there are cores, over those of one bare
 environment times the number of processes. Learning: updates per second with the recipe of ``scripts.train_hand``
 (batches of 256, three hidden layers of 256, normalization inside the policy) over those of Stable-Baselines3's DDPG
-with its hindsight buffer and the same layers. Measured in turn; the median of the pairwise ratios is what counts.
+with its hindsight buffer and the same layers, on the same device; on a GPU also recorded as CUDA graphs. Measured in
+turn; the median of the pairwise ratios is what counts.
 """
 
 from __future__ import annotations
@@ -66,41 +67,62 @@ def rate(work: Any, seconds: float) -> float:
     return done / (time.perf_counter() - started)
 
 
-def learning(updates: int, rounds: int) -> None:
+def learning(updates: int, rounds: int, device: str, batch_size: int) -> None:
     run = configuration(Args(out=None, preset="laptop", buffer_size=40_000))  # type: ignore[arg-type]
-    agents: dict[str, Any] = {"ours": run.make_model("cpu", workers=min(os.cpu_count() or 1, ENVS))}
+    reengage = replace(run, arguments=run.arguments | {"goal_gradient_coef": 3e-5})
+    agents: dict[str, Any] = {"ours": run.make_model(device, workers=min(os.cpu_count() or 1, ENVS))}
     env = agents["ours"].env
     agents["Stable-Baselines3"] = sb3.DDPG(
         "MultiInputPolicy",
         env,
-        batch_size=256,
+        batch_size=batch_size,
         buffer_size=40_000,
         learning_starts=0,
         train_freq=50,
         policy_kwargs={"net_arch": [256] * 3},
         replay_buffer_class=sb3.HerReplayBuffer,
         seed=0,
-        device="cpu",
+        device=device,
     )
-    reengage = replace(run, arguments=run.arguments | {"goal_gradient_coef": 3e-5})
-    agents["ours, ReenGAGE"] = reengage.make_model("cpu")
+    agents["ours, ReenGAGE"] = reengage.make_model(device)
+    on_gpu = torch.device(device).type == "cuda"
+    if on_gpu:
+        agents["ours, graphs"] = run.make_model(device, cuda_graphs=True)
+        agents["ours, ReenGAGE, graphs"] = reengage.make_model(device, cuda_graphs=True)
     for model in agents.values():
         model.set_logger(configure(None, []))
         model.gradient_steps = 1
         model.learn(ENVS * 100)
-    times = seconds_in_turn({name: partial(model.train, updates, 256) for name, model in agents.items()}, rounds)
+        model.train(updates, batch_size)  # what is done once only
+
+    def train(model: Any) -> None:
+        model.train(updates, batch_size)
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    times = seconds_in_turn({name: partial(train, model) for name, model in agents.items()}, rounds)
     for name, own in times.items():
         ratio = median_ratio(times["Stable-Baselines3"], own)
-        print(f"updates: {name:20} {1000 / updates * statistics.median(own):6.2f} ms; ratio of updates/s {ratio:.3f}")
+        print(f"updates: {name:22} {1000 / updates * statistics.median(own):6.2f} ms; ratio of updates/s {ratio:.3f}")
     for model in agents.values():
         model.env.close()
 
 
 def main() -> None:
-    rounds = 5 if arguments("hand", __doc__, quick=(False, "fewer rounds")).quick else 15
-    print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads; commit {cli.commit()}")
+    args = arguments(
+        "hand",
+        __doc__,
+        quick=(False, "fewer rounds"),
+        device=("cpu", "where to learn: cpu, cuda, ..."),
+        batch_size=(256, "of an update"),
+    )
+    if args.batch_size < 1:
+        raise SystemExit(f"batch-size: got {args.batch_size}, expected at least 1")
+    rounds = 5 if args.quick else 15
+    where = f"; {torch.cuda.get_device_name(args.device)}" if torch.device(args.device).type == "cuda" else ""
+    print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads{where}; commit {cli.commit()}")
     simulation(1.0, rounds)
-    learning(40, rounds)
+    learning(40, rounds, args.device, args.batch_size)
 
 
 if __name__ == "__main__":

@@ -40,5 +40,7 @@ def arguments(prog: str, description: str | None, **options: Any) -> argparse.Na
         if default is False:
             parser.add_argument(f"--{name}", action="store_true", help=text)
         else:
-            parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{text} (default: {default})")
+            parser.add_argument(
+                f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"{text} (default: {default})"
+            )
     return parser.parse_args()

@@ -11,7 +11,17 @@ from reproduction.running import Words, parsed
 
 _LAST = ("certify", "attack")  # scripts whose results no other command reads
 # Arguments that say where and how fast, not what.
-_WITHOUT_EFFECT = {"device", "data_root", "resume", "tensorboard", "jobs", "workers", "at_once", "images_per_step"}
+_WITHOUT_EFFECT = {
+    "device",
+    "cuda_graphs",
+    "data_root",
+    "resume",
+    "tensorboard",
+    "jobs",
+    "workers",
+    "at_once",
+    "images_per_step",
+}
 
 
 def _text(value: Any) -> str:

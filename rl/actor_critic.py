@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,10 +14,11 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
 from rl.goals import Observation
+from rl.graphs import Results
 from rl.multi_goal import MultiGoalPolicy
 from rl.reengage import Batch, GoalConditioned, Logs, Networks, NextValue, add_up
 from rl.slopes import PlainCritic, plain_critic
-from rl.updates import descend
+from rl.updates import descend, unchecked_distributions
 
 
 class _ActorCritic(GoalConditioned):
@@ -105,6 +107,12 @@ class _DeterministicActor(_ActorCritic):
     def _encode(self, observation: Observation, networks: Networks) -> Observation:
         return self.policy.encode(observation, networks) if isinstance(self.policy, MultiGoalPolicy) else observation
 
+    def _can_be_recorded(self) -> bool:
+        return not isinstance(self.policy, MultiGoalPolicy)
+
+    def _kind(self, step: int) -> Hashable:
+        return self._n_updates % self.policy_delay == 0, self._n_updates % self.target_update_interval == 0
+
     def _next_value(self, batch: Batch, observation: Observation) -> NextValue:
         with torch.no_grad():
             noise = torch.empty_like(batch.actions).normal_(0, self.target_policy_noise)
@@ -164,6 +172,10 @@ class SAC(_ActorCritic, sb3.SAC):
         own = super()._optimizers()
         return own if self.ent_coef_optimizer is None else [*own, self.ent_coef_optimizer]
 
+    def _update(self, batch: Batch, step: int) -> Results:
+        with unchecked_distributions():
+            return super()._update(batch, step)
+
     def _begin(self, batch: Batch, logs: Logs) -> None:
         if self.use_sde:
             self.actor.reset_noise()
@@ -183,6 +195,9 @@ class SAC(_ActorCritic, sb3.SAC):
         actions, log_prob = self.actor.action_log_prob(observation)
         value = _lowest(self.critic_target(observation, actions)) - self._entropy_coef * log_prob.reshape(-1, 1)
         return NextValue(value, value)
+
+    def _kind(self, step: int) -> Hashable:
+        return step % self.target_update_interval == 0
 
     def _finish(self, batch: Batch, step: int, logs: Logs) -> None:
         value = _lowest(self.critic(batch.observations, self._actions))

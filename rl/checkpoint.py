@@ -97,7 +97,7 @@ def save_checkpoint(model: OffPolicyAlgorithm, path: str | Path) -> None:
     state |= {"version": VERSION, "algorithm": type(model).__name__, "pos": buffer.pos, "full": buffer.full}
     statistics: GoalStatistics | None = getattr(model, "goal_statistics", None)
     if statistics is not None and statistics.count > 0:
-        state["goals"] = [statistics.count, statistics.mean.tolist(), statistics.squares.tolist()]
+        state["goals"] = list(statistics.state().values())
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -147,8 +147,8 @@ def load_checkpoint(model: OffPolicyAlgorithm, path: str | Path, *, buffer: bool
         if name in state:
             setattr(model, name, state[name])
     if "goals" in state:
-        count, mean, squares = state["goals"]
-        model.goal_statistics = GoalStatistics(count, np.array(mean), np.array(squares))  # type: ignore[attr-defined]
+        goals = dict(zip(("count", "mean", "squares"), state["goals"], strict=True))
+        model.goal_statistics = GoalStatistics.of(goals)  # type: ignore[attr-defined]
     if buffer:
         _fill(_buffer(model), _part(tensors, "buffer"), state["pos"], state["full"])
 

@@ -67,7 +67,7 @@ class DQN(GoalConditioned, sb3.DQN):
         plain = plain_critic(self.q_net, [self.q_net.q_net], batch.observations)
         if plain is None:
             return None
-        chosen = F.one_hot(batch.actions[:, 0].long(), plain.select.shape[1]).to(plain.select)
+        chosen = torch.zeros_like(plain.select).scatter_(1, batch.actions.long(), 1.0)
         return replace(plain, select=chosen)
 
     def _td_loss(self, values: tuple[Tensor, ...], target: Tensor) -> Tensor:

@@ -6,10 +6,9 @@ A rule is given to an algorithm of :mod:`rl.reengage` as ``goal_gradient=``; ``g
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
@@ -24,27 +23,56 @@ Observation = dict[str, Tensor]
 Reward = Callable[[Tensor, Tensor], Tensor]
 
 
-@dataclass
 class GoalStatistics:
-    """Running mean and variance of the goals that were trained on, per coordinate (Chan et al.'s update)."""
+    """Running mean and variance of the goals that were trained on, per coordinate (Chan et al.'s update).
 
-    count: int = 0
-    mean: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    squares: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    They are kept where the goals are, and change in place: nothing here waits for the device.
 
+    Attributes:
+        count: goals so far, float64 ``[]``.
+        mean: float64 ``[goal]``; ``[0]`` before the first goal.
+        squares: summed squares of the distances to the mean, float64 ``[goal]``.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares = (torch.zeros(size, dtype=torch.float64) for size in ((), 0, 0))
+
+    @torch.no_grad()
     def update(self, goals: Tensor) -> None:
-        batch = goals.detach().flatten(1).double().cpu().numpy()
-        if self.count == 0:
-            self.mean, self.squares = np.zeros(batch.shape[1]), np.zeros(batch.shape[1])
-        total, mean = self.count + len(batch), batch.mean(0)
-        shift = mean - self.mean
-        self.squares += ((batch - mean) ** 2).sum(0) + shift**2 * (self.count * len(batch) / total)
+        """Take in goals ``[N, ...]``."""
+        batch = goals.flatten(1).double()
+        if len(self.mean) == 0:
+            self.mean, self.squares = batch.new_zeros(batch.shape[1]), batch.new_zeros(batch.shape[1])
+        if self.count.device != batch.device:  # they are new, or were loaded
+            self.count, self.mean, self.squares = (own.to(batch) for own in (self.count, self.mean, self.squares))
+        mean = batch.mean(dim=0)
+        shift, total = mean - self.mean, self.count + len(batch)
+        self.squares += (batch - mean).square().sum(dim=0) + shift.square() * (self.count * len(batch) / total)
         self.mean += shift * (len(batch) / total)
-        self.count = total
+        self.count.copy_(total)
 
     @property
-    def variance(self) -> np.ndarray:
-        return self.squares / max(self.count, 1)
+    def variance(self) -> Tensor:
+        """Float64 ``[goal]``."""
+        return self.squares / self.count.clamp(min=1)
+
+    def state(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {name: getattr(self, name).tolist() for name in ("count", "mean", "squares")}
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> GoalStatistics:
+        """Those whose :meth:`state` this is."""
+        own = cls.__new__(cls)
+        own.__setstate__(state)
+        return own
+
+    __getstate__ = state  # a pickle loads where there is no GPU, too
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.count, self.mean, self.squares = (
+            torch.as_tensor(state[name], dtype=torch.float64) for name in ("count", "mean", "squares")
+        )
 
 
 class GradientRule(Protocol):
@@ -167,4 +195,4 @@ class GoalGradient:
             counts = torch.ones_like(reward)
         if statistics is None:
             return counts
-        return counts * torch.as_tensor(statistics.variance, dtype=reward.dtype, device=reward.device)
+        return counts * statistics.variance.to(reward.dtype)

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from stable_baselines3.her.goal_selection_strategy import KEY_TO_GOAL_STRATEGY, GoalSelectionStrategy
 
 from rl.goals import ACHIEVED, GOAL
+from rl.transfer import rows, to_device
 
 
 class HerReplayBuffer(StockHerReplayBuffer):
@@ -98,7 +99,7 @@ class HerReplayBuffer(StockHerReplayBuffer):
         places = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *self._fresh]))
         places = places[self.ep_length.reshape(-1)[places] > 0]
         self._fresh.clear()
-        observations = {key: _at(values, places) for key, values in self.observations.items()}
+        observations = {key: self._at(values, places) for key, values in self.observations.items()}
         relabelled = np.flatnonzero(np.random.random(len(places)) < self.her_ratio)  # noqa: NPY002
         if len(relabelled):
             observations[GOAL][relabelled] = self._sample_goals(*np.divmod(places[relabelled], self.n_envs))
@@ -124,19 +125,19 @@ class HerReplayBuffer(StockHerReplayBuffer):
         places = np.concatenate([drawn[relabelled:], drawn[:relabelled]])  # real transitions come first
         real = batch_size - relabelled
 
-        observations = {key: _at(values, places) for key, values in self.observations.items()}
-        next_observations = {key: _at(values, places) for key, values in self.next_observations.items()}
-        rewards = _at(self.rewards, places)
+        observations = {key: self._at(values, places) for key, values in self.observations.items()}
+        next_observations = {key: self._at(values, places) for key, values in self.next_observations.items()}
+        rewards = self._at(self.rewards, places)
         if relabelled:
             steps, envs = np.divmod(places[real:], self.n_envs)
             goals = self._sample_goals(steps, envs)
             observations[GOAL][real:] = goals
             next_observations[GOAL][real:] = goals
             rewards[real:] = self._rewards(next_observations[ACHIEVED][real:], goals, steps, envs)
-        dones = _at(self.dones, places) * (1 - _at(self.timeouts, places))
+        dones = self._at(self.dones, places) * (1 - self._at(self.timeouts, places))
         return DictReplayBufferSamples(
             observations=self._tensors(self._normalize_obs(observations, env)),  # type: ignore[arg-type]
-            actions=self._tensor(_at(self.actions, places)),
+            actions=self._tensor(self._at(self.actions, places)),
             next_observations=self._tensors(self._normalize_obs(next_observations, env)),  # type: ignore[arg-type]
             dones=self._tensor(dones[:, None]),
             rewards=self._tensor(self._normalize_reward(rewards[:, None], env)),
@@ -159,13 +160,12 @@ class HerReplayBuffer(StockHerReplayBuffer):
             )
         return rewards.reshape(len(steps))
 
+    def _at(self, values: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """A copy of the entries at flat places (step, environment)."""
+        return rows(values.reshape(-1, *values.shape[2:]), places, self.device)
+
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(values).to(self.device)
+        return to_device(values, self.device)
 
     def _tensors(self, values: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
         return {key: self._tensor(array) for key, array in values.items()}
-
-
-def _at(values: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """A copy of the entries at flat places (step, environment)."""
-    return values.reshape(-1, *values.shape[2:]).take(places, axis=0)

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
+from collections.abc import Hashable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -20,6 +23,7 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples
 from torch import Tensor, nn
 
 from rl.goals import GOAL, GoalGradient, GoalStatistics, GradientRule, Observation
+from rl.graphs import Recorder, Results
 from rl.her import HerReplayBuffer
 from rl.losses import goal_gradient_loss, td_target, td_target_gradient
 from rl.normalization import share_statistics
@@ -33,6 +37,15 @@ Networks = Literal["target", "critic", "actor"]
 # transitions: steps and samples without any low reward, after which a warning is due; enough for some episodes, since
 # one that happens to begin at its goal may have none
 PATIENCE = 1_000
+
+
+# numbers of an algorithm that change all the time and that no update reads
+_COUNTERS = frozenset(
+    {
+        *("num_timesteps", "_num_timesteps_at_start", "_total_timesteps", "_current_progress_remaining", "start_time"),
+        *("_n_updates", "_n_calls", "_episode_num", "exploration_rate", "_without_low"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,9 @@ class Logs:
     def add(self, name: str, value: Tensor) -> None:
         self.values[name].append(value.detach())
 
+    def last(self) -> Results:
+        return {name: values[-1] for name, values in self.values.items()}
+
     def means(self) -> dict[str, float]:
         if not self.values:
             return {}
@@ -74,6 +90,8 @@ class GoalConditioned(OffPolicyAlgorithm):
             one, else ReenGAGE for sparse rewards with -1 for not reaching the goal (Eq. 8.9).
         target_range: smallest and largest possible return (for SAC with its entropy); TD targets are clipped to it. The
             target of the goal gradient is not: where a value is clipped, its gradient still says where the goal lies.
+        cuda_graphs: record updates on a GPU and repeat them (:mod:`rl.graphs`), which pays where networks are small.
+            Numbers differ in the last bits. Not for many goals at a time, whose number decides how much is computed.
 
     Everything else is as in Stable-Baselines3. Logged are the TD part of the loss, under the name that it has there,
     and ``train/goal_gradient_loss``, the other part with its coefficient.
@@ -82,6 +100,7 @@ class GoalConditioned(OffPolicyAlgorithm):
     goal_gradient_coef: float = 0.0
     goal_gradient: GradientRule
     target_range: tuple[float, float] | None = None
+    cuda_graphs: bool = False
     goal_statistics: GoalStatistics
     loss_name: ClassVar[str] = "critic_loss"
     gradient_scale: ClassVar[float] = 1.0  # of the algorithm's own critic loss, which the new term shares
@@ -92,6 +111,7 @@ class GoalConditioned(OffPolicyAlgorithm):
         goal_gradient_coef: float = 0.0,
         goal_gradient: GradientRule | None = None,
         target_range: tuple[float, float] | None = None,
+        cuda_graphs: bool = False,
         **kwargs: Any,
     ) -> None:
         if target_range is not None and not target_range[0] < target_range[1]:
@@ -102,7 +122,10 @@ class GoalConditioned(OffPolicyAlgorithm):
             self.goal_gradient = goal_gradient
         self.goal_statistics = GoalStatistics()  # stays empty without GoalGradient.normalize
         self._without_low: int | None = 0  # transitions sampled without any low reward; None once that is settled
+        self.cuda_graphs = cuda_graphs
         super().__init__(*args, **kwargs)
+        if cuda_graphs:
+            self._check_cuda_graphs()
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -118,6 +141,20 @@ class GoalConditioned(OffPolicyAlgorithm):
                 )
             self.replay_buffer.keep_fresh = True
         self._followers = [Follower(network, target) for network, target in self._targets()]
+        self._recorder = Recorder.on(self.device) if self.cuda_graphs and self.device.type == "cuda" else None
+
+    def _check_cuda_graphs(self) -> None:
+        """Raise unless updates can be recorded."""
+        if self.device.type != "cuda":
+            raise ValueError(f"cuda_graphs: got True on the device {self.device}; they are for GPUs, device='cuda'")
+        if callable(self.learning_rate):
+            raise ValueError("cuda_graphs: got a learning rate that follows a schedule, expected a number")
+        if self.use_sde:
+            raise ValueError("cuda_graphs: got use_sde=True, whose noise belongs to no recording; expected one of both")
+        if not self._can_be_recorded():
+            raise ValueError(
+                f"cuda_graphs: got {type(self.policy).__name__}, whose updates are not all alike; leave it False"
+            )
 
     def _check_goal_gradient(self) -> None:
         """Raise if the term is switched on, and model or environment do not allow it.
@@ -183,10 +220,21 @@ class GoalConditioned(OffPolicyAlgorithm):
     def _finish(self, batch: Batch, step: int, logs: Logs) -> None:
         """What comes after the critic's step."""
 
+    def _kind(self, step: int) -> Hashable:
+        """What :meth:`_finish` makes of the number of the update."""
+        return None
+
+    def _can_be_recorded(self) -> bool:
+        """Whether updates do the same work on the device, whatever is in a minibatch."""
+        return True
+
     # The loop.
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_followers", "_entropy_coef", "_normalization", "_without_low"]
+        return [
+            *super()._excluded_save_params(),
+            *("_followers", "_entropy_coef", "_normalization", "_without_low", "_recorder"),
+        ]
 
     def update_statistics(self) -> None:
         """Take episodes that were finished since the last call into the statistics of NormalizedExtractor, if any."""
@@ -201,20 +249,57 @@ class GoalConditioned(OffPolicyAlgorithm):
         assert self.replay_buffer is not None
         self._check_goal_gradient()
         self.policy.set_training_mode(True)
+        recorder = self._recorder
         for optimizer in self._optimizers():  # here, since loading replaces the options of optimizers
-            make_faster(optimizer, exact=self.goal_gradient_coef == 0)
+            exact = self.goal_gradient_coef == 0 and recorder is None
+            make_faster(optimizer, exact=exact, recorded=recorder is not None)
         self._update_learning_rate(self._optimizers())
         self.update_statistics()
         logs = Logs()
-        for step in range(gradient_steps):
-            self._n_updates += 1
-            batch = cast(Batch, self.replay_buffer.sample(batch_size, env=self._vec_normalize_env))
-            self._begin(batch, logs)
-            self._descend_critic(self._critic_loss(batch, logs))
-            self._finish(batch, step, logs)
+        with nullcontext() if recorder is None else recorder.session(self._surroundings()):
+            for step in range(gradient_steps):
+                self._n_updates += 1
+                batch = cast(Batch, self.replay_buffer.sample(batch_size, env=self._vec_normalize_env))
+                if recorder is None or self._waits():
+                    results = self._update(batch, step)
+                else:
+                    results = recorder.run(self._kind(step), batch, partial(self._update, step=step))
+                for name, value in results.items():
+                    logs.add(name, value)
+            means = logs.means()
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        for name, mean in logs.means().items():
+        for name, mean in means.items():
             self.logger.record(f"train/{name}", mean)
+
+    def _update(self, batch: Batch, step: int) -> Results:
+        """One update, and what is to be logged of it."""
+        logs = Logs()
+        self._begin(batch, logs)
+        self._descend_critic(self._critic_loss(batch, logs))
+        self._finish(batch, step, logs)
+        return logs.last()
+
+    def _waits(self) -> bool:
+        """Whether the update that comes waits for the device to tell something."""
+        return self.goal_gradient_coef > 0 and self._without_low is not None
+
+    def _surroundings(self) -> Hashable:
+        """All that Python reads in an update but the minibatch: options, and where the tensors are."""
+        options = {
+            name: value
+            for name, value in vars(self).items()
+            if name not in _COUNTERS and isinstance(value, bool | int | float | str | tuple | np.number | None)
+        }
+        tensors = [*self.policy.parameters(), *self.policy.buffers(), *vars(self.goal_statistics).values()]
+        rates = []
+        for optimizer in self._optimizers():
+            for group in optimizer.param_groups:
+                rates.append(group["lr"])
+                tensors += group["params"]
+            for state in optimizer.state.values():
+                tensors += [value for value in state.values() if isinstance(value, Tensor)]
+        addresses = tuple(tensor.data_ptr() for tensor in tensors)
+        return id(self.goal_gradient), tuple(options.items()), tuple(rates), addresses
 
     def _critic_loss(self, batch: Batch, logs: Logs) -> Tensor:
         """The TD loss, and the goal-gradient term if it is switched on."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor, *, max_norm: float | None = None) -> None:
@@ -19,6 +23,20 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor, *, max_norm: float |
     if max_norm is not None:
         nn.utils.clip_grad_norm_(parameters, max_norm)
     optimizer.step()
+
+
+@contextmanager
+def unchecked_distributions() -> Iterator[None]:
+    """Distributions are made without a look at their parameters, for which Python would wait for the device.
+
+    Acting is outside of this, so that a policy that is no longer finite still shows at its next action.
+    """
+    checked = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(checked)
 
 
 class Follower:
@@ -43,13 +61,29 @@ class Follower:
             copy.copy_(source)
 
 
-def make_faster(optimizer: torch.optim.Optimizer, *, exact: bool) -> None:
+def make_faster(optimizer: torch.optim.Optimizer, *, exact: bool, recorded: bool = False) -> None:
     """Let Adam and its kin work on all parameters at once, also on a CPU.
 
     Args:
         exact: the same numbers as one parameter after another, bit for bit. Otherwise the fused kernels are used, which
             are faster and differ in the last bit.
+        recorded: steps become part of a CUDA graph (:mod:`rl.graphs`), so that they must not depend on numbers that are
+            not on the device. That changes the last bit, too.
     """
     for group in optimizer.param_groups:
         if group.get("foreach", ...) is None and not group.get("fused"):
             group.update({"foreach": True} if exact or "fused" not in group else {"foreach": False, "fused": True})
+        if recorded and "capturable" in group:
+            group["capturable"] = True
+        if group.get("fused") or group.get("capturable"):
+            _count_on_the_device(optimizer, group["params"])
+    if recorded:  # the first steps are not, on purpose
+        optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]
+
+
+def _count_on_the_device(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:
+    """Move the numbers of steps there, if they were loaded or made by other kernels."""
+    states = [optimizer.state[parameter] for parameter in parameters if parameter in optimizer.state]
+    if states and "step" in states[0] and torch.as_tensor(states[0]["step"]).device != parameters[0].device:
+        for parameter, state in zip(parameters, states, strict=True):
+            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device)

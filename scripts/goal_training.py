@@ -60,6 +60,7 @@ class RunArgs:
     lr: float | None = cli.arg("learning rate; by default the papers' for these settings", None)
     tensorboard: Path | None = cli.arg("folder for TensorBoard logs", None)
     device: str = cli.arg("cpu, cuda, ..., or auto: cuda where there is one", "cpu")
+    cuda_graphs: bool = cli.arg("record updates on a GPU and repeat them, which takes less of the processor", False)
     resume: bool = cli.arg("continue from the last checkpoints", False)
 
 
@@ -117,7 +118,9 @@ class Run:
         )
         return VectorEnvAdapter(env)
 
-    def make_model(self, device: str, tensorboard: Path | None = None, workers: int = 1) -> OffPolicyAlgorithm:
+    def make_model(
+        self, device: str, tensorboard: Path | None = None, workers: int = 1, *, cuda_graphs: bool = False
+    ) -> OffPolicyAlgorithm:
         env = self.make_env(workers=workers)
         options: dict[str, Any] = dict(self.arguments)
         if self.noise is not None:
@@ -142,13 +145,14 @@ class Run:
                 seed=self.seed,
                 device=device,
                 tensorboard_log=None if tensorboard is None else str(tensorboard),
+                cuda_graphs=cuda_graphs,
                 **options | {"policy_kwargs": policy},
             )
         except BaseException:
             env.close()
             raise
 
-    def train(self, folder: Path, device: str, tensorboard: Path | None, workers: int = 1) -> None:
+    def train(self, folder: Path, args: RunArgs, workers: int = 1) -> None:
         """From the last checkpoint, or from the beginning, to the end of the plan."""
         plan = Plan(**self.plan)
 
@@ -157,7 +161,7 @@ class Run:
 
         name = f"{folder.parent.name}-{folder.name}"
         with ExitStack() as stack:  # environments may have processes
-            model = self.make_model(device, tensorboard, workers)
+            model = self.make_model(args.device, args.tensorboard, workers, cuda_graphs=args.cuda_graphs)
             assert model.env is not None
             stack.callback(model.env.close)
             eval_env = self.make_env(min(plan.eval_episodes, 64), workers)
@@ -255,7 +259,7 @@ def train_all(run_: Run, args: RunArgs, prog: str, workers: int = 1) -> None:
     work = {args.out / f"seed-{seed}": replace(run_, seed=seed) for seed in args.seeds}
     # one simulation is enough to try the arguments
     simulated = spec_of(run_.env).vector_entry_point is None
-    model = (replace(run_, num_envs=1) if simulated else run_).make_model(args.device)
+    model = (replace(run_, num_envs=1) if simulated else run_).make_model(args.device, cuda_graphs=args.cuda_graphs)
     assert model.env is not None
     model.env.close()
     for folder, each in work.items():
@@ -264,7 +268,7 @@ def train_all(run_: Run, args: RunArgs, prog: str, workers: int = 1) -> None:
         write_config(each, folder, cli.command_line(prog, args))
     if args.jobs == 1:
         for folder, each in work.items():
-            each.train(folder, args.device, args.tensorboard, workers)
+            each.train(folder, args, workers)
     else:
         _train_in_parallel(work, args, workers)
     metric = " --metric return" if run_.hindsight is None else ""  # there is no success with sets of goals
@@ -279,9 +283,7 @@ def _prepare_worker() -> None:
 def _train_in_parallel(work: dict[Path, Run], args: RunArgs, workers: int) -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.jobs, mp_context=context, initializer=_prepare_worker) as pool:
-        jobs = [
-            pool.submit(each.train, folder, args.device, args.tensorboard, workers) for folder, each in work.items()
-        ]
+        jobs = [pool.submit(each.train, folder, args, workers) for folder, each in work.items()]
         try:
             for job in as_completed(jobs):
                 job.result()

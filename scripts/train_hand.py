@@ -3,6 +3,7 @@
     python -m scripts.train_hand runs/hand-ddpg --preset laptop --seeds 0 1
     python -m scripts.train_hand runs/hand-reengage --preset laptop --seeds 0 1 --goal-gradient-coef 3e-5
     python -m scripts.evaluate runs/hand-ddpg runs/hand-reengage --baseline runs/hand-ddpg
+    python -m scripts.train_hand runs/hand-ddpg-published --seeds 0 --workers 16 --device cuda --cuda-graphs
     MUJOCO_GL=egl python -m scripts.rollout runs/hand-reengage/seed-0 --fps 25
 
 The preset ``published`` is OpenAI's recipe (Plappert et al., "Multi-Goal Reinforcement Learning", 2018), which Section

@@ -1,0 +1,30 @@
+"""Arrays on their way to the device, so that Python does not wait for a GPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def rows(values: np.ndarray, places: np.ndarray, device: torch.device) -> np.ndarray:
+    """``values[places]``; for a GPU in page-locked memory, from which it copies on its own."""
+    if device.type != "cuda":
+        return values.take(places, axis=0)
+    kind = torch.from_numpy(values[:0]).dtype
+    out = torch.empty((len(places), *values.shape[1:]), dtype=kind, pin_memory=True).numpy()
+    return values.take(places, axis=0, out=out, mode="clip")  # no place is outside; "raise" would write twice
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """The array as a tensor; on a CPU with the same memory.
+
+    For a GPU the copy may still be under way. The page-locked memory it is made from is not given to anyone else before
+    it is done, which torch sees to: the tensor that owns the memory has to be the one that is copied.
+    """
+    if device.type != "cuda":
+        return torch.from_numpy(array).to(device)
+    owner = array.base
+    if not (isinstance(owner, Tensor) and owner.shape == array.shape):
+        owner = torch.from_numpy(array).pin_memory()
+    return owner.to(device, non_blocking=True)
