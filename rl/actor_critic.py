@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -173,7 +174,8 @@ class SAC(_ActorCritic, sb3.SAC):
         return own if self.ent_coef_optimizer is None else [*own, self.ent_coef_optimizer]
 
     def _update(self, batch: Batch, step: int) -> Results:
-        with unchecked_distributions():
+        waits = self.device.type == "cuda" or self._recorder is not None
+        with unchecked_distributions() if waits else nullcontext():
             return super()._update(batch, step)
 
     def _begin(self, batch: Batch, logs: Logs) -> None:

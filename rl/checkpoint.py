@@ -85,6 +85,12 @@ def save_checkpoint(model: OffPolicyAlgorithm, path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = _buffer(model)
+    for name, value in model.policy.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(
+                f"{path}: not written, since {name} is no longer finite after {model.num_timesteps} steps: training "
+                "diverged. An earlier checkpoint is kept; try a smaller learning rate or goal_gradient_coef"
+            )
     # copies, since networks may share parameters, which the format does not allow
     tensors = {f"policy.{name}": value.clone() for name, value in model.policy.state_dict().items()}
     for name, optimizer in _optimizers(model).items():

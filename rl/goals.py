@@ -26,7 +26,7 @@ Reward = Callable[[Tensor, Tensor], Tensor]
 class GoalStatistics:
     """Running mean and variance of the goals that were trained on, per coordinate (Chan et al.'s update).
 
-    They are kept where the goals are, and change in place: nothing here waits for the device.
+    They are kept where the goals are, and change in place, so that no update waits for the device.
 
     Attributes:
         count: goals so far, float64 ``[]``.

@@ -3,7 +3,7 @@
 With small networks a GPU waits for Python, which launches some hundred kernels for one update. A CUDA graph launches
 all of them at once. What is repeated is the work on the device alone, on the memory where it was recorded: minibatches
 are copied there, results are copied from there, and whatever Python decided then is decided for good. So there is one
-recording for each *kind* of update, and all are dropped where anything has changed that Python reads.
+recording for each *kind* of update, and all are dropped where an option or the place of a tensor has changed.
 """
 
 from __future__ import annotations
@@ -54,9 +54,11 @@ def on_stream(stream: torch.cuda.Stream) -> Iterator[None]:
     """Work on ``stream``, after what was begun outside, and before what follows there."""
     outer = torch.cuda.current_stream(stream.device)
     stream.wait_stream(outer)
-    with torch.cuda.stream(stream):
-        yield
-    outer.wait_stream(stream)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        outer.wait_stream(stream)
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,9 @@ class Recorder:
         """The one for a GPU; nothing can be recorded on its default stream."""
         stream = torch.cuda.Stream(device)
         return cls(CudaGraph, lambda: on_stream(stream))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recorder:
+        return Recorder(self._graph, self._stream)  # the copy has other tensors, and nothing is recorded of those
 
     @contextmanager
     def session(self, surroundings: Hashable) -> Iterator[None]:
@@ -120,10 +125,12 @@ class Recorder:
             graph = self._graph()
             try:
                 results = graph.record(lambda: work(inputs))
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 raise RuntimeError(
                     f"cuda_graphs: an update cannot be recorded, since it waits for the device or makes tensors of "
-                    f"numbers ({error}); leave cuda_graphs False, or change a reward function that does so"
+                    f"numbers ({error}); start again with cuda_graphs=False, or change a reward function that does so"
                 ) from error
             recorded = self._recorded[key] = _Recorded(graph, _tensors(inputs), results)
         else:

@@ -22,7 +22,7 @@ class HerReplayBuffer(StockHerReplayBuffer):
     """Samples the same minibatches as Stable-Baselines3's buffer, from the same random numbers, in a third of the time.
 
     The transitions that may be drawn are remembered between episodes, real and relabelled transitions are gathered
-    together, and tensors share the memory of the gathered arrays.
+    together, and tensors share the memory of the gathered arrays; a GPU copies them on its own.
 
     Args:
         env: of which ``compute_reward`` relabels.
@@ -99,7 +99,7 @@ class HerReplayBuffer(StockHerReplayBuffer):
         places = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *self._fresh]))
         places = places[self.ep_length.reshape(-1)[places] > 0]
         self._fresh.clear()
-        observations = {key: self._at(values, places) for key, values in self.observations.items()}
+        observations = {key: _at(values, places) for key, values in self.observations.items()}
         relabelled = np.flatnonzero(np.random.random(len(places)) < self.her_ratio)  # noqa: NPY002
         if len(relabelled):
             observations[GOAL][relabelled] = self._sample_goals(*np.divmod(places[relabelled], self.n_envs))
@@ -134,13 +134,13 @@ class HerReplayBuffer(StockHerReplayBuffer):
             observations[GOAL][real:] = goals
             next_observations[GOAL][real:] = goals
             rewards[real:] = self._rewards(next_observations[ACHIEVED][real:], goals, steps, envs)
-        dones = self._at(self.dones, places) * (1 - self._at(self.timeouts, places))
+        dones = _at(self.dones, places) * (1 - _at(self.timeouts, places))
         return DictReplayBufferSamples(
             observations=self._tensors(self._normalize_obs(observations, env)),  # type: ignore[arg-type]
             actions=self._tensor(self._at(self.actions, places)),
             next_observations=self._tensors(self._normalize_obs(next_observations, env)),  # type: ignore[arg-type]
-            dones=self._tensor(dones[:, None]),
-            rewards=self._tensor(self._normalize_reward(rewards[:, None], env)),
+            dones=self._tensor(dones)[:, None],
+            rewards=self._tensor(self._normalize_reward(rewards, env))[:, None],
         )
 
     def _rewards(self, achieved: np.ndarray, goals: np.ndarray, steps: np.ndarray, envs: np.ndarray) -> np.ndarray:
@@ -161,7 +161,7 @@ class HerReplayBuffer(StockHerReplayBuffer):
         return rewards.reshape(len(steps))
 
     def _at(self, values: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """A copy of the entries at flat places (step, environment)."""
+        """A copy of the entries at flat places (step, environment), on its way to the device."""
         return rows(values.reshape(-1, *values.shape[2:]), places, self.device)
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
@@ -169,3 +169,8 @@ class HerReplayBuffer(StockHerReplayBuffer):
 
     def _tensors(self, values: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
         return {key: self._tensor(array) for key, array in values.items()}
+
+
+def _at(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """A copy of the entries at flat places (step, environment)."""
+    return values.reshape(-1, *values.shape[2:]).take(places, axis=0)

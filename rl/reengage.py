@@ -28,7 +28,8 @@ from rl.her import HerReplayBuffer
 from rl.losses import goal_gradient_loss, td_target, td_target_gradient
 from rl.normalization import share_statistics
 from rl.slopes import PlainCritic, slope
-from rl.updates import Follower, make_faster
+from rl.transfer import to_device
+from rl.updates import Follower, can_be_recorded, make_faster
 
 Batch = DictReplayBufferSamples
 Discount = Tensor | float
@@ -39,11 +40,12 @@ Networks = Literal["target", "critic", "actor"]
 PATIENCE = 1_000
 
 
-# numbers of an algorithm that change all the time and that no update reads
-_COUNTERS = frozenset(
+# what changes all the time, of which updates read only what they made themselves, and what _kind and _waits speak of
+_CHANGING = frozenset(
     {
         *("num_timesteps", "_num_timesteps_at_start", "_total_timesteps", "_current_progress_remaining", "start_time"),
         *("_n_updates", "_n_calls", "_episode_num", "exploration_rate", "_without_low"),
+        *("_entropy_coef", "_actions", "_log_prob"),
     }
 )
 
@@ -91,7 +93,9 @@ class GoalConditioned(OffPolicyAlgorithm):
         target_range: smallest and largest possible return (for SAC with its entropy); TD targets are clipped to it. The
             target of the goal gradient is not: where a value is clipped, its gradient still says where the goal lies.
         cuda_graphs: record updates on a GPU and repeat them (:mod:`rl.graphs`), which pays where networks are small.
-            Numbers differ in the last bits. Not for many goals at a time, whose number decides how much is computed.
+            Numbers differ in the last bits. Not for many goals at a time, whose number decides how much is computed. A
+            reward function is asked once and then repeated, with the numbers and tensors that it used then; gradients
+            of parameters (``.grad``) are of no update in particular.
 
     Everything else is as in Stable-Baselines3. Logged are the TD part of the loss, under the name that it has there,
     and ``train/goal_gradient_loss``, the other part with its coefficient.
@@ -116,7 +120,7 @@ class GoalConditioned(OffPolicyAlgorithm):
     ) -> None:
         if target_range is not None and not target_range[0] < target_range[1]:
             raise ValueError(f"target_range: got {target_range}, expected the smaller return first")
-        self.target_range = target_range
+        self.target_range = None if target_range is None else (target_range[0], target_range[1])
         self.goal_gradient_coef = goal_gradient_coef
         if goal_gradient is not None:
             self.goal_gradient = goal_gradient
@@ -124,8 +128,8 @@ class GoalConditioned(OffPolicyAlgorithm):
         self._without_low: int | None = 0  # transitions sampled without any low reward; None once that is settled
         self.cuda_graphs = cuda_graphs
         super().__init__(*args, **kwargs)
-        if cuda_graphs:
-            self._check_cuda_graphs()
+        if cuda_graphs and self.device.type != "cuda":
+            raise ValueError(f"cuda_graphs: got True on the device {self.device}; they are for GPUs, device='cuda'")
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -141,16 +145,23 @@ class GoalConditioned(OffPolicyAlgorithm):
                 )
             self.replay_buffer.keep_fresh = True
         self._followers = [Follower(network, target) for network, target in self._targets()]
-        self._recorder = Recorder.on(self.device) if self.cuda_graphs and self.device.type == "cuda" else None
+        self._recorder = None
+        if self.cuda_graphs and self.device.type == "cuda":  # one that was saved may be loaded without a GPU
+            self._check_cuda_graphs()
+            self._recorder = Recorder.on(self.device)
 
     def _check_cuda_graphs(self) -> None:
         """Raise unless updates can be recorded."""
-        if self.device.type != "cuda":
-            raise ValueError(f"cuda_graphs: got True on the device {self.device}; they are for GPUs, device='cuda'")
         if callable(self.learning_rate):
             raise ValueError("cuda_graphs: got a learning rate that follows a schedule, expected a number")
         if self.use_sde:
             raise ValueError("cuda_graphs: got use_sde=True, whose noise belongs to no recording; expected one of both")
+        for optimizer in self._optimizers():
+            if not can_be_recorded(optimizer):
+                name = type(optimizer).__name__
+                raise ValueError(
+                    f"cuda_graphs: got {name}, which counts its steps in Python; expected torch.optim.Adam"
+                )
         if not self._can_be_recorded():
             raise ValueError(
                 f"cuda_graphs: got {type(self.policy).__name__}, whose updates are not all alike; leave it False"
@@ -242,7 +253,7 @@ class GoalConditioned(OffPolicyAlgorithm):
             return
         assert isinstance(self.replay_buffer, HerReplayBuffer)
         fresh = self.replay_buffer.take_fresh()
-        observations = {key: torch.from_numpy(values).to(self.device) for key, values in fresh.items()}
+        observations = {key: to_device(values, self.device) for key, values in fresh.items()}
         self._normalization.statistics.update(self._normalization.raw(observations))
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
@@ -284,22 +295,16 @@ class GoalConditioned(OffPolicyAlgorithm):
         return self.goal_gradient_coef > 0 and self._without_low is not None
 
     def _surroundings(self) -> Hashable:
-        """All that Python reads in an update but the minibatch: options, and where the tensors are."""
-        options = {
-            name: value
-            for name, value in vars(self).items()
-            if name not in _COUNTERS and isinstance(value, bool | int | float | str | tuple | np.number | None)
-        }
-        tensors = [*self.policy.parameters(), *self.policy.buffers(), *vars(self.goal_statistics).values()]
-        rates = []
+        """What Python reads in an update, but for the minibatch: options, the rule, and where the tensors are."""
+        options = [(name, _fixed(value)) for name, value in vars(self).items() if name not in _CHANGING]
+        options += [(name, _fixed(value)) for name, value in vars(self.goal_statistics).items()]
+        tensors = [*self.policy.parameters(), *self.policy.buffers()]
         for optimizer in self._optimizers():
             for group in optimizer.param_groups:
-                rates.append(group["lr"])
-                tensors += group["params"]
+                options += [(name, _fixed(value)) for name, value in group.items()]
             for state in optimizer.state.values():
                 tensors += [value for value in state.values() if isinstance(value, Tensor)]
-        addresses = tuple(tensor.data_ptr() for tensor in tensors)
-        return id(self.goal_gradient), tuple(options.items()), tuple(rates), addresses
+        return self.goal_gradient, tuple(options), _fixed(tensors)
 
     def _critic_loss(self, batch: Batch, logs: Logs) -> Tensor:
         """The TD loss, and the goal-gradient term if it is switched on."""
@@ -371,6 +376,17 @@ class GoalConditioned(OffPolicyAlgorithm):
         observation, variable = self.goal_gradient.attach(batch.observations)
         values = self._values(self._encode(observation, "critic"), batch)
         return values, tuple(slope(value, variable, differentiable=True) for value in values)
+
+
+def _fixed(value: Any) -> Hashable:
+    """An option as it can be compared later: numbers and texts themselves, tensors by their place, nothing else."""
+    if isinstance(value, bool | int | float | str | np.number | None):
+        return value
+    if isinstance(value, Tensor):
+        return value.data_ptr()
+    if isinstance(value, np.ndarray):
+        return value.item() if value.ndim == 0 else None
+    return tuple(_fixed(own) for own in value) if isinstance(value, list | tuple) else None
 
 
 def add_up(losses: list[Tensor]) -> Tensor:

@@ -19,12 +19,13 @@ def rows(values: np.ndarray, places: np.ndarray, device: torch.device) -> np.nda
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     """The array as a tensor; on a CPU with the same memory.
 
-    For a GPU the copy may still be under way. The page-locked memory it is made from is not given to anyone else before
-    it is done, which torch sees to: the tensor that owns the memory has to be the one that is copied.
+    For a GPU the copy may still be under way. Torch gives the page-locked memory it is made from to nobody else before
+    it is done, as long as the tensor that is copied owns the memory: that of :func:`rows`, or another copy.
     """
     if device.type != "cuda":
         return torch.from_numpy(array).to(device)
     owner = array.base
     if not (isinstance(owner, Tensor) and owner.shape == array.shape):
-        owner = torch.from_numpy(array).pin_memory()
+        values = torch.from_numpy(array)
+        owner = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values)
     return owner.to(device, non_blocking=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,22 +69,29 @@ def make_faster(optimizer: torch.optim.Optimizer, *, exact: bool, recorded: bool
         exact: the same numbers as one parameter after another, bit for bit. Otherwise the fused kernels are used, which
             are faster and differ in the last bit.
         recorded: steps become part of a CUDA graph (:mod:`rl.graphs`), so that they must not depend on numbers that are
-            not on the device. That changes the last bit, too.
+            not on the device.
     """
     for group in optimizer.param_groups:
         if group.get("foreach", ...) is None and not group.get("fused"):
             group.update({"foreach": True} if exact or "fused" not in group else {"foreach": False, "fused": True})
-        if recorded and "capturable" in group:
-            group["capturable"] = True
-        if group.get("fused") or group.get("capturable"):
-            _count_on_the_device(optimizer, group["params"])
+        if "capturable" in group:
+            group["capturable"] = recorded  # not what a loaded state says
+        _count_where_it_is_read(optimizer, group)
     if recorded:  # the first steps are not, on purpose
         optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]
 
 
-def _count_on_the_device(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:
-    """Move the numbers of steps there, if they were loaded or made by other kernels."""
-    states = [optimizer.state[parameter] for parameter in parameters if parameter in optimizer.state]
-    if states and "step" in states[0] and torch.as_tensor(states[0]["step"]).device != parameters[0].device:
-        for parameter, state in zip(parameters, states, strict=True):
-            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device)
+def can_be_recorded(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether all that changes from step to step is on the device."""
+    return isinstance(optimizer, torch.optim.SGD) or all("capturable" in group for group in optimizer.param_groups)
+
+
+def _count_where_it_is_read(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
+    """Move the numbers of steps to the device or away from it, if they were loaded or made by other kernels."""
+    on_device = group.get("fused") or group.get("capturable")
+    for parameter in group["params"]:
+        state = optimizer.state.get(parameter)
+        if state and "step" in state:
+            device = parameter.device if on_device else torch.device("cpu")
+            step = torch.as_tensor(state["step"])
+            state["step"] = step.to(device, torch.float32 if group.get("fused") else step.dtype)

@@ -7,8 +7,11 @@ refuses what would have to wait for the device.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,9 +21,11 @@ import rl
 from rl.goals import GoalGradient
 from rl.graphs import WARM_UP, Recorder, Results
 from rl.updates import make_faster
-from tests.agents import ALGORITHMS, agent
+from tests.agents import ALGORITHMS, agent, seek, vector
 
-WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "lift_fresh", "is_nonzero", "equal")
+# operations that tell Python something, have as many results as it happens, or copy numbers from Python
+WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique", "_unique2", "repeat_interleave"}
+WAITING |= {"lift_fresh", "is_nonzero", "equal", "bincount"}
 
 
 class Tape(TorchDispatchMode):
@@ -54,7 +59,8 @@ class Tape(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
-        if name in WAITING:
+        masks = [tensor.dtype for tensor in flat(args[1])] if name.startswith("index") and len(args) > 1 else []
+        if name in WAITING or torch.bool in masks:
             raise RuntimeError(f"{name} would wait for the device")
         for argument, value in zip(func._schema.arguments, args, strict=False):
             if argument.alias_info is not None and argument.alias_info.is_write:
@@ -108,7 +114,8 @@ def _fused_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without graphs, too, steps are fused: what is compared is what the recording adds."""
 
     def fused(optimizer: Any, *, exact: bool, recorded: bool = False) -> None:
-        make_faster(optimizer, exact=False)
+        on_gpu = optimizer.param_groups[0]["params"][0].device.type == "cuda"
+        make_faster(optimizer, exact=False, recorded=recorded and on_gpu)
 
     monkeypatch.setattr("rl.reengage.make_faster", fused)
     Tape.made = 0
@@ -160,7 +167,7 @@ def test_what_python_reads_may_change() -> None:
         model.lr_schedule = lambda progress: 0.01
         more()
         for optimizer in model._optimizers():
-            optimizer.load_state_dict(optimizer.state_dict())
+            optimizer.load_state_dict(deepcopy(optimizer.state_dict()))
         more()
 
     assert_same(*both("DDPG", train, goal_gradient_coef=0.5))
@@ -170,8 +177,43 @@ def test_logs_are_those_of_each_update() -> None:
     options: dict[str, Any] = {"goal_gradient_coef": 0.5, "gradient_steps": 20, "train_freq": 20}
     models = both("DDPG", lambda model: model.learn(100), **options)
     names = ("critic_loss", "goal_gradient_loss", "actor_loss")
-    ours, theirs = ([model.logger.name_to_value[f"train/{name}"] for name in names] for model in models)
-    assert ours == theirs
+    ours, theirs = (dict(model.logger.name_to_value) for model in models)
+    assert all(ours[f"train/{name}"] == theirs[f"train/{name}"] != 0 for name in names)
+
+
+CHANGES: dict[str, tuple[str, Callable[[Any], None]]] = {
+    "temperature of the entropy": ("SAC", lambda model: setattr(model, "ent_coef_tensor", torch.tensor(0.5))),
+    "option of an optimizer": ("DDPG", lambda model: model.critic.optimizer.param_groups[0].update(betas=(0.5, 0.9))),
+    "rule": ("DDPG", lambda model: setattr(model, "goal_gradient", GoalGradient(low_reward=0.0))),
+    "range": ("DDPG", lambda model: setattr(model, "target_range", [-1.0, 0.0])),
+    "number as an array": ("DDPG", lambda model: setattr(model, "gamma", np.array(0.5))),
+    "tensors of statistics": ("DDPG", lambda model: model.goal_statistics.update(torch.ones(3, 3))),
+    "parameters": ("DDPG", lambda model: setattr(model.actor.mu[0].weight, "data", torch.ones(16, 6))),
+}
+
+
+@pytest.mark.parametrize(("name", "change"), CHANGES.values(), ids=CHANGES)
+def test_changes_are_seen(name: str, change: Callable[[Any], None]) -> None:
+    model: Any = agent(name, goal_gradient_coef=0.5, **({"ent_coef": 0.1} if name == "SAC" else {})).learn(60)
+    before = model._surroundings()
+    model.learn(10, reset_num_timesteps=False)
+    assert model._surroundings() == before
+    change(model)
+    assert model._surroundings() != before
+
+
+def test_recordings_belong_to_one_model(tmp_path: Path) -> None:
+    model = recorded(agent("DDPG", goal_gradient_coef=0.5).learn(60))
+    model.learn(10, reset_num_timesteps=False)
+    assert Tape.made == 1
+    copied = deepcopy(model)
+    assert not copied._recorder._recorded
+    copied.replay_buffer.set_env(copied.env)
+    copied.learn(10, reset_num_timesteps=False)
+    assert Tape.made == 2
+    model.cuda_graphs = True
+    model.save(tmp_path / "model")  # on a GPU; it acts and learns without one, too
+    assert rl.DDPG.load(tmp_path / "model", env=seek(), device="cpu")._recorder is None
 
 
 def test_the_first_updates_of_a_kind_are_not_recorded() -> None:
@@ -213,29 +255,33 @@ def test_no_graphs_without_a_gpu() -> None:
         agent("DDPG", cuda_graphs=True)
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("DDPG", {"learning_rate": lambda progress: 0.001 * progress}, "schedule, expected a number"),
-        ("SAC", {"use_sde": True}, "use_sde=True"),
-    ],
-)
-def test_what_cannot_be_recorded(name: str, options: dict[str, Any], message: str) -> None:
-    model: Any = agent(name, **options)
-    model.device = torch.device("cuda")
-    with pytest.raises(ValueError, match=f"cuda_graphs: got.*{message}"):
-        model._check_cuda_graphs()
+def test_what_cannot_be_recorded() -> None:
+    goal_sets = rl.DDPG("MultiGoalPolicy", vector("NoisySeek-v0", 1, max_goals=3), device="cpu")
+    unfit: dict[str, Any] = {
+        "schedule, expected a number": agent("DDPG", learning_rate=lambda progress: 0.001 * progress),
+        "use_sde=True": agent("SAC", use_sde=True),
+        "Adagrad, which counts": agent("DDPG", policy_kwargs={"optimizer_class": torch.optim.Adagrad}),
+        "MultiGoalPolicy, whose updates": goal_sets,
+    }
+    for message, model in unfit.items():
+        with pytest.raises(ValueError, match=f"cuda_graphs: got.*{message}"):
+            model._check_cuda_graphs()
+    agent("DQN", policy_kwargs={"optimizer_class": torch.optim.SGD})._check_cuda_graphs()  # type: ignore[attr-defined]
 
 
-def test_fused_steps_count_on_the_device() -> None:
+def test_steps_are_counted_where_they_are_read() -> None:
     """A state that was loaded, or made by other kernels, may have its number of steps elsewhere."""
-    parameter = torch.nn.Parameter(torch.zeros(2, device="meta"))
-    optimizer = torch.optim.Adam([parameter])
-    optimizer.state[parameter] = {"step": torch.tensor(3.0)}
-    optimizer.param_groups[0]["fused"] = True
+    parameters = [torch.nn.Parameter(torch.zeros(2, device="meta")) for _ in range(2)]
+    optimizer = torch.optim.Adam(parameters)
+    optimizer.state[parameters[1]] = {"step": torch.tensor(3.0)}  # the other never had a gradient
     make_faster(optimizer, exact=False, recorded=True)
-    assert optimizer.state[parameter]["step"].device.type == "meta"
+    assert optimizer.state[parameters[1]]["step"].device.type == "meta"
     assert optimizer.param_groups[0]["capturable"]
+    optimizer.param_groups[0].update(fused=None, foreach=None)
+    optimizer.state[parameters[1]] = {"step": torch.tensor(3.0)}
+    make_faster(optimizer, exact=True)
+    assert optimizer.state[parameters[1]]["step"].device.type == "cpu"
+    assert not optimizer.param_groups[0]["capturable"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -249,3 +295,19 @@ def test_on_a_gpu(name: str) -> None:
     ours, theirs = state(graphs), state(eager)
     for key, value in ours.items():
         torch.testing.assert_close(value, theirs[key], rtol=1e-3, atol=1e-4)
+    for key, value in eager.logger.name_to_value.items():
+        if key.startswith("train/"):
+            assert graphs.logger.name_to_value[key] == pytest.approx(value, rel=1e-2, abs=1e-3), key
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_updates_do_not_wait_for_a_gpu(name: str) -> None:
+    rule = GoalGradient(normalize=True)
+    model: Any = agent(name, goal_gradient_coef=0.5, goal_gradient=rule, device="cuda").learn(100)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(4):
+            model._update(model.replay_buffer.sample(32), step)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -262,3 +262,14 @@ def test_a_failing_write_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch:
         rl.save_checkpoint(model, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_diverged_agent_replaces_no_checkpoint(tmp_path: Path) -> None:
+    model: Any = agent("DDPG").learn(60)
+    rl.save_checkpoint(model, tmp_path / STATE)
+    before = (tmp_path / STATE).read_bytes()
+    with torch.no_grad():
+        model.actor.mu[0].weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"not written, since actor.mu.0.weight is no longer finite after 60 steps"):
+        rl.save_checkpoint(model, tmp_path / STATE)
+    assert (tmp_path / STATE).read_bytes() == before
