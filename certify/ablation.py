@@ -7,6 +7,7 @@ Fractional lp Threat Models" (AISTATS 2022), l0 section (dissertation, Section 4
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -67,6 +68,10 @@ class NullEncoding(Scheme):
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and not isinstance(values, tuple):
                 raise TypeError(f"{name}: got {values!r}, expected a tuple with one number per channel")
+            if values is not None and not all(map(math.isfinite, values)):
+                raise ValueError(f"{name}: got {values}, expected finite numbers")
+        if any(value <= 0 for value in self.std or ()):
+            raise ValueError(f"std: got {self.std}, expected numbers above 0")
         if self.std is not None and self.mean is None:
             raise ValueError("std: normalization needs mean= as well")
 
@@ -88,7 +93,11 @@ class NullEncoding(Scheme):
             image = (image - self._per_channel(self.mean, image)) / self._per_channel(self.std, image)
         if mask.shape[2] > 1:  # one mask for (x, 1 - x)
             mask = torch.cat((mask, mask), dim=2)
-        return torch.cat((image, 1 - image), dim=2) * mask.to(image.dtype)
+        both = torch.cat((image, 1 - image), dim=2)
+        if self.std is None:
+            return both * mask.to(both.dtype)
+        # what is negative is -0.0 after a product with 0: a sign that would tell of hidden pixels
+        return torch.where(mask, both, both.new_zeros(()))
 
     @staticmethod
     def _per_channel(values: PerChannel | None, like: Tensor) -> Tensor:

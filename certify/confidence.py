@@ -20,12 +20,15 @@ Interval = Literal["clopper-pearson", "randomized"]
 # The incomplete beta function is accurate to a few units of 1e-14 relative, which this covers. Its inverse is not (it
 # has branch points, and fails for extreme arguments), so its results are checked with the function itself.
 _MARGIN = 1e-11
+_LEAST_ALPHA = 1e-150  # the function is 0 below about 1e-267, which is not a bound
 
 
 def check_alpha(alpha: float) -> None:
-    """Raise unless 0 < alpha < 1."""
+    """Raise unless 0 < alpha < 1, and tails of that size can be told from 0 in double precision."""
     if not 0 < alpha < 1:
         raise ValueError(f"alpha (failure probability): got {alpha}, expected a number strictly between 0 and 1")
+    if alpha < _LEAST_ALPHA:
+        raise ValueError(f"alpha (failure probability): got {alpha}, expected at least {_LEAST_ALPHA}")
 
 
 def _successes(successes: Tensor, n: int) -> np.ndarray:

@@ -145,13 +145,13 @@ def certify_dataset(
 
 
 def _name(base_classifier: BaseClassifier) -> str:
-    """The class of a module, and the first digits of a checksum of its parameters and buffers."""
+    """The class of a module, and the first digits of a checksum of its layers, parameters and buffers."""
     if not isinstance(base_classifier, nn.Module):
         raise ValueError(
             f"model: got none for {base_classifier!r}, which has no parameters to tell it from others; give it a name, "
             "one for each version of it"
         )
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(str(base_classifier).encode())
     for name, tensor in sorted(base_classifier.state_dict().items()):
         plain = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {plain.dtype} {tuple(plain.shape)} ".encode())

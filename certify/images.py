@@ -60,8 +60,11 @@ def _byte_levels(device: torch.device) -> Tensor:
 
 
 def to_float(x: Tensor) -> Tensor:
-    """float32 image in [0, 1]. 8-bit values go through one table, so that every device gets the same bits."""
-    return _byte_levels(x.device)[x.long()] if x.dtype == torch.uint8 else x.float()
+    """float32 image in [0, 1]. 8-bit values go through one table, so that every device gets the same bits.
+
+    Zeros have no sign: -0.0 is at distance 0 from 0.0, so that both have to have the same copies.
+    """
+    return _byte_levels(x.device)[x.long()] if x.dtype == torch.uint8 else x.float() + 0.0
 
 
 def to_levels(x: Tensor, q: int) -> Tensor:

@@ -121,7 +121,7 @@ def good_batch_size(base_classifier: BaseClassifier, copy: Tensor, inputs: int =
 
 
 def check_independence(base_classifier: BaseClassifier, copies: Tensor) -> None:
-    """Raise if the scores of a copy change with its neighbours: batch statistics or dropout left in training.
+    """Raise if scores are random, or those of a copy change with its neighbours: batch statistics left in training.
 
     The first and the last copy are compared, each among all of them and among copies of itself. What rounding may
     change is measured class by class and without what all classes share: neither a masked class with an enormous score
@@ -131,6 +131,11 @@ def check_independence(base_classifier: BaseClassifier, copies: Tensor) -> None:
         copies: a few different ones, ``[N, C', H, W]``.
     """
     mixed = base_classifier(copies)
+    if not torch.equal(mixed.nan_to_num(), base_classifier(copies).nan_to_num()):
+        raise ValueError(
+            "base classifier: got other scores for the same batch, so they are random (dropout or noise in a wrapping "
+            "function?); call .eval() on the model, pass the module itself, or seed what is random in it"
+        )
     leads = _leads(mixed)
     size, raw = _magnitude(leads), _magnitude(mixed)
     tolerance = 1e-3 * (size + size.median()) + 1e-5 * raw + 1e-6

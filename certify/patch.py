@@ -172,8 +172,7 @@ class StructuredAblation(NullEncoding, EnumeratedScheme):
         Args:
             votes: bool ``[B, positions, C]``, see :attr:`~certify.votes.Votes.by_copy`.
             patch_size: m for m x m pixels, or (height, width).
-            shape: of one image (C, H, W); may be left out where the number of positions tells: bands, and blocks on
-                square images, without a stride.
+            shape: of one image (C, H, W); may be left out where the number of positions tells: bands without a stride.
             bound: ``"location"``, or ``"published"``: the gap is at least twice the most copies that can be touched.
         """
         shape = self.check_votes(votes, shape, bound)
@@ -230,7 +229,7 @@ class StructuredAblation(NullEncoding, EnumeratedScheme):
             counts = counts.scatter_add(1, label[:, None], counts.new_full((len(votes), 1), -most))
             return stays_ahead(counts[:, :, None], counts.new_tensor([most]), label, k=k, exclusive=exclusive)
         held = torch.zeros(len(votes), dtype=torch.bool, device=votes.device)
-        step = max(1, _CHUNK // votes[:1].numel())
+        step = max(1, _CHUNK // max(1, votes[:1].numel()))
         for begin in range(0, len(votes), step):
             part = slice(begin, begin + step)
             outside, touched = self.outside(votes[part], shape, patch)

@@ -70,9 +70,8 @@ class RandomizedVariableLambda(SampledScheme):
     encoding: Encoding = "lower-upper"
 
     def __post_init__(self) -> None:
-        exact_power(self.p)
         check_scale(self.alpha)
-        object.__setattr__(self, "p", float(self.p))
+        object.__setattr__(self, "p", float(exact_power(self.p)))  # the one that is certified, to the last bit
         object.__setattr__(self, "alpha", float(self.alpha))
         if self.q is not None:
             check_integer("q (quantization steps, 255 for 8-bit images)", self.q, 1, 1 << 12)

@@ -48,6 +48,8 @@ class Certified:
 
     def certified_at(self, radius: float) -> Tensor:
         """bool ``[B]``: the prediction is guaranteed for every perturbation of size ``radius``."""
+        if not radius >= 0:
+            raise ValueError(f"radius: got {radius}, expected at least 0 (an abstention has a negative one)")
         if not self.guaranteed:
             raise ValueError(f"radius: got one in {self.threat}; compare result.radius itself, nothing is certified")
         return self.radius >= radius

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import get_args
 
 from torch import Tensor
@@ -37,7 +38,7 @@ class Smoothed:
         bounds: see :meth:`~certify.scheme.SampledScheme.certify_counts`.
         interval: ``"clopper-pearson"`` (the published bounds) or ``"randomized"`` (a little larger radii from the same
             votes, see :func:`~certify.confidence.lower_bound`; the random numbers follow from ``seed`` and ``index``).
-        seed: of the samples; together with ``index`` it determines them.
+        seed: of the samples; together with ``index`` it determines them. Inputs have to be chosen without knowing it.
         vote: how a copy's scores become votes.
         batch_size: copies per forward pass; by default chosen from the size of the model's activations.
     """
@@ -92,15 +93,21 @@ class Smoothed:
         """
         return collect_votes(self.engine, x, n0=self.n0, n=self.n, index=index, seed=self.seed)
 
-    def predict(self, x: Tensor, *, index: Tensor | None = None) -> Tensor:
+    def predict(self, x: Tensor, *, index: Tensor | None = None, fresh: bool = False) -> Tensor:
         """Predicted classes, int64 ``[B]``.
 
         Enumerated schemes: the exact majority, never -1. Sampled schemes: the most probable class with probability
         at least 1 - alpha, or -1 for "abstained" (PREDICT of Cohen et al., 2019, on the ``n`` estimation samples).
+
+        Args:
+            index: see :meth:`votes`.
+            fresh: sample with a new secret seed in place of ``seed``. That is how to deploy a sampled scheme: whoever
+                knows the seed knows the copies that will be counted, and can fit an input to them.
         """
         if isinstance(self.scheme, EnumeratedScheme):
             return self.prediction(self.votes(x))
-        counts = self.engine.sampled(x, self.n, index=index, seed=self.seed, stream=ESTIMATION)
+        seed = secrets.randbits(64) if fresh else self.seed
+        counts = self.engine.sampled(x, self.n, index=index, seed=seed, stream=ESTIMATION)
         return predict_or_abstain(counts, self.alpha)
 
     def certify(self, x: Tensor, *, index: Tensor | None = None) -> Certified:

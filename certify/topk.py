@@ -148,6 +148,8 @@ def certified_top_k_accuracy(radius: ArrayLike, at: Sequence[float]) -> NDArray[
         radius: of the true labels ``[N]``, see :meth:`TopKCertified.radius_of`.
     """
     radii = np.asarray(radius)
+    if not all(r >= 0 for r in at):
+        raise ValueError(f"at: got {list(at)}, expected radii of at least 0")
     return np.array([(radii >= r).mean() for r in at])
 
 

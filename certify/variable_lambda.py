@@ -150,7 +150,8 @@ class CellSmoothing(EnumeratedScheme):
         cells = len(table) // encoded_channels(self.encoding)
         columns = cells // (self.q + 1)
         outcome = self._outcome(tuple(x.shape[1:]), index, x.device).clamp(max=columns - 1)
-        where = to_levels(x, self.q)[:, None].int() * columns + outcome
+        small = torch.int32 if len(table) < 1 << 31 else torch.int64
+        where = to_levels(x, self.q)[:, None].to(small) * columns + outcome
         if cells < len(table):  # both channels in one pass
             where = torch.cat((where, where + cells), dim=2)
         return table.index_select(0, where.flatten()).view(where.shape)
@@ -195,9 +196,8 @@ class VariableLambda(CellSmoothing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        exact_power(self.p)
         check_scale(self.alpha)
-        object.__setattr__(self, "p", float(self.p))
+        object.__setattr__(self, "p", float(exact_power(self.p)))  # the one that is certified, to the last bit
         object.__setattr__(self, "alpha", float(self.alpha))
         copies = self.alpha * self.budget
         if self.alpha > 1 and copies != round(copies):

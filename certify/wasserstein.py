@@ -177,7 +177,7 @@ def _on_grid(x: Tensor, steps: float, *, path: bool) -> Tensor:
     Args:
         path: round sums along a path, so that rounding only moves mass between neighbours; else each feature alone.
     """
-    levels = whole_numbers(x)
+    levels = whole_numbers(x) + 0.0  # no sign of a zero
     if not path:
         return (normalized(levels) * steps).round_()
     sums = there_and_back(levels).flatten(1).cumsum(1)  # exact: whole numbers below 2^48

@@ -17,6 +17,7 @@ import numpy as np
 from certify.results import UNPROVEN_RADIUS, read_config, read_rows, read_samples
 from certify.threats import NOT_CERTIFIED
 from scripts import cli
+from scripts.tables import percent
 
 _SAME = ("scheme", "checkpoint_sha256", "data_sha256", "split", "vote")
 
@@ -47,9 +48,10 @@ class Agreement:
     fixed_samples: list[int]
 
     def text(self) -> str:
+        same = percent(float(self.same.mean()))
         return (
-            f"{len(self.same)} images, certified at {self.radius:g}: same decision on {100 * self.same.mean():.2f} % "
-            f"({int((~self.same).sum())} differ; certified by a fixed number: {100 * self.certified:.2f} %)\n"
+            f"{len(self.same)} images, certified at {self.radius:g}: same decision on {same} "
+            f"({int((~self.same).sum())} differ; certified by a fixed number: {percent(self.certified)})\n"
             f"samples: median {statistics.median(self.samples):g}, mean {statistics.fmean(self.samples):.0f}; "
             f"fixed: {statistics.median(self.fixed_samples):g}"
         )

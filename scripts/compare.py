@@ -27,7 +27,7 @@ from certify.results import read_config, read_samples
 from certify.threats import NOT_CERTIFIED
 from scripts import cli, recertified
 from scripts.curves import plot
-from scripts.tables import Run, aligned, percent, radius_text, spread, what
+from scripts.tables import Run, aligned, percent, percent_above, radius_text, spread, what
 
 
 @dataclass
@@ -165,12 +165,13 @@ def summary_of(entry: Entry, radii: list[float]) -> dict[str, Any]:
 
 
 def table(summaries: list[dict[str, Any]]) -> str:
-    """Plain text, two lines per run; results are rounded down."""
+    """Plain text, two lines per run; results are rounded to their worse side, abstentions up and all else down."""
     head = ["images", "clean", "abstain", "ACR", *(f"r={radius_text(r)}" for r in summaries[0]["radii"])]
     head += ["passes", "s/image"]
     lines = []
     for s in summaries:
-        share = ("-" if s[key] is None else percent(s[key]) for key in ("clean_accuracy", "abstained"))
+        clean, abstained = s["clean_accuracy"], s["abstained"]
+        share = ["-" if clean is None else percent(clean), "-" if abstained is None else percent_above(abstained)]
         acr, passes, seconds = s["average_certified_radius"], s["passes_per_image"], s["seconds_per_image"]
         cells = [str(s["images"]), *share, "-" if acr is None else radius_text(acr)]
         cells += map(percent, s["certified_accuracy"])

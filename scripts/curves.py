@@ -33,9 +33,9 @@ def draw(axis: Any, runs: list[Run], found: list[AttackRun]) -> None:
         correct, radius = run.rows["correct"] > 0, run.rows["radius"]
         grid = np.unique(np.concatenate(([0.0], radius[correct & (radius >= 0)])))
         values = metrics.certified_accuracy(correct, radius, grid)
-        # Certified accuracy falls just after each radius that some image reaches; a number of pixels or training
-        # samples can only be exceeded by a whole one.
-        last = grid + 1 if threat.startswith(("l0", "patch", "poisoning")) else grid
+        # Certified accuracy falls just after each radius that some image reaches; where radii are whole numbers, half
+        # way to the next one, so that each can be read off.
+        last = grid + 0.5 if threat.startswith(("l0", "patch (side", "poisoning")) else grid
         label = textwrap.fill(run.name, 64)
         axis.step(
             [0, *last, last[-1]], [values[0], *values, 0], where="pre", color=color[_classifier(run)], label=label

@@ -123,7 +123,7 @@ def train(args: Args) -> None:
     executor = poisoning_inputs.executor_of(args.workers, args.ray, args.device)
     features = None if args.features is None else load_features(args.features)
     read = load(args.data, "train", args.data_root)
-    ensemble = ensemble_of(args, read.num_classes)
+    ensemble = ensemble_of(args, poisoning_inputs.classes_of(read))
     if args.step == "all":  # nothing is trained that cannot be certified in the end
         ensemble.check_certificate(args.method, THREATS[args.threat])
     data = poisoning_inputs.in_memory(read)
@@ -177,6 +177,7 @@ def certify(args: Args) -> Path:
     job = read_job(args.out)
     voted = job.voted(args.split)
     data = test_set(job, args.split, args.data_root)
+    poisoning_inputs.classes_of(data)
     if data.checksum() != voted["sha256"]:
         raise ValueError(f"{data.name}, {args.split}: is not the data that the models voted on; let them vote again")
     index = list(range(0, len(data), voted["skip"])[: voted["max"]])

@@ -124,7 +124,7 @@ def attack(args: Args) -> list[dict[str, Any]]:
     """One entry per size: accuracies under attack and certified accuracy."""
     train = poisoning_inputs.in_memory(load(args.data, "train", args.data_root))
     test = load(args.data, "test", args.data_root)
-    config = {"partition": args.partition, "learner": args.learner, "num_classes": train.num_classes}
+    config = {"partition": args.partition, "learner": args.learner, "num_classes": poisoning_inputs.classes_of(train)}
     ensemble = read_ensemble(config | {"spread": 1, "seeds": "distinct"})
     ensemble.check_certificate("plurality", TrainingSamples() if args.attack == "insert" else TrainingLabels())
     data = poisoning_inputs.images_of(train), train.labels

@@ -42,6 +42,19 @@ def in_memory(data: Dataset) -> Dataset:
     return replace(data, images=torch.cat(chunks))
 
 
+def classes_of(data: Dataset) -> int:
+    """The number of classes; raises if it was read from samples, each of which then changes every model."""
+    if not data.classes_known:
+        kind = data.name.partition("(")[0]
+        example = {"npz": "classes=10", "folder": "classes=('cat', 'dog')"}.get(kind)
+        raise ValueError(
+            f"data: got {data.name}, whose classes are read from its samples, so that one poisoned sample changes all "
+            "models and nothing can be certified; "
+            + (f"say which there are: {kind}(..., {example})" if example else "use a data set with fixed classes")
+        )
+    return data.num_classes
+
+
 def images_of(data: Dataset) -> Tensor:
     """The images of a data set in memory."""
     assert isinstance(data.images, Tensor)

@@ -13,6 +13,7 @@ import torch
 from certify import L0, L2, Lp, Patch, RandomizedAblation, SampledScheme, spec, topk, topk_l2
 from certify.confidence import predict_or_abstain
 from certify.gaussian import GaussianScheme
+from certify.lambda_design import exact_power
 from certify.logs import read_log
 from certify.results import UNPROVEN_RADIUS, read_config, read_rows, read_votes
 from certify.smooth import vote_uniforms
@@ -172,6 +173,7 @@ def bound_runs(run: Run, path: Path, bounds: Sequence[Any], again: Again = STORE
 
 def through_norms(run: Run, p: float) -> Run:
     """A run with l1 radii, restated in lp."""
+    p = float(exact_power(p))  # the one that is certified, to the last bit
     radius = radius_through_norms(torch.from_numpy(run.rows["radius"]), p).numpy()
     return replace(run, name=f"{run.name}, through norms", threat=str(Lp(p)), rows=run.rows | {"radius": radius})
 

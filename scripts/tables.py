@@ -83,7 +83,7 @@ def percent(share: float) -> str:
 
 
 def percent_above(share: float) -> str:
-    """Rounded up to two digits, for upper bounds."""
+    """Rounded up to two digits, for upper bounds and what is bad."""
     return f"{math.ceil(share * 10_000 - 1e-6) / 100:.2f}%"
 
 
@@ -112,7 +112,7 @@ def what(*, guaranteed: bool) -> str:
 
 
 def table(summaries: list[dict[str, Any]], rho: float) -> str:
-    """Plain text, one line per run; everything is rounded down."""
+    """Plain text, one line per run; everything is rounded to its worse side, abstentions up and all else down."""
     radii = summaries[0]["radii"]
     head = ["images", "clean", "abstain", "median", "ACR", *(f"r={radius_text(r)}" for r in radii)]
     lines = []
@@ -120,7 +120,8 @@ def table(summaries: list[dict[str, Any]], rho: float) -> str:
         median = s["median_certified_robustness"]
         cells = [
             str(s["images"]),
-            *("-" if s[key] is None else percent(s[key]) for key in ("clean_accuracy", "abstained")),
+            "-" if s["clean_accuracy"] is None else percent(s["clean_accuracy"]),
+            "-" if s["abstained"] is None else percent_above(s["abstained"]),
             "-" if s["clean_accuracy"] is None else "N/A" if median is None else radius_text(median),
             "-" if s["average_certified_radius"] is None else radius_text(s["average_certified_radius"]),
             *map(percent, s["certified_accuracy"]),

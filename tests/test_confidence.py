@@ -59,7 +59,7 @@ def test_lower_bound_against_fifty_digits(n, alpha):
 @pytest.mark.parametrize(
     ("n", "alpha", "k"),
     # where the inverse of the incomplete beta function itself is inaccurate or fails
-    [(10**7, 1e-6, 9_999_001), (10**7, 1e-5, 1000), (10**5, 1e-100, 99_001), (10, 1e-300, 9), (200, 1e-250, 4)],
+    [(10**7, 1e-6, 9_999_001), (10**7, 1e-5, 1000), (10**5, 1e-100, 99_001), (10, 1e-150, 9), (200, 1e-145, 4)],
 )
 def test_lower_bound_where_the_inverse_function_is_wrong(n, alpha, k):
     bound = confidence.lower_bound(torch.tensor([k]), n, alpha).item()
@@ -67,6 +67,12 @@ def test_lower_bound_where_the_inverse_function_is_wrong(n, alpha, k):
     if bound > 0:
         with mpmath.workdps(50):
             assert fifty_digit_tail(k, n, mpmath.mpf(bound)) <= mpmath.mpf(alpha)
+
+
+@pytest.mark.parametrize("alpha", [1e-300, 1e-151])
+def test_alpha_that_double_precision_cannot_tell_from_0(alpha):
+    with pytest.raises(ValueError, match=r"alpha .*: got 1e-.*, expected at least 1e-150"):
+        confidence.lower_bound(torch.tensor([2129]), 2149, alpha)
 
 
 @given(n=st.integers(1, 60), alpha=st.sampled_from([0.5, 0.05, 0.001]), data=st.data())

@@ -80,7 +80,7 @@ def test_damaged_and_missing_files(tmp_path):
     for text in ("npz", "folder", "folder(size=3)", "folder(paths='x', size=3)", "npz(path=3)"):
         with pytest.raises(ValueError, match="expected to be told where it is"):
             load(text, "train")
-    with pytest.raises(ValueError, match=r"expected options as in npz\(path='mine\.npz'\)"):
+    with pytest.raises(ValueError, match=r"expected options as in npz\(path='mine\.npz', classes=10\)"):
         load("npz(path='a.npz', size=3)", "train")
 
 
@@ -168,8 +168,38 @@ def test_commands_take_them(tmp_path):
     rows = read_rows(tmp_path / "test")
     assert read_config(tmp_path / "test")["data"] == name
     assert len(rows["idx"]) == 12
+    name = name.replace(")", ", classes=3)")
     options: dict[str, Any] = {"data": name, "partition": "ContentHash(5)", "learner": "NearestNeighbors(1)"}
     poisoning_script.main(poisoning_script.Args("all", tmp_path / "ensemble", **options))
     rows = read_rows(tmp_path / "ensemble/test/plurality-samples")
     assert rows["correct"].mean() > 0.5
     assert torch.tensor(rows["radius"]).max() == 2
+
+
+def test_given_classes(tmp_path):
+    name = save(tmp_path / "mine.npz")
+    assert not load(name, "train").classes_known
+    data = load(name.replace(")", ", classes=7)"), "train")
+    assert (data.num_classes, data.classes_known) == (7, True)
+    with pytest.raises(ValueError, match=r"mine\.npz: got labels in \[0, 2\], expected 0\.\.1"):
+        load(name.replace(")", ", classes=2)"), "test")
+    with pytest.raises(ValueError, match="got classes='a', expected a number"):
+        load(name.replace(")", ", classes='a')"), "test")
+    name = save_pictures(tmp_path / "own", dark=10, bright=200)
+    assert not load(name, "train").classes_known
+    data = load(name.replace("size=8", "size=8, classes=('dark', 'none', 'bright')"), "test")
+    assert (data.num_classes, data.classes_known, sorted(set(data.labels.tolist()))) == (3, True, [0, 2])
+    with pytest.raises(ValueError, match=r"got the class bright in .*, which is none of dark, none"):
+        load(name.replace("size=8", "size=8, classes=('dark', 'none')"), "train")
+    with pytest.raises(ValueError, match="expected the names of two or more folders"):
+        load(name.replace("size=8", "size=8, classes='dark'"), "train")
+
+
+@pytest.mark.parametrize("step", ["train", "all"])
+def test_no_certificate_where_a_poisoned_label_makes_a_class(tmp_path, step):
+    """One sample of a class that nobody else has would give every model another last layer."""
+    name = save(tmp_path / "mine.npz")
+    options: dict[str, Any] = {"data": name, "partition": "ContentHash(5)", "learner": "NearestNeighbors(1)"}
+    with pytest.raises(ValueError, match=r"one poisoned sample changes all models.*npz\(\.\.\., classes=10\)"):
+        poisoning_script.main(poisoning_script.Args(step, tmp_path / "ensemble", **options))
+    assert not (tmp_path / "ensemble").exists()

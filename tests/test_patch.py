@@ -293,11 +293,30 @@ def test_radius_is_the_largest_certified_side(scheme, shape):
 
 def test_large_batches_are_worked_on_in_parts(monkeypatch):
     votes = random_votes(50, 25, 3, seed=5)
-    expected = BlockAblation(2).certify_votes(votes, 1)
+    expected = BlockAblation(2).certify_votes(votes, 1, shape=(1, 5, 5))
     monkeypatch.setattr("certify.patch._CHUNK", 25 * 3 * 7)
-    got = BlockAblation(2).certify_votes(votes, 1)
+    got = BlockAblation(2).certify_votes(votes, 1, shape=(1, 5, 5))
     assert torch.equal(got.certified, expected.certified)
     assert 0 < expected.certified.sum() < 50
+
+
+def test_blocks_have_to_be_told_the_shape():
+    """36 positions are those of 6x6 pixels and of 4x9: what certifies the one says nothing about the other."""
+    votes = torch.zeros(1, 36, 2, dtype=torch.bool)
+    votes[0, :, 0] = True
+    for position in (6, 9, 16, 17, 21, 22, 25, 27, 31, 32):
+        votes[0, position] = torch.tensor([False, True])
+    scheme = BlockAblation(2)
+    certified = [bool(scheme.certify_votes(votes, 2, shape=shape).certified[0]) for shape in ((1, 6, 6), (1, 4, 9))]
+    assert certified == [True, False]
+    with pytest.raises(ValueError, match="BlockAblation needs the image shape"):
+        scheme.certify_votes(votes, 2)
+
+
+def test_no_images_have_no_certificates():
+    votes = torch.zeros(0, 6, 2, dtype=torch.bool)
+    assert len(BandAblation(2).certify_votes(votes, 1).certified) == 0
+    assert len(BandAblation(2).certify_top_k(votes, 1, 1)) == 0
 
 
 # Top-k

@@ -348,7 +348,7 @@ def test_agreement_of_sequential_and_fixed_sampling(tmp_path, checkpoints, capsy
     capsys.readouterr()
     agreement_script.main(agreement_script.Args(tmp_path / "at", tmp_path / "fixed"))
     text = capsys.readouterr().out
-    assert re.search(r"certified at 1: same decision on \d+\.\d\d % .*\nsamples: median \d+", text)
+    assert re.search(r"certified at 1: same decision on \d+\.\d\d% .*\nsamples: median \d+", text)
     result = agreement_script.compare(tmp_path / "at", tmp_path / "fixed")
     rows = [read_rows(tmp_path / name) for name in ("at", "fixed")]
     held = [(own["correct"] > 0) & (own["radius"] >= 1) for own in rows]

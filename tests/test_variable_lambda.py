@@ -436,3 +436,10 @@ def test_floats_on_the_grid_are_compared_by_whole_steps(q, budget, p, a, b):
     assert L1(q=5).distance(*bytes_).item() == 0.2
     with pytest.raises(ValueError, match="away from the grid"):
         scheme.threat.distance(x + 0.3 / q, y)
+
+
+@pytest.mark.parametrize("kind", [VariableLambda, RandomizedVariableLambda])
+def test_p_is_the_fraction_that_is_certified(kind):
+    """A p that is a little off would have other distances than the radius is about, by more than rounding allows."""
+    assert kind(0.5 + 9e-13, alpha=4) == kind(0.5, alpha=4)
+    assert kind(0.5 + 9e-13, alpha=4).threat.p == 0.5

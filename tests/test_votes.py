@@ -227,6 +227,14 @@ def test_batch_statistics_are_found(offset, batch_size):
     Smoothed(Masked(offset, batch=False), scheme, 10, n0=10, n=20, batch_size=batch_size).votes(images(1))
 
 
+def test_scores_that_are_a_little_random():
+    """Too little for a tolerance, and enough to turn a tie."""
+    model = classifier(2)
+    smoothed = Smoothed(lambda c: model(c) + 1e-7 * torch.rand(len(c), 1), DeterministicAblation(6), 10)
+    with pytest.raises(ValueError, match="got other scores for the same batch, so they are random"):
+        smoothed.votes(images(1))
+
+
 def test_a_classifier_is_checked_once():
     sizes = []
     model = classifier(2)
@@ -237,7 +245,7 @@ def test_a_classifier_is_checked_once():
     first = len(sizes)
     smoothed.votes(images(1))
     assert len(sizes) - first == 2
-    assert first == 2 + 4
+    assert first == 2 + 5
 
 
 def test_probabilities_are_not_scores():
@@ -452,3 +460,28 @@ def test_cuda_gives_the_same_votes():
         cpu = Smoothed(Exact(weights), scheme, 10, n0=70, n=300).votes(images())
         cuda = Smoothed(Exact(weights).cuda(), scheme, 10, n0=70, n=300).votes(images())
         assert torch.equal(cpu.counts, cuda.counts)
+
+
+def test_predictions_with_a_seed_that_nobody_knows():
+    """A classifier that knows the copies of seed 0 is right for those alone: fresh samples do not fall for it."""
+    scheme, x = GaussianNoise(0.5), images(2)
+    known = {
+        copy.numpy().tobytes()
+        for copy in scheme.sample(x, Draws.of(0, ESTIMATION, torch.arange(2), range(200))).flatten(0, 1)
+    }
+
+    def fitted(copies: torch.Tensor) -> torch.Tensor:
+        votes = torch.tensor([int(copy.numpy().tobytes() in known) for copy in copies])
+        return torch.nn.functional.one_hot(votes, 2).float()
+
+    smoothed = Smoothed(fitted, scheme, 2, n0=10, n=200)
+    assert smoothed.predict(x).tolist() == [1, 1]
+    assert smoothed.predict(x, fresh=True).tolist() == [0, 0]
+
+
+def test_no_radius_below_0_is_certified():
+    result = Smoothed(classifier(2), DeterministicAblation(6), 10).certify(images(1))
+    assert result.certified_at(0).all()
+    for radius in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"radius: got .*, expected at least 0"):
+            result.certified_at(radius)

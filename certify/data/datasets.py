@@ -19,7 +19,7 @@ from certify.data.folders import FolderImages, gtsrb_files, imagenet_files, imag
 from certify.data.idx import idx_files, read_idx_pair
 from certify.data.modelnet import modelnet40_reader, read_modelnet40
 from certify.data.moving import CLASSES, moving_shapes
-from certify.data.own import class_folders, image_size, npz_file, read_folder, read_npz
+from certify.data.own import check_labels, class_folders, image_size, npz_file, read_folder, read_npz
 from certify.data.points import SHAPES, shapes
 from certify.data.videos import FolderClips, Sampling, video_files
 from certify.images import Shape
@@ -55,6 +55,8 @@ class Dataset:
         num_classes: number of classes.
         kind: whether an image is a picture, points in no order, or a clip.
         mirrored: a mirror image has the same label, as far as augmentation is concerned.
+        classes_known: the classes were known before the labels were seen. Otherwise they were read from labels or
+            folders, and one sample decides how many there are: no certificate against poisoned samples holds.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Dataset:
     num_classes: int
     kind: Literal["picture", "points", "clip"] = "picture"
     mirrored: bool = True
+    classes_known: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.labels, Tensor) or self.labels.dtype != torch.int64 or self.labels.ndim != 1:
@@ -158,7 +161,8 @@ def _cifar10(root: Path, split: Split) -> Dataset:
 
 def _imagenet(root: Path, split: Split) -> Dataset:
     files, labels, classes = imagenet_files(root, split)
-    return Dataset("imagenet", split, FolderImages(files, 224, resize=256), torch.tensor(labels), classes)
+    images = FolderImages(files, 224, resize=256)
+    return Dataset("imagenet", split, images, torch.tensor(labels), classes, classes_known=False)
 
 
 def _gtsrb(root: Path, split: Split, *, whole: bool = False, equalize: bool = False) -> Dataset:
@@ -170,7 +174,7 @@ def _gtsrb(root: Path, split: Split, *, whole: bool = False, equalize: bool = Fa
 
 def _modelnet40(root: Path, split: Split) -> Dataset:
     images, labels, classes = read_modelnet40(root, split)
-    return Dataset("modelnet40", split, images, labels, classes, "points")
+    return Dataset("modelnet40", split, images, labels, classes, "points", classes_known=False)
 
 
 def _shapes(root: Path, split: Split) -> Dataset:
@@ -182,7 +186,7 @@ def _ucf101(root: Path, split: Split, *, fold: int = 1, **sampling: Any) -> Data
     videos, labels, classes = video_files(root, split, fold=fold)
     clips = FolderClips(videos, Sampling(**sampling))
     clips.check()
-    return Dataset("ucf101", split, clips, torch.tensor(labels), classes, "clip")
+    return Dataset("ucf101", split, clips, torch.tensor(labels), classes, "clip", classes_known=False)
 
 
 def _moving_shapes(root: Path, split: Split, **options: int) -> Dataset:
@@ -190,18 +194,28 @@ def _moving_shapes(root: Path, split: Split, **options: int) -> Dataset:
     return Dataset("moving-shapes", split, clips, labels, len(CLASSES), "clip", mirrored=False)
 
 
-def _npz(root: Path, split: Split, *, path: str) -> Dataset:
-    images, labels, classes = read_npz(path, split)
-    return Dataset("npz", split, torch.from_numpy(images), torch.from_numpy(labels), classes)
+def _npz(root: Path, split: Split, *, path: str, classes: int | None = None) -> Dataset:
+    images, labels, seen = read_npz(path, split)
+    if classes is not None:
+        check_labels(labels, classes, path)
+    number, known = seen if classes is None else classes, classes is not None
+    return Dataset("npz", split, torch.from_numpy(images), torch.from_numpy(labels), number, classes_known=known)
 
 
-def _folder(root: Path, split: Split, *, path: str, size: int, resize: int | None = None) -> Dataset:
+def _folder(
+    root: Path,
+    split: Split,
+    *,
+    path: str,
+    size: int,
+    resize: int | None = None,
+    classes: tuple[str, ...] | None = None,
+) -> Dataset:
     """Squares of ``size`` pixels: of the whole image, or of its centre after its shorter side has become ``resize``."""
     pixels = image_size(size, resize)
-    files, labels, classes = read_folder(path, split)
-    return Dataset(
-        "folder", split, FolderImages(files, pixels[0], resize=pixels[1], strict=True), torch.tensor(labels), classes
-    )
+    files, labels, number = read_folder(path, split, classes)
+    images = FolderImages(files, pixels[0], resize=pixels[1], strict=True)
+    return Dataset("folder", split, images, torch.tensor(labels), number, classes_known=classes is not None)
 
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
@@ -235,8 +249,8 @@ _WITH_OPTIONS = {
     "gtsrb": "whole=True, equalize=True",
     "moving-shapes": "frames=8, size=16",
     "ucf101": "frames=16, stride=2, size=112, resize=128, fold=1",
-    "npz": "path='mine.npz'",
-    "folder": "path='mine', size=32, resize=36",
+    "npz": "path='mine.npz', classes=10",
+    "folder": "path='mine', size=32, resize=36, classes=('cat', 'dog')",
 }
 
 

@@ -23,6 +23,14 @@ def npz_file(path: str) -> Path:
     return file
 
 
+def check_labels(labels: np.ndarray, classes: Any, name: str) -> None:
+    """Raise unless ``classes`` is a number of classes, and labels are among them."""
+    if type(classes) is not int or classes < 2:
+        raise ValueError(f"npz: got classes={classes!r}, expected a number of at least 2")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"{name}: got labels in [{labels.min()}, {labels.max()}], expected 0..{classes - 1}")
+
+
 def read_npz(path: str, split: str) -> tuple[np.ndarray, np.ndarray, int]:
     """Images uint8 ``[N, C, H, W]``, labels int64 ``[N]``, and the number of classes in both parts.
 
@@ -73,20 +81,26 @@ def _classes(path: str, split: str) -> list[str]:
     return sorted(name for name in folders if not name.startswith("."))
 
 
-def read_folder(path: str, split: str) -> tuple[list[Path], list[int], int]:
-    """Files, labels and the number of classes: those of the training part, numbered alphabetically."""
-    classes = _classes(path, "train")
+def read_folder(path: str, split: str, names: Any = None) -> tuple[list[Path], list[int], int]:
+    """Files, labels and the number of classes.
+
+    Args:
+        names: of the classes, in order; by default the folders of the training part, numbered alphabetically.
+    """
+    given = names is not None
+    if given and not (isinstance(names, tuple) and len(set(names)) == len(names) >= 2):
+        raise ValueError(f"folder: got classes={names!r}, expected the names of two or more folders: ('cat', 'dog')")
+    classes = list(names) if given else _classes(path, "train")
     own = _classes(path, split)
     unknown = sorted(set(own) - set(classes))
     if unknown:
-        raise ValueError(
-            f"folder: got the class {unknown[0]} in {class_folders(path, split)}, which has no training images"
-        )
+        why = f"which is none of {', '.join(map(str, classes))}" if given else "which has no training images"
+        raise ValueError(f"folder: got the class {unknown[0]} in {class_folders(path, split)}, {why}")
     files: list[Path] = []
     labels: list[int] = []
     for name in own:
         found = sorted(f for f in (class_folders(path, split) / name).iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
-        if not found:
+        if not found and not given:
             raise FileNotFoundError(
                 f"folder: no image files ({', '.join(sorted(IMAGE_SUFFIXES))}) in {class_folders(path, split) / name}; "
                 "remove it if it is no class"

@@ -8,11 +8,13 @@ nothing. A task gets all that it needs and returns the content of its file, so t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import platform
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +64,18 @@ def read_ensemble(config: dict[str, Any]) -> Ensemble:
 def environment_of(device: str) -> dict[str, Any]:
     """What may change the last bits of a computation on ``device``, here."""
     kind = torch.device(device).type
-    name = torch.cuda.get_device_name(device) if kind == "cuda" else kind
+    name = torch.cuda.get_device_name(device) if kind == "cuda" else f"{kind}, {_processor()}"
     return {"torch": torch.__version__, "device": device, "hardware": name, "threads": torch.get_num_threads()}
+
+
+@lru_cache(maxsize=1)
+def _processor() -> str:
+    """Its name, and the instructions that torch uses: kernels are chosen by both."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def check_environment(expected: dict[str, Any]) -> None:

@@ -302,7 +302,9 @@ TOYS: tuple[Toy, ...] = (
     _ablation("ablation, features", RandomizedAblation(2, unit="feature"), (2, 1, 3), 2),
     _ablation("ablation, 3 levels", RandomizedAblation(1), (1, 2, 2), 3),
     _ablation("ablation, mean", RandomizedAblation(1, null="mean", mean=(0.3,)), (1, 1, 5), 2),
+    _ablation("ablation, normalized", RandomizedAblation(2, mean=(0.5,), std=(0.25,)), (1, 2, 3), 2),
     _bernoulli("pixels", BernoulliAblation(1), (1, 2, 3), 2),
+    _bernoulli("normalized", BernoulliAblation(1, mean=(0.5,), std=(0.25,)), (1, 1, 4), 3),
     _bernoulli("pixels of 2 channels", BernoulliAblation(1), (2, 1, 4), 2),
     _bernoulli("features", BernoulliAblation(2, unit="feature"), (2, 1, 3), 2),
     _bernoulli("mean", BernoulliAblation(1, null="mean", mean=(0.3,)), (1, 1, 5), 2),
@@ -313,6 +315,9 @@ TOYS: tuple[Toy, ...] = (
     _fixed_ablation("deterministic ablation, pixels of 2 channels", DeterministicAblation(3), (2, 1, 4), 2),
     _fixed_ablation("deterministic ablation, features", DeterministicAblation(5, unit="feature"), (2, 2, 2), 2),
     _fixed_ablation("deterministic ablation, mean", DeterministicAblation(3, null="mean", mean=(0.3,)), (1, 1, 5), 3),
+    _fixed_ablation(
+        "deterministic ablation, normalized", DeterministicAblation(4, mean=(0.5,), std=(0.25,)), (1, 2, 3), 3
+    ),
     _dssn("DSSN, lam = 2", 2.0, 3, (1, 2, 2)),
     _dssn("DSSN, lam = 5/4", 1.25, 2, (1, 1, 4), seed=3),
     _dssn("DSSN, lam = 1/2", 0.5, 4, (1, 1, 3)),
@@ -354,6 +359,8 @@ TOYS: tuple[Toy, ...] = (
     _random_window("blocks", RandomizedBlockAblation(1), (1, 2, 4)),
     _patch("columns", BandAblation(1), (1, 1, 6), 3),
     _patch("wide columns", BandAblation(2), (1, 1, 8), 2),
+    _patch("normalized columns", BandAblation(1, mean=(0.5,), std=(0.5,)), (1, 1, 6), 3),
+    _patch("several normalized columns", MultiBandAblation(1, 2, mean=(0.5,), std=(0.5,)), (1, 1, 7), 2),
     _patch("rows of 2 channels", BandAblation(1, axis="row"), (2, 4, 1), 2),
     _patch("columns with a stride", BandAblation(2, stride=2, null="mean", mean=(0.3,)), (1, 1, 9), 2),
     _patch("blocks", BlockAblation(1), (1, 3, 3), 2),

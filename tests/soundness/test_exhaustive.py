@@ -10,6 +10,7 @@ import torch
 
 from certify import EnumeratedScheme, SampledScheme, Smoothed
 from certify.coverage import doubles_above
+from certify.draws import ESTIMATION, Draws
 from tests.soundness.classifiers import Lookup, key
 from tests.soundness.table import Toy, enumerated, sampled
 
@@ -168,3 +169,19 @@ def test_sampled_certificates_are_tight(toy: Toy):
     above = edge + 1e-6
     if above[0] < 1:
         assert scheme.radius(above, 1 - above, shape=toy.shape)[0] >= toy.step
+
+
+@pytest.mark.parametrize("toy", [*enumerated(), *sampled()], ids=lambda toy: toy.name)
+def test_zeros_have_no_sign(toy: Toy):
+    """-0.0 is at distance 0 from 0.0 for every threat model, so the copies have to be the same, to the last bit."""
+    images = toy.images()[:7]
+    negative = torch.where(images == 0, -images, images)
+    assert (toy.distance(images, negative) == 0).all()
+    if isinstance(toy.scheme, EnumeratedScheme):
+        index = torch.arange(toy.scheme.num_copies(toy.shape)).expand(len(images), -1)
+        copies = [toy.scheme.copies(x, index) for x in (images, negative)]
+    else:
+        assert isinstance(toy.scheme, SampledScheme)
+        draws = Draws.of(0, ESTIMATION, torch.arange(len(images)), range(50))
+        copies = [toy.scheme.sample(x, draws) for x in (images, negative)]
+    assert key(copies[0]) == key(copies[1])
