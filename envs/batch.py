@@ -134,7 +134,8 @@ class Batch:
         """Steps of the rows with actions [len(rows), ...]: rewards and terminations [len(rows)]."""
         task, goal = self.task, self._goal[rows]
         noise = None if self._noise is None else self._noise.take(rows)[0]
-        state = task.step(self._state[rows], actions, noise)
+        # in the precision that is observed, in which rewards are computed again for hindsight
+        state = task.step(self._state[rows], actions, noise).astype(self._state.dtype, copy=False)
         self._state[rows] = state
         self.elapsed[rows] += 1
         achieved = task.achieved(state)

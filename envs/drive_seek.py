@@ -26,11 +26,13 @@ class DriveSeek(MultiGoalTask):
 
     Positions wrap: what leaves the square enters it at the opposite edge, so both edges are one line of a torus. A
     position on an edge stays on that side. As goals the two sides differ, since what counts is the rounded position:
-    a goal at 10 is reached from [9.5, 10], one at -10 from [-10, -9.5].
+    a goal at 10 is reached from [9.5, 10], one at -10 from [-10, -9.5]. That is what the text says. In the code of its
+    authors the torus reaches half a unit beyond the outermost goals, so that all goals are as large: ``margin=0.5``.
 
     Attributes:
         max_goals: most goals of an episode.
-        half_width: of the square, an integer.
+        half_width: of the square of goals, an integer.
+        margin: how far positions reach beyond it, in [0, 0.5].
         max_turn: in radians; actions are clipped to [-max_turn, max_turn].
         steps: time limit.
 
@@ -42,12 +44,15 @@ class DriveSeek(MultiGoalTask):
     half_width: int = 10
     max_turn: float = 0.5
     steps: int = 40
+    margin: float = 0.0
 
     def __post_init__(self) -> None:
         check_count("max_goals", self.max_goals)
         check_count("half_width", self.half_width)
         check_positive("max_turn", self.max_turn)
         check_count("steps", self.steps)
+        if not 0 <= self.margin <= 0.5:
+            raise ValueError(f"margin: got {self.margin}, expected at least 0 and at most 0.5")
         if self.max_goals > self._side**2:
             raise ValueError(
                 f"max_goals: got {self.max_goals}, expected at most {self._side**2}, the integer points of the square"
@@ -58,8 +63,13 @@ class DriveSeek(MultiGoalTask):
         return 2 * self.half_width + 1
 
     @property
+    def edge(self) -> float:
+        """Largest coordinate of a position."""
+        return self.half_width + self.margin
+
+    @property
     def observation_space(self) -> spaces.Dict:
-        high = np.array([self.half_width] * 4 + [1, 1], dtype=np.float32)
+        high = np.array([self.edge] * 2 + [self.half_width] * 2 + [1, 1], dtype=np.float32)
         return spaces.Dict(
             {
                 "observation": spaces.Box(-high, high, dtype=np.float32),
@@ -70,7 +80,7 @@ class DriveSeek(MultiGoalTask):
 
     @property
     def state_space(self) -> spaces.Box:
-        high = np.array([self.half_width, self.half_width, np.pi], dtype=np.float32)
+        high = np.array([self.edge, self.edge, np.pi], dtype=np.float32)
         return spaces.Box(-high, high, dtype=np.float32)
 
     @property
@@ -88,7 +98,7 @@ class DriveSeek(MultiGoalTask):
     def step(self, state: Array, action: NDArray[np.floating], noise: Array | None) -> Array:
         turn = np.clip(action[:, 0], -self.max_turn, self.max_turn).astype(np.float64)
         angle = wrapped(state[:, 2] + turn, 2 * np.pi).astype(np.float32)
-        position = wrapped(state[:, :2] + self.velocity(angle).astype(np.float64), 2.0 * self.half_width)
+        position = wrapped(state[:, :2] + self.velocity(angle).astype(np.float64), 2.0 * self.edge)
         return np.concatenate([position.astype(np.float32), angle[:, None]], -1)
 
     def velocity(self, angle: Array) -> Array:
@@ -107,6 +117,6 @@ class DriveSeek(MultiGoalTask):
 
     def draw(self, episode: Episode) -> Image.Image:
         states = np.stack(episode.states)
-        view = drawing.View((0.0, 0.0), self.half_width + 0.5, period=2.0 * self.half_width)
+        view = drawing.View((0.0, 0.0), self.half_width + 0.5, period=2.0 * self.edge)
         heading = self.velocity(states[-1:, 2])[0]
         return drawing.goal_map(episode, states[:, :2], self.achieved(states), view, self.steps, heading)

@@ -47,10 +47,10 @@ def greedy_noisy_seek(observation: Observation, max_speed: float = 1.0) -> Array
     return way.astype(np.float32)
 
 
-def greedy_drive_seek(observation: Observation, half_width: int = 10, max_turn: float = 0.5) -> Array:
+def greedy_drive_seek(observation: Observation, edge: float = 10.0, max_turn: float = 0.5) -> Array:
     """Turns towards the nearest goal, across the edges where that is nearer, as far as it may: [..., 1]."""
     seen = observation["observation"]
-    way = to_nearest_goal(seen[..., :2], observation["desired_goal"], 2.0 * half_width)
+    way = to_nearest_goal(seen[..., :2], observation["desired_goal"], 2.0 * edge)
     heading = np.arctan2(seen[..., 4].astype(np.float64), seen[..., 5])
     turn = np.where(way.any(-1), wrapped(np.arctan2(way[..., 1], way[..., 0]) - heading, 2 * np.pi), 0.0)
     return np.clip(turn, -max_turn, max_turn).astype(np.float32)[..., None]
@@ -61,7 +61,7 @@ def greedy(task: Task) -> Policy:
     if isinstance(task, NoisySeek):
         return lambda observation: greedy_noisy_seek(observation, task.max_speed)
     if isinstance(task, DriveSeek):
-        return lambda observation: greedy_drive_seek(observation, task.half_width, task.max_turn)
+        return lambda observation: greedy_drive_seek(observation, task.edge, task.max_turn)
     raise TypeError(f"task: got {type(task).__name__}, expected DriveSeek or NoisySeek: others have no greedy agent")
 
 

@@ -96,6 +96,11 @@ class _DeterministicActor(_ActorCritic):
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        if isinstance(self.policy, MultiGoalPolicy) and isinstance(self.replay_buffer, sb3.HerReplayBuffer):
+            raise ValueError(
+                "replay_buffer_class: got hindsight with MultiGoalPolicy, whose sets of goals are not relabelled; "
+                "expected rl.GoalSetReplayBuffer"
+            )
         if self.target_update_interval > 1 and self.target_update_interval % self.policy_delay:
             raise ValueError(
                 f"target_update_interval: got {self.target_update_interval}, expected a multiple of policy_delay "

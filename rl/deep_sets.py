@@ -73,7 +73,9 @@ class GoalSetEncoder(BaseFeaturesExtractor):
 
 
 class DeepSets(GoalSetEncoder):
-    """Embedding ``sum_i b_i^2 encoder(state, g_i) / n_max`` (Eq. G.14), of any order of the goals.
+    """Embedding ``sum_i b_i^2 encoder(state, g_i) / n_max``, of any order of the goals.
+
+    Eq. G.14 with a division that the text does not have: it only scales the encoder's outputs.
 
     Only goals that are there are evaluated, so that whatever stands in the other rows has no influence. The encoder
     does not depend on the gates: gradients with respect to them, ``2 b_i encoder(state, g_i) . dQ/d(embedding) /

@@ -28,7 +28,8 @@ class DQN(GoalConditioned, sb3.DQN):
     Args:
         temperature: of the soft target; 0 is the maximum. Without a goal-gradient term it plays no part.
         soft_target: what the soft target is used for: the ``gradient`` term only (Eq. G.10, the variant that works),
-            ``both`` terms of the loss (Eq. G.11), or also the ``behaviour``: then actions that are not deterministic
+            ``both`` terms of the loss (Eq. G.11; as printed, both equations discount twice and lack the restriction of
+            Eq. 8.9 to low rewards), or also the ``behaviour``: then actions that are not deterministic
             are drawn from softmax(Q' / temperature) of the target network.
     """
 

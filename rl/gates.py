@@ -91,6 +91,14 @@ class GateGradient:
 
     def reward_gradient(self, next_observation: Observation) -> Tensor:
         """``2 b_i r_i`` for each gate that is open, 0 for padding: ``[B, goals]``."""
+        return self._of_gates(next_observation, lambda gates: 2 * gates)
+
+    def explained(self, next_observation: Observation) -> Tensor:
+        """The reward as this rule knows it, ``sum_i b_i^2 r_i``: ``[B]``."""
+        return self._of_gates(next_observation, torch.square).sum(dim=1)
+
+    def _of_gates(self, next_observation: Observation, factor: Callable[[Tensor], Tensor]) -> Tensor:
+        """``factor(b_i) r_i`` for each gate that is open, 0 for padding: ``[B, goals]``."""
         goal = next_observation[GOAL].detach()
         goal = goal if goal.is_floating_point() else goal.float()
         if self.item_rewards is not None:
@@ -99,7 +107,7 @@ class GateGradient:
             rewards = self.item_reward(next_observation[ACHIEVED].detach(), goal[..., :-1])
         gates = goal[..., -1]
         # not the product with 0: what a reward function says of padding is not to matter, even if it is not finite
-        return torch.where(gates == 0, 0.0, 2 * gates * rewards.detach().to(gates))
+        return torch.where(gates == 0, 0.0, factor(gates) * rewards.detach().to(gates))
 
     def weight(
         self, reward: Tensor, discount: Tensor | float, gamma: float, statistics: GoalStatistics | None

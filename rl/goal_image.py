@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rl.deep_sets import GoalSet, GoalSetEncoder
+from rl.deep_sets import STATE, GoalSet, GoalSetEncoder
 
 PIXELS = 8  # per unit: a pixel is 0.125 units wide
 SQUARE = 4  # side of every square, so that squares overlap where positions are less than half a unit apart
@@ -18,7 +19,8 @@ class GoalImage(GoalSetEncoder):
     Each point of integers from -bound to bound has a cell of 8 x 8 pixels. Red is the square in the middle of a goal's
     cell, with the value b^2 (differentiable); green the square around the position, blue the one around the next
     position if the action is zero. Position and goal overlap if the position rounds to the goal, up to a single pixel.
-    What is outside of the picture is not seen. Positions are those of a torus whose edges are at -bound and bound.
+    What is outside of the picture is not seen. Positions are those of a torus whose edges are where the observation
+    space ends. After the convolutions comes one linear layer without rectifiers, in place of the Nature network's 512.
 
     Args:
         bound: of goals.
@@ -36,6 +38,8 @@ class GoalImage(GoalSetEncoder):
                 "of DriveSeek; use another encoder"
             )
         self.bound, self.cells = bound, 2 * bound + 1
+        edge = float(observation_space[STATE].high[0])  # type: ignore[attr-defined]
+        self.edge = edge if np.isfinite(edge) else float(bound)
         side = self.cells * PIXELS
         for kernel, stride in ((8, 4), (4, 2), (3, 1)):
             side = (side - kernel) // stride + 1
@@ -59,7 +63,7 @@ class GoalImage(GoalSetEncoder):
         """The picture ``[B, 3, side, side]``, in which the first coordinate goes down; differentiable in the gates."""
         position = goals.state[:, :2].detach()
         direction = goals.state[:, [5, 4]].detach()  # cosine and sine
-        ahead = (position + direction + self.bound) % (2 * self.bound) - self.bound
+        ahead = (position + direction + self.edge) % (2 * self.edge) - self.edge
         return torch.stack([self._goals(goals), self._square(position), self._square(ahead)], dim=1)
 
     def _goals(self, goals: GoalSet) -> Tensor:

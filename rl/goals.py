@@ -5,10 +5,12 @@ A rule is given to an algorithm of :mod:`rl.reengage` as ``goal_gradient=``; ``g
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
@@ -101,6 +103,10 @@ class GradientRule(Protocol):
         """Gradient of the reward, ``[B, variables]``; None where it vanishes on all transitions that count."""
         ...
 
+    def explained(self, next_observation: Observation) -> Tensor | None:
+        """The reward as this rule knows it, ``[B]``, which should be the environment's; None if it does not know."""
+        ...
+
     def weight(
         self, reward: Tensor, discount: Tensor | float, gamma: float, statistics: GoalStatistics | None
     ) -> Tensor:
@@ -127,6 +133,12 @@ class GoalGradient:
     normalize: bool = False
 
     plain: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.low_reward, int | float | np.number) and math.isfinite(self.low_reward)):
+            raise ValueError(f"low_reward: got {self.low_reward!r}, expected a finite number")
+        if self.reward is not None and not callable(self.reward):
+            raise ValueError(f"reward: got {self.reward!r}, expected a function of the next achieved goal and the goal")
 
     def check(self, space: spaces.Space[Any], normalization: VecNormalize | None = None) -> None:
         """Raise unless ``space`` has a goal to differentiate, and rewards and goals are what this rule reads."""
@@ -169,7 +181,19 @@ class GoalGradient:
         goal = next_observation[GOAL].detach().float().requires_grad_()
         with torch.enable_grad():
             rewards = self.reward(next_observation[ACHIEVED].detach().float(), goal)
+        if not (isinstance(rewards, Tensor) and rewards.shape == goal.shape[:1] and rewards.requires_grad):
+            got = f"shape {tuple(rewards.shape)}" if isinstance(rewards, Tensor) else type(rewards).__name__
+            raise ValueError(
+                f"reward: got {got}, expected rewards [{len(goal)}], one for each of as many goals, that depend on the "
+                "goal in a differentiable way: (achieved - goal).norm(dim=1), say"
+            )
         return torch.autograd.grad(rewards.sum(), goal)[0].flatten(1)
+
+    def explained(self, next_observation: Observation) -> Tensor | None:
+        """The reward as this rule knows it, ``[B]``; None if it knows only which are low."""
+        if self.reward is None:
+            return None
+        return self.reward(next_observation[ACHIEVED].detach().float(), next_observation[GOAL].detach().float())
 
     def is_low(self, reward: Tensor, discount: Tensor | float, gamma: float) -> Tensor:
         """Which rewards are ``low_reward`` (of n-step returns: sums of nothing else), bool ``[B, 1]``."""

@@ -22,7 +22,7 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 Metric = Literal["success", "return"]
-_SAME = ("env", "algorithm")  # what may not differ between the seeds of a method
+_OF_A_RUN = ("seed", "command", "commit", "versions")  # what may differ between the seeds of a method
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,10 @@ def read_method(folder: Path, metric: Metric) -> Method:
         raise FileNotFoundError(f"{folder}: got no folders of seeds in it, expected seed-0, seed-1, ...")
     logs = [read_evaluations(path / "evaluations.npz") for path in folders.values()]
     configs = [read_config(path) for path in folders.values()]
-    for key in _SAME:
-        values = {str(config[key]) for config in configs if key in config}
+    for key in sorted(set().union(*configs) - set(_OF_A_RUN)):
+        values = {str(_comparable(key, config[key])) for config in configs if key in config}
         if len(values) > 1:
-            raise ValueError(f"{folder}: got seeds with {key} {' and '.join(sorted(values))}, expected one")
+            raise ValueError(f"{folder}: got seeds with {key} {' and '.join(sorted(values))}, expected one method")
     timesteps = common_timesteps([log.timesteps for log in logs], str(folder))
     scores = []
     for path, log in zip(folders.values(), logs, strict=True):
@@ -161,6 +161,11 @@ def read_method(folder: Path, metric: Metric) -> Method:
             raise ValueError(f"{path}: {error}") from error
     logged = tuple(len(log.timesteps) for log in logs)
     return Method(folder.name, tuple(folders), timesteps, np.stack(scores), logged, configs[0])
+
+
+def _comparable(key: str, value: Any) -> Any:
+    """Of a configuration; runs of a method may be of different lengths."""
+    return {k: v for k, v in value.items() if k != "steps"} if key == "plan" and isinstance(value, dict) else value
 
 
 def common_timesteps(timesteps: list[NDArray[np.int64]], name: str) -> NDArray[np.int64]:

@@ -91,7 +91,8 @@ class GoalConditioned(OffPolicyAlgorithm):
         goal_gradient: what is differentiated and which transitions count; by default the policy's own rule if it has
             one, else ReenGAGE for sparse rewards with -1 for not reaching the goal (Eq. 8.9).
         target_range: smallest and largest possible return (for SAC with its entropy); TD targets are clipped to it. The
-            target of the goal gradient is not: where a value is clipped, its gradient still says where the goal lies.
+            target of the goal gradient is not (in the code of the paper's authors it is, and then 0 there): where a
+            value is clipped, its gradient still says where the goal lies.
         cuda_graphs: record updates on a GPU and repeat them (:mod:`rl.graphs`), which pays where networks are small.
             Numbers differ in the last bits. Not for many goals at a time, whose number decides how much is computed. A
             reward function is asked once and then repeated, with the numbers and tensors that it used then; gradients
@@ -322,16 +323,15 @@ class GoalConditioned(OffPolicyAlgorithm):
         value = self._next_value(batch, self._encode(observation, "target"))
         next_gradient = slope(value.smooth, variable, differentiable=False)
         target = self._clip(td_target(batch.rewards, batch.dones, discount, value.target.detach()))
-        target_gradient = td_target_gradient(
-            batch.dones, discount, next_gradient, self.goal_gradient.reward_gradient(batch.next_observations)
-        )
+        reward_gradient = self.goal_gradient.reward_gradient(batch.next_observations)
+        target_gradient = td_target_gradient(batch.dones, discount, next_gradient, reward_gradient)
+        if self._without_low is not None:
+            self._look_at_rewards(batch, discount, reward_gradient)
 
         statistics = self.goal_statistics if self.goal_gradient.normalize else None
         if statistics is not None:
             statistics.update(batch.observations[GOAL])
         weight = self.goal_gradient.weight(batch.rewards, discount, self.gamma, statistics)
-        if self._without_low is not None:
-            self._look_for_low_rewards(batch.rewards, discount)
         values, slopes = self._values_and_slopes(batch)
         td_loss = self._td_loss(values, target)
         term = add_up([goal_gradient_loss(own, target_gradient, weight) for own in slopes])
@@ -340,15 +340,25 @@ class GoalConditioned(OffPolicyAlgorithm):
         logs.add("goal_gradient_loss", term)
         return td_loss + term
 
-    def _look_for_low_rewards(self, rewards: Tensor, discount: Discount) -> None:
-        """Warn once if there are none, so that the term is always 0; with the first of them the search is over."""
-        rule = self.goal_gradient
+    def _look_at_rewards(self, batch: Batch, discount: Discount, reward_gradient: Tensor | None) -> None:
+        """Warn once if the rule does not fit the rewards; the first batch that has what it takes settles it."""
+        rule, rewards = self.goal_gradient, batch.rewards
         assert self._without_low is not None
-        if (
-            not isinstance(rule, GoalGradient)
-            or rule.reward is not None
-            or rule.is_low(rewards, discount, self.gamma).any()
-        ):
+        if reward_gradient is not None and not reward_gradient.isfinite().all():
+            raise ValueError(
+                "goal_gradient: got a reward whose gradient is not finite for all goals of a batch, after which no "
+                "parameter would be; a square root of 0 has none: add something small under it"
+            )
+        explained = rule.explained(batch.next_observations)
+        if explained is not None and not torch.allclose(explained.to(rewards), rewards[:, 0], rtol=1e-3, atol=1e-4):
+            worst = (explained.to(rewards) - rewards[:, 0]).abs().argmax()
+            warnings.warn(
+                f"goal_gradient: got a rule by which a reward is {explained[worst]:g} and that in the replay buffer is "
+                f"{rewards[worst, 0]:g}, so that it differentiates another reward than is learned; expected the same",
+                UserWarning,
+            )
+        dense = isinstance(rule, GoalGradient) and rule.reward is not None
+        if not isinstance(rule, GoalGradient) or dense or rule.is_low(rewards, discount, self.gamma).any():
             self._without_low = None
             return
         self._without_low += len(rewards)

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
 from rl.checkpoint import check_supported, load_checkpoint, save_checkpoint, start_afresh
+from rl.vec_env import VectorEnvAdapter
 
 LOG, STATE = "evaluations.npz", "state.safetensors"
 
@@ -57,9 +58,17 @@ class Episodes:
 def _check_vec_env(name: str, env: Any) -> None:
     if not isinstance(env, VecEnv):
         raise ValueError(
-            f"{name}: got {type(env).__name__}, expected a VecEnv of Stable-Baselines3: DummyVecEnv([lambda: env]) of "
-            "stable_baselines3.common.vec_env for a gymnasium.Env, or rl.VectorEnvAdapter(env) for a VectorEnv"
+            f"{name}: got {type(env).__name__}, expected a VecEnv of Stable-Baselines3: DummyVecEnv([make_env]) of "
+            "stable_baselines3.common.vec_env for a function that makes a gymnasium.Env, or rl.VectorEnvAdapter(env) "
+            "for a VectorEnv"
         )
+
+
+def _simulations(env: VecEnv) -> set[int]:
+    """What is simulated, as far as this process knows."""
+    base: Any = env.unwrapped
+    parts = [base.env] if isinstance(base, VectorEnvAdapter) else getattr(base, "envs", [])
+    return {id(base), *(id(part.unwrapped) for part in parts)}
 
 
 def run_episodes(model: Any, env: VecEnv, episodes: int, *, seed: int, deterministic: bool = True) -> Episodes:
@@ -200,6 +209,11 @@ def run(
     """
     check_supported(model)
     _check_vec_env("eval_env", eval_env)
+    if model.env is not None and _simulations(model.env) & _simulations(eval_env):
+        raise ValueError(
+            "eval_env: got the environment that is trained in, whose episodes an evaluation would break off; make "
+            "another one"
+        )
     if not isinstance(plan, Plan):
         raise ValueError(f"plan: got {plan!r}, expected an rl.Plan, such as rl.Plan(steps=100_000)")
     if model.seed is None:

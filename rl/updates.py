@@ -12,12 +12,12 @@ from torch.distributions import Distribution
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor, *, max_norm: float | None = None) -> None:
-    """One step on ``loss``; gradients are computed for the optimizer's own parameters only.
+    """One step on ``loss``; gradients are computed for the optimizer's own parameters only, but for frozen ones.
 
     Args:
         max_norm: clips the gradient's norm.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     for parameter in parameters:
         parameter.grad = None
     loss.backward(inputs=parameters)

@@ -55,7 +55,11 @@ def read_methods(args: Args) -> list[Method]:
     if len(set(args.runs)) < len(args.runs):
         raise ValueError("runs: got one of them twice")
     methods = [read_method(path, args.metric) for path in args.runs]
-    environments = {str(method.config["env"]) for method in methods if "env" in method.config}
+    environments = {
+        " ".join(str(method.config[key]) for key in ("env", "env_arguments") if method.config.get(key))
+        for method in methods
+        if "env" in method.config
+    }
     if len(environments) > 1:
         raise ValueError(f"runs: got {' and '.join(sorted(environments))}, expected runs of one environment")
     steps = common_timesteps([method.timesteps for method in methods], "runs")

@@ -238,6 +238,17 @@ def check_folder(run_: Run, folder: Path, *, resume: bool) -> None:
         raise ValueError(f"{folder}: holds a run with other {', '.join(names)}; choose another folder")
 
 
+def check_siblings(run_: Run, out: Path) -> None:
+    """Raise if other seeds in the folder are of another method: they would be taken for one."""
+    for folder in sorted(out.glob("seed-*")):
+        if holds_run(folder) and (folder / "config.json").exists():
+            there = read_run(folder)
+            there = replace(there, plan=there.plan | {"steps": run_.plan["steps"]}, seed=run_.seed)
+            names = [name for name, value in vars(there).items() if value != vars(run_)[name]]
+            if names:
+                raise ValueError(f"{folder}: holds a run with other {', '.join(names)}; choose another folder")
+
+
 def write_config(run_: Run, folder: Path, command: str) -> None:
     packages = ("torch", "stable-baselines3", "gymnasium", "numpy")
     versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
@@ -262,6 +273,7 @@ def train_all(run_: Run, args: RunArgs, prog: str, workers: int = 1) -> None:
     model = (replace(run_, num_envs=1) if simulated else run_).make_model(args.device, cuda_graphs=args.cuda_graphs)
     assert model.env is not None
     model.env.close()
+    check_siblings(run_, args.out)
     for folder, each in work.items():
         check_folder(each, folder, resume=args.resume)
     for folder, each in work.items():

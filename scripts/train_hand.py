@@ -104,6 +104,8 @@ def configuration(args: Args) -> goal_training.Run:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"{name.replace('_', '-')}: got {value}, expected at least 1")
+    if args.normalize and args.goal_gradient_coef == 0:
+        raise ValueError("normalize: has no effect with --goal-gradient-coef 0; give both, or leave it out")
     preset = PRESETS[args.preset]
     gamma = 1 - 1 / limit
     num_envs = args.num_envs or preset.num_envs

@@ -25,6 +25,7 @@ class Args(goal_training.Args):
 
     env: Literal["DriveSeek-v0", "NoisySeek-v0"] = cli.arg("the environment", "DriveSeek-v0")
     max_goals: int = cli.arg("most goals of an episode", 200)
+    margin: float = cli.arg("of DriveSeek's torus beyond the goals; 0.5 in the code of its authors", 0.0)
     steps: int = cli.arg("environment steps of each run", 160_000)
     goal_gradient_coef: float = cli.arg("alpha of Multi-ReenGAGE; 0 is the baseline", 0.0)
     batch_size: int | None = cli.arg("of an update", 256)
@@ -63,6 +64,8 @@ def check_encoder(args: Args) -> None:
 
 def configuration(args: Args) -> goal_training.Run:
     check_encoder(args)
+    if args.margin and args.env != "DriveSeek-v0":
+        raise ValueError(f"margin: has no effect on {args.env}, only on DriveSeek-v0; leave it out")
     if any(width < 1 for width in args.head):
         raise ValueError(f"head: got {args.head}, expected widths of at least 1")
     arguments = {
@@ -84,7 +87,7 @@ def configuration(args: Args) -> goal_training.Run:
     }
     return goal_training.Run(
         env=args.env,
-        env_arguments={"max_goals": args.max_goals},
+        env_arguments={"max_goals": args.max_goals} | ({"margin": args.margin} if args.margin else {}),
         num_envs=args.num_envs,
         algorithm=args.algorithm,
         arguments=arguments,

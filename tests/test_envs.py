@@ -35,6 +35,7 @@ VARIANTS = [(i, {}) for i in IDS] + [
     ("LinearDense-v0", {"d": 1, "steps": 2, "rotation": [[-1.0]]}),
     ("LinearSparse-v0", {"d": 33, "rotation_seed": 5}),
     ("DriveSeek-v0", {"max_goals": 3, "half_width": 1, "max_turn": 2.0, "steps": 7}),
+    ("DriveSeek-v0", {"max_goals": 5, "half_width": 2, "margin": 0.5, "max_turn": 2.0, "steps": 7}),
     ("NoisySeek-v0", {"max_goals": 1, "cluster_probability": 1.0, "noise_std": 0.1, "max_speed": 3.0, "steps": 5}),
 ]
 NAMES = [f"{i}, {kwargs}" if kwargs else i for i, kwargs in VARIANTS]
@@ -377,3 +378,24 @@ def test_what_tasks_do_not_have():
         envs.LinearDense().success(np.zeros(10, np.float32), np.zeros(10, np.float32))
     with pytest.raises(NotImplementedError, match="one goal at a time"):
         gymnasium.make("ContinuousSeek-v0").unwrapped.compute_item_rewards(np.zeros(20), np.zeros(20))
+
+
+@dataclass(frozen=True)
+class Precise(envs.ContinuousSeek):
+    """Moves in double precision."""
+
+    def step(self, state, action, noise):
+        return np.clip(state.astype(np.float64) + action.astype(np.float64) / 3, -self.bound, self.bound)
+
+
+def test_rewards_are_those_of_what_is_observed():
+    """Hindsight computes them again from observations, which have single precision."""
+    env = GoalVectorEnv(Precise(d=1, bound=1.0, eps=1 / 3, steps=40), 200)
+    env.reset(seed=0)
+    for step in range(40):
+        action = np.full((200, 1), np.float32(1 - 2 * (step % 2)))
+        observation, reward, *_ = env.step(action)
+        assert observation["achieved_goal"].dtype == np.float32
+        again = env.compute_reward(observation["achieved_goal"], observation["desired_goal"], {})
+        if step < 39:  # the last one ends the episodes
+            assert (again == reward).all()

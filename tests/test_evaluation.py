@@ -304,6 +304,18 @@ def test_missing_and_unfit_runs(tmp_path):
     write_log(tmp_path / "seed-1", [2], [0], config={"env": "B"})
     with pytest.raises(ValueError, match="seeds with env A and B, expected one"):
         read_method(tmp_path, "success")
+    # what is trained is the same in a method, how far it is and by which command may differ
+    for arguments, fits in (({"lr": 1}, True), ({"lr": 2}, False)):
+        config = {"env": "A", "arguments": {"lr": 1}, "plan": {"steps": 9, "eval_every": 1}, "command": "a", "seed": 0}
+        write_log(tmp_path / "seed-0", [1, 2], [0, 1], config=config)
+        other = config | {"arguments": arguments, "plan": {"steps": 5, "eval_every": 1}, "command": "b", "seed": 1}
+        write_log(tmp_path / "seed-1", [2], [0], config=other)
+        if fits:
+            assert read_method(tmp_path, "success").seeds == (0, 1)
+            continue
+        with pytest.raises(ValueError, match=r"seeds with arguments .*, expected one method"):
+            read_method(tmp_path, "success")
+    write_log(tmp_path / "seed-0", [1, 2], [0, 1], config={"env": "A"})
     write_log(tmp_path / "seed-1", [2], [0], config={"env": "A"}, success=False)
     with pytest.raises(ValueError, match="seed-1: metric"):
         read_method(tmp_path, "success")

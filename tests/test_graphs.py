@@ -144,6 +144,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:goal_gradient.*differentiates another reward:UserWarning")
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_options(options: dict[str, Any]) -> None:
     models = both("DDPG", lambda model: model.learn(90), goal_gradient_coef=0.5, **options)
@@ -241,6 +242,7 @@ def test_results_outlive_the_next_update() -> None:
     assert [float(own["x"]) for own in results] == [2.0 * i for i in range(8)]
 
 
+@pytest.mark.filterwarnings("ignore:goal_gradient.*differentiates another reward:UserWarning")
 def test_a_reward_that_waits_for_the_device() -> None:
     def reward(achieved: Tensor, goal: Tensor) -> Tensor:
         return (achieved - goal).abs().sum(1) * (2.0 if float(goal.detach().sum()) > 0 else 1.0)

@@ -438,3 +438,18 @@ def test_maps_of_the_plane_show_all_goals_and_keep_still():
         env.step(np.zeros(2))
     for goal in goals:
         assert color_at(frame, goal, view) == drawing.CYAN
+
+
+def test_a_torus_with_a_margin():
+    """With half a unit beyond the outermost goals, all goals have cells of one size."""
+    task = envs.DriveSeek(max_goals=9, half_width=1, margin=0.5)
+    states = np.array([[1.4, 0.0, 0.0], [-1.5, 0.2, np.pi]], dtype=np.float32)
+    moved = task.step(states, np.zeros((2, 1), dtype=np.float32), None)
+    np.testing.assert_allclose(moved[:, :2], [[-0.6, 0.0], [0.5, 0.2]], atol=1e-6)
+    assert task.observation_space["observation"].high[:4].tolist() == [1.5, 1.5, 1, 1]  # type: ignore[attr-defined]
+    rng = np.random.default_rng(0)
+    places = rng.uniform(-1.5, 1.5, (30_000, 3)).astype(np.float32)
+    share = np.unique(task.achieved(places), axis=0, return_counts=True)[1] / 30_000
+    np.testing.assert_allclose(share, 1 / 9, atol=0.01)
+    with pytest.raises(ValueError, match=r"margin: got 0\.6, expected at least 0 and at most 0\.5"):
+        envs.DriveSeek(margin=0.6)

@@ -169,6 +169,10 @@ def test_behaviour_follows_the_soft_policy() -> None:
     assert 5 <= sum(soft) <= 35
 
 
+ANOTHER = "ignore:goal_gradient.*differentiates another reward:UserWarning"  # the environment's are -1 and 0
+
+
+@pytest.mark.filterwarnings(ANOTHER)
 def test_dense_rewards() -> None:
     """Eq. 8.8: all transitions count, and the reward's gradient is part of the target."""
     rule = GoalGradient(reward=lambda achieved, goal: -(achieved - goal).square().sum(1))
@@ -220,6 +224,7 @@ def test_rewards_without_a_low_one_are_told_once(monkeypatch: pytest.MonkeyPatch
     assert "rl.GoalGradient(low_reward=...)" in str(told[0].message)
 
 
+@pytest.mark.filterwarnings(ANOTHER)
 @pytest.mark.parametrize(
     "options",
     [
@@ -235,7 +240,7 @@ def test_other_rewards_that_are_told_of_are_fine(options: dict[str, Any], monkey
 
 def test_looking_for_low_rewards_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     looking: Any = agent("TD3", goal_gradient_coef=0.3).learn(120)
-    monkeypatch.setattr(GoalConditioned, "_look_for_low_rewards", lambda *args: None)
+    monkeypatch.setattr(GoalConditioned, "_look_at_rewards", lambda *args: None)
     blind: Any = agent("TD3", goal_gradient_coef=0.3).learn(120)
     assert looking._without_low is None
     assert blind._without_low == 0
@@ -428,3 +433,53 @@ def test_losses_are_logged() -> None:
 
 def test_rules_are_values() -> None:
     assert replace(GoalGradient(), low_reward=0.0) == GoalGradient(low_reward=0.0)
+
+
+class Frozen(Learned):
+    """An extractor of which a part is not trained."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        next(self.parameters()).requires_grad_(False)
+
+
+@pytest.mark.parametrize("coef", [0.0, 0.3])
+def test_frozen_parameters(coef: float) -> None:
+    model: Any = agent("DDPG", goal_gradient_coef=coef, policy_kwargs={"features_extractor_class": Frozen}).learn(60)
+    for network in (model.actor, model.critic):
+        assert next(network.features_extractor.parameters()).grad is None
+    if coef == 0:
+        stock: Any = agent("DDPG", stock=True, policy_kwargs={"features_extractor_class": Frozen}).learn(60)
+        for own, other in zip(model.policy.parameters(), stock.policy.parameters(), strict=True):
+            assert torch.equal(own, other)
+
+
+def distance(achieved: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
+    return -((achieved - goal).square().sum(1) + 1e-12).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (lambda achieved, goal: -(achieved - goal).norm(), r"reward: got shape \(\), expected rewards \[32\]"),
+        (lambda achieved, goal: achieved.sum(1), "that depend on the goal"),
+        (lambda achieved, goal: -(((achieved - goal).abs() > 0.1).float().sum(1)), "in a differentiable way"),
+        (lambda achieved, goal: -(achieved - goal).square().sum(1).sqrt(), "a square root of 0 has none"),
+    ],
+)
+def test_reward_functions_that_cannot_be_differentiated(reward: Any, message: str) -> None:
+    model: Any = agent("DDPG", goal_gradient_coef=0.1, goal_gradient=GoalGradient(reward=reward))
+    with pytest.raises(ValueError, match=message):
+        model.learn(60)
+
+
+def test_a_reward_function_of_another_reward_is_told() -> None:
+    model: Any = agent("DDPG", goal_gradient_coef=0.1, goal_gradient=GoalGradient(reward=distance))
+    with pytest.warns(UserWarning, match="differentiates another reward than is learned"):
+        model.learn(60)
+
+
+@pytest.mark.parametrize("low", ["a", float("nan"), None])
+def test_low_rewards_are_numbers(low: Any) -> None:
+    with pytest.raises(ValueError, match=r"low_reward: got .*, expected a finite number"):
+        GoalGradient(low_reward=low)

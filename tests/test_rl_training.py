@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 import rl
 from rl.checkpoint import start_afresh
@@ -273,3 +273,15 @@ def test_a_diverged_agent_replaces_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"not written, since actor.mu.0.weight is no longer finite after 60 steps"):
         rl.save_checkpoint(model, tmp_path / STATE)
     assert (tmp_path / STATE).read_bytes() == before
+
+
+def test_the_environment_of_training_is_not_evaluated_in(tmp_path: Path) -> None:
+    """An evaluation would break off its episodes, and the replay buffer would hold steps that never happened."""
+    env = gymnasium.make("ContinuousSeek-v0", d=3)
+    model: Any = agent("DDPG", env=env)
+    for same in (model.env, DummyVecEnv([lambda: env])):
+        with pytest.raises(ValueError, match="eval_env: got the environment that is trained in"):
+            rl.run(model, same, PLAN, tmp_path)
+    adapted = seek()
+    with pytest.raises(ValueError, match="eval_env: got the environment that is trained in"):
+        rl.run(agent("DDPG", env=adapted), rl.VectorEnvAdapter(adapted.env), PLAN, tmp_path)

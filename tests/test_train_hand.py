@@ -28,7 +28,7 @@ def test_the_published_setting() -> None:
     assert run.arguments["gamma"] == pytest.approx(0.98)
     assert run.arguments["target_range"] == pytest.approx([-50, 0])
     assert run.arguments["buffer_size"] >= 19_000_000  # a million for each worker
-    block = configuration(Args(Path("x"), env="HandManipulateBlock-v1", normalize=True))
+    block = configuration(Args(Path("x"), env="HandManipulateBlock-v1", normalize=True, goal_gradient_coef=0.1))
     assert block.arguments["gamma"] == pytest.approx(0.99)
     assert block.goal_gradient == {"normalize": True}
     few = configuration(Args(Path("x"), preset="laptop", num_envs=4, buffer_size=1_050))
