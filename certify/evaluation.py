@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -115,7 +116,11 @@ def certify_dataset(
         raise ValueError(f"question: {type(smoothed.scheme).__name__} is exact, there is nothing to sample")
     if images_per_step is not None:
         check_integer("images_per_step", images_per_step, 1, 10**9)
+    if not 0 <= shard[0] < shard[1]:
+        raise ValueError(f"shard: got {shard}, expected (i, n) with 0 <= i < n")
     chosen = list(range(len(data)) if index is None else index)[shard[0] :: shard[1]]
+    if any(isinstance(i, bool | np.bool_) for i in chosen):
+        raise ValueError("index: got a mask, expected numbers of images, such as mask.nonzero()[0]")
     outside = [i for i in chosen if not 0 <= i < len(data)]
     if outside or len(set(chosen)) < len(chosen):
         wrong = outside[0] if outside else "a number twice"

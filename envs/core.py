@@ -2,8 +2,8 @@
 
 The goal contract is that of gymnasium-robotics, by name and meaning: observations are dictionaries of
 ``observation``, ``achieved_goal`` and ``desired_goal``, and ``compute_reward``, ``compute_terminated`` and
-``compute_truncated`` say what a step to ``achieved_goal`` is worth for any ``desired_goal``, so that hindsight can
-relabel goals. They take arrays with any leading dimensions, [..., goal] -> [...].
+``compute_truncated`` say what a step to ``achieved_goal`` is worth for any ``desired_goal``; hindsight asks the
+first of them. They take arrays with any leading dimensions, [..., goal] -> [...].
 
 Both kinds share :class:`envs.batch.Batch`. Environment i of a vector environment that was reset with seed s goes
 through the same episodes as a single environment that was reset with seed s + i.

@@ -96,7 +96,11 @@ class Task(ABC):
         raise NotImplementedError(f"{type(self).__name__} has rewards only: it knows no success")
 
     def terminated(self, achieved: Array, desired: Array) -> NDArray[np.bool_]:
-        """Whether an episode ends there for a reason other than the time limit: [...]; by default never."""
+        """Whether an episode ends there for a reason other than the time limit: [...]; by default never.
+
+        Hindsight does not ask: a relabelled transition ends where its own episode did, so that values beyond a goal are
+        learned, too. Environments that never end are the simpler choice.
+        """
         return np.zeros(self.leading(achieved, desired), dtype=np.bool_)
 
     def leading(self, achieved: NDArray[Any], desired: NDArray[Any]) -> tuple[int, ...]:

@@ -176,13 +176,13 @@ class GoalConditioned(OffPolicyAlgorithm):
         coef = self.goal_gradient_coef
         if not (isinstance(coef, float | int | np.number) and np.isfinite(coef) and coef >= 0):
             raise ValueError(f"goal_gradient_coef: got {coef!r}, expected a number of at least 0")
-        if self.goal_gradient_coef == 0:
-            return
         if not hasattr(self.goal_gradient, "check"):
             raise ValueError(
                 f"goal_gradient: got {self.goal_gradient!r}, expected what is differentiated, such as "
                 "rl.GoalGradient(...); the coefficient is goal_gradient_coef"
             )
+        if self.goal_gradient_coef == 0:
+            return
         self.goal_gradient.check(self.observation_space, self._vec_normalize_env)
         if getattr(self.policy, "share_features_extractor", False):
             raise ValueError(

@@ -30,7 +30,7 @@ class Args:
     n: int = cli.arg("samples per prediction (sampled schemes)", 10_000)
     alpha: float = cli.arg("failure probability of each result (sampled schemes)", 0.05)
     vote: str = cli.arg("argmax, or e.g. 'ThresholdVote(theta=0.3)'", "argmax")
-    skip: int = cli.arg("take every so-manieth image", 1)
+    skip: int = cli.arg("take every N-th image", 1)
     max: int | None = cli.arg("stop after this many images", None)
     shard: str = cli.arg("i/n: do part i (from 0) of n; the parts may run anywhere and share OUT", "0/1")
     batch_size: int | None = cli.arg("copies per forward pass, by default from the model's size", None)

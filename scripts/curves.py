@@ -27,6 +27,7 @@ def draw(axis: Any, runs: list[Run], found: list[AttackRun]) -> None:
     ends = [run.rows["radius"][run.rows["correct"] > 0] for run in runs] + [a.rows["verified"] for a in found]
     right = 1.05 * max(float(each[np.isfinite(each)].max(initial=0)) for each in ends) or 1.0
     threat = (runs or found)[0].threat
+    whole = threat.startswith(("l0", "patch (side", "poisoning"))
     # one color per classifier, for its certificates and for the attacks on it
     color = {key: f"C{i % 10}" for i, key in enumerate(dict.fromkeys(_classifier(each) for each in (*runs, *found)))}
     for run in runs:
@@ -35,7 +36,7 @@ def draw(axis: Any, runs: list[Run], found: list[AttackRun]) -> None:
         values = metrics.certified_accuracy(correct, radius, grid)
         # Certified accuracy falls just after each radius that some image reaches; where radii are whole numbers, half
         # way to the next one, so that each can be read off.
-        last = grid + 0.5 if threat.startswith(("l0", "patch (side", "poisoning")) else grid
+        last = grid + 0.5 if whole else grid
         label = textwrap.fill(run.name, 64)
         axis.step(
             [0, *last, last[-1]], [values[0], *values, 0], where="pre", color=color[_classifier(run)], label=label
@@ -48,6 +49,8 @@ def draw(axis: Any, runs: list[Run], found: list[AttackRun]) -> None:
     axis.set(xlabel=f"radius, {threat}", ylim=(0, 1.02), title="" if guaranteed else NOT_CERTIFIED)
     axis.set(ylabel=f"accuracy, {kind} (solid) and under attack" if found else f"{kind} accuracy")
     axis.set_xlim(0, right if found else None)
+    if whole:
+        axis.locator_params(axis="x", integer=True)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7)
 

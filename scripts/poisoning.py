@@ -42,7 +42,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from certify.data import Dataset, load
+from certify.data import Dataset, both_parts, load
 from certify.files import write_atomically
 from certify.poisoning import Ensemble, TrainingLabels, TrainingSamples, count_votes
 from certify.poisoning.features import FILE, load_features
@@ -92,7 +92,7 @@ class Args:
     workers: int = cli.arg("processes (train, vote)", 1)
     ray: str | None = cli.arg("address of a Ray cluster, auto, or local for one of so many workers (train, vote)", None)
     split: Literal["test", "train"] = cli.arg("images to predict (vote, certify)", "test")
-    skip: int = cli.arg("take every so-manieth image (vote)", 1)
+    skip: int = cli.arg("take every N-th image (vote)", 1)
     max: int | None = cli.arg("stop after this many images (vote)", None)
     method: Literal["plurality", "run-off"] = cli.arg("how votes make a prediction (certify)", "plurality")
     threat: Literal["samples", "labels"] | None = cli.arg(
@@ -122,6 +122,8 @@ def train(args: Args) -> None:
     cli.check_device(args.device)
     executor = poisoning_inputs.executor_of(args.workers, args.ray, args.device)
     features = None if args.features is None else load_features(args.features)
+    if args.step == "all":  # what is voted on in the end fits
+        both_parts(args.data, args.data_root)
     read = load(args.data, "train", args.data_root)
     ensemble = ensemble_of(args, poisoning_inputs.classes_of(read))
     if args.step == "all":  # nothing is trained that cannot be certified in the end

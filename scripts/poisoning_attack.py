@@ -44,7 +44,7 @@ class Args:
     learner: str = cli.arg("see scripts.poisoning", "Network('linear', steps=60, batch_size=32)")
     attack: Literal["insert", "flip"] = cli.arg("samples inserted, or labels flipped", "insert")
     sizes: list[int] = cli.arg("numbers of samples or labels", [0, 2, 5, 10, 15, 20, 25])
-    skip: int = cli.arg("take every so-manieth test image", 7)
+    skip: int = cli.arg("take every N-th test image", 7)
     max: int = cli.arg("stop after this many images", 20)
     data_root: Path | None = cli.arg("folder of the data sets, by default $CERTIFY_DATA or ./data", None)
 

@@ -112,8 +112,8 @@ def known_results(catalogue: Catalogue, entry: Entry, args: Args) -> dict[str, R
     """Results by budget: from rows on disk if they have all that is kept, else as they are kept."""
     found: dict[str, Result] = {}
     kept = results.read_all(catalogue, args.results).get(entry.name, {})
-    for budget in catalogue.budgets(entry):
-        own = results.on_disk(catalogue, entry, budget, args.runs)
+    for budget in results.KEPT:
+        own = None if budget not in catalogue.budgets(entry) else results.on_disk(catalogue, entry, budget, args.runs)
         if own is not None and (budget not in kept or own.runs.keys() >= kept[budget].runs.keys()):
             found[budget] = own
         elif budget in kept:

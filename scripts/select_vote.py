@@ -35,7 +35,7 @@ class Args:
     votes: list[str] = cli.arg("top1, or theta=... for a threshold", ["top1", "theta=0.2", "theta=0.3", "theta=0.4"])
     patch: str = cli.arg("size of the patch, such as 5 or 3x7", "5")
     bound: Literal["location", "published"] = cli.arg("certificate", "location")
-    skip: int = cli.arg("take every so-manieth image", 1)
+    skip: int = cli.arg("take every N-th image", 1)
     max: int | None = cli.arg("stop after this many images", None)
     shard: str = cli.arg("i/n: validate on part i (from 0) of n of the test images; others are reported", "0/2")
     batch_size: int | None = cli.arg("copies per forward pass, by default from the model's size", None)

@@ -27,7 +27,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from certify.data import Dataset, load
+from certify.data import Dataset, both_parts
 from certify.models import PARTITION_MLP, DenoisedSpec, ModelSpec
 from certify.scheme import Scheme
 from certify.training import EpochResult, Trainer, TrainingConfig, base_accuracy, copy_statistics, load_checkpoint
@@ -176,7 +176,7 @@ def main(args: Args) -> None:
     cli.check_device(args.device)
     check_options(args)
     scheme = parse_scheme(args.scheme)
-    train = load(args.data, "train", args.data_root)
+    train, test = both_parts(args.data, args.data_root)
     config = TrainingConfig(
         epochs=args.epochs,
         batch_size=args.batch_size,
@@ -205,7 +205,7 @@ def main(args: Args) -> None:
     )
     trainer = Trainer(train, scheme, model_of(args, scheme, train), config, args.out, device=args.device)
     run(trainer, resume=args.resume)
-    print_accuracy(trainer, load(args.data, "test", args.data_root))
+    print_accuracy(trainer, test)
 
 
 if __name__ == "__main__":

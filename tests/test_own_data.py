@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from certify.data import check_files, load
+from certify.data import Dataset, check_files, load
 from certify.results import read_config, read_rows
 from scripts import certify as certify_script
 from scripts import poisoning as poisoning_script
@@ -203,3 +203,27 @@ def test_no_certificate_where_a_poisoned_label_makes_a_class(tmp_path, step):
     with pytest.raises(ValueError, match=r"one poisoned sample changes all models.*npz\(\.\.\., classes=10\)"):
         poisoning_script.main(poisoning_script.Args(step, tmp_path / "ensemble", **options))
     assert not (tmp_path / "ensemble").exists()
+
+
+def test_parts_that_do_not_fit_are_found_before_training(tmp_path):
+    name = save(tmp_path / "mine.npz", test_images=np.zeros((12, 16, 16), dtype=np.uint8))
+    args: Any = train_script.Args(out=tmp_path / "run", data=name, scheme="DeterministicAblation(alpha=2)", epochs=1)
+    with pytest.raises(ValueError, match=r"images \(1, 8, 8\) to train with, and 3 and \(1, 16, 16\) to test"):
+        train_script.main(args)
+    options: dict[str, Any] = {"partition": "ContentHash(5)", "learner": "NearestNeighbors(1)"}
+    with pytest.raises(ValueError, match=r"\(1, 16, 16\) to test"):
+        poisoning_script.main(
+            poisoning_script.Args("all", tmp_path / "models", data=name.replace(")", ", classes=3)"), **options)
+        )
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "models").exists()
+
+
+def test_data_in_memory_are_checked():
+    labels = torch.zeros(8, dtype=torch.int64)
+    images = torch.rand(8, 1, 8, 8)
+    images[3, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="got image 3 with values that are NaN or outside"):
+        Dataset("mine", "test", images, labels, 2)
+    with pytest.raises(ValueError, match="looks like channels last"):
+        Dataset("mine", "test", torch.zeros(8, 8, 8, 3, dtype=torch.uint8), labels, 2)

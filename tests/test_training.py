@@ -170,10 +170,18 @@ def test_diverging_training_keeps_the_last_good_state(tmp_path):
 
 def test_resume_refuses_other_settings(tmp_path):
     trainer(tmp_path).run()
-    with pytest.raises(ValueError, match="was made with config"):
+    with pytest.raises(ValueError, match=rf"was made with lr = {CONFIG.lr}, not 0\.01; resume with the same"):
         trainer(tmp_path, replace(CONFIG, lr=0.01)).load_state()
     with pytest.raises(ValueError, match="was made with scheme"):
         trainer(tmp_path, scheme=RandomizedAblation(21)).load_state()
+
+
+def test_resume_refuses_other_data(tmp_path):
+    trainer(tmp_path).run()
+    changed = trainer(tmp_path)
+    changed.data = replace(changed.data, labels=changed.data.labels.roll(1))
+    with pytest.raises(ValueError, match="was made with data_sha256 = "):
+        changed.load_state()
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, 5000])

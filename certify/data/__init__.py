@@ -6,7 +6,7 @@ usual folders. Your own: ``from_torch`` for any map-style data set of PyTorch, o
 name ``npz(path='mine.npz')``, ``folder(path='mine', size=32)``.
 """
 
-from certify.data.datasets import DATASETS, Dataset, check_files, default_root, load
+from certify.data.datasets import DATASETS, Dataset, both_parts, check_files, default_root, load
 from certify.data.mapped import from_torch
 
-__all__ = ["DATASETS", "Dataset", "check_files", "default_root", "from_torch", "load"]
+__all__ = ["DATASETS", "Dataset", "both_parts", "check_files", "default_root", "from_torch", "load"]

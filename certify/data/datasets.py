@@ -22,7 +22,7 @@ from certify.data.moving import CLASSES, moving_shapes
 from certify.data.own import check_labels, class_folders, image_size, npz_file, read_folder, read_npz
 from certify.data.points import SHAPES, shapes
 from certify.data.videos import FolderClips, Sampling, video_files
-from certify.images import Shape
+from certify.images import Shape, channels_first
 
 Split = Literal["train", "test"]
 
@@ -78,6 +78,18 @@ class Dataset:
             raise ValueError(
                 f"{self.name}: got images {tuple(self.images.shape)}, expected [N, C, H, W], or clips [N, C, T, H, W]"
             )
+        if isinstance(self.images, Tensor) and self.images.ndim == 4 and not channels_first(self.images.shape[1:]):
+            raise ValueError(
+                f"{self.name}: got images {tuple(self.images.shape)}, which looks like channels last; expected "
+                "[N, C, H, W], use images.permute(0, 3, 1, 2)"
+            )
+        if isinstance(self.images, Tensor) and self.images.is_floating_point():
+            legal = ((self.images >= 0) & (self.images <= 1)).flatten(1).all(1)
+            if not legal.all():
+                raise ValueError(
+                    f"{self.name}: got image {int(legal.int().argmin())} with values that are NaN or outside of "
+                    "[0, 1]; scale the data first"
+                )
         if len(self.images) != len(self.labels) or len(self.labels) == 0:
             raise ValueError(f"{self.name}: got {len(self.images)} images and {len(self.labels)} labels")
         low, high = int(self.labels.min()), int(self.labels.max())
@@ -296,6 +308,17 @@ def load(name: str, split: Split, root: str | Path | None = None) -> Dataset:
     except TypeError as error:
         raise ValueError(f"data set: got {name!r}, expected options as in {known}({_WITH_OPTIONS[known]})") from error
     return replace(data, name=f"{known}({', '.join(f'{key}={value!r}' for key, value in options.items())})")
+
+
+def both_parts(name: str, root: str | Path | None = None) -> tuple[Dataset, Dataset]:
+    """The training and the test part; raises unless they fit together, before anything is made of the first."""
+    train, test = load(name, "train", root), load(name, "test", root)
+    if train.shape != test.shape or train.num_classes != test.num_classes:
+        raise ValueError(
+            f"{train.name}: got {train.num_classes} classes and images {train.shape} to train with, and "
+            f"{test.num_classes} and {test.shape} to test; expected the same"
+        )
+    return train, test
 
 
 def check_files(name: str, root: str | Path | None = None) -> None:

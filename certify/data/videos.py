@@ -41,7 +41,7 @@ class Sampling:
 
     Attributes:
         frames: of a clip.
-        stride: take every so-manieth frame.
+        stride: take every N-th frame.
         size: height and width of the result.
         resize: if given, the shorter side is first resized to this and the centre is cropped; otherwise the whole
             frame is resized to ``size``, bilinearly.

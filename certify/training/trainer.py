@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import MISSING, asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +150,9 @@ class Trainer:
                 on_step(self.epoch, step)
         loss_mean = loss_sum.item() / len(self.data)
         if not math.isfinite(loss_mean):
+            safe = f"The state after the epoch before is safe in {self.state_path}" if self.epoch else "Nothing is lost"
             raise FloatingPointError(
-                f"training diverged in epoch {self.epoch} (loss {loss_mean}); lower lr (now {config.lr}). "
-                f"The state after the epoch before is safe in {self.state_path}"
+                f"training diverged in epoch {self.epoch} (loss {loss_mean}); lower lr (now {config.lr}). {safe}"
             )
         return EpochResult(self.epoch, loss_mean, right.item() / len(self.data))
 
@@ -218,10 +219,12 @@ class Trainer:
         defaults = {field.name: field.default for field in fields(TrainingConfig) if field.default is not MISSING}
         header["config"] = defaults | header.get("config", {})  # it may be older than some of the settings
         for name, value in self._identity().items():
-            if header.get(name) != value:
+            there = header.get(name, value if name == "data_sha256" else None)  # it may be older than that
+            if there != value:
+                what = _difference(there, value) if isinstance(there, dict) else f"{name} = {there}, not {value}"
                 raise ValueError(
-                    f"{self.state_path}: was made with {name} = {header.get(name)}, not {value}; "
-                    "resume with the same settings, or train in another folder"
+                    f"{self.state_path}: was made with {what}; resume with the same settings and data, or train in "
+                    "another folder"
                 )
         self.module.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         state: dict[int, dict[str, Tensor]] = {}
@@ -233,14 +236,25 @@ class Trainer:
         self.epoch = header["epoch"]
         self.history = [EpochResult(**result) for result in header["history"]]
 
+    @cached_property
+    def _checksum(self) -> str:
+        return self.data.checksum()
+
     def _identity(self) -> dict[str, Any]:
         """What two parts of one run must have in common, as JSON values."""
         return {
             "model": json.loads(json.dumps(asdict(self.spec))),
             "scheme": scheme_text(self.scheme),
             "dataset": self.data.name,
+            "data_sha256": self._checksum,
             "config": asdict(self.config),
         }
+
+
+def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """What is other in two settings: ``epochs = 30, not 31``."""
+    names = [name for name in there | here if there.get(name) != here.get(name)]
+    return ", ".join(f"{name} = {there.get(name)}, not {here.get(name)}" for name in names)
 
 
 def _optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
