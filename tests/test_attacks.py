@@ -239,9 +239,12 @@ def test_oracle_uses_the_samples_of_predict_and_others_to_verify():
     x, index = torch.full((1, 1, 2, 2), 99, dtype=torch.uint8), torch.tensor([77])
     oracle = Oracle(smoothed, x, torch.zeros(1, dtype=torch.int64), index=index)
     which = torch.zeros(1, dtype=torch.int64)
+    smoothed.predict(x, index=index)  # also checks the classifier
+    seen.clear()
     smoothed.predict(x, index=index)
     oracle.classes(x, which)
     oracle.fresh(x, which)
+    assert len(seen) == 3
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[1], seen[2])
 
