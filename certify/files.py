@@ -34,6 +34,16 @@ def create_atomically(path: Path, data: bytes) -> bool:
     return True
 
 
+def check_writable(folder: Path) -> None:
+    """Raise ``ValueError`` unless files can be made in ``folder``: before work whose results would be lost."""
+    probe = folder / f".probe.{os.getpid()}.tmp"
+    try:
+        write_atomically(probe, b"")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"out: cannot write to {folder} ({error.strerror or error}); choose another folder") from error
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data`` in one step: afterwards it holds the old or the new content, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)

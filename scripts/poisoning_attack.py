@@ -25,7 +25,7 @@ from torch import Tensor
 
 from certify.attacks.poisoning import amounts_up_to, best_plan, near_copies, nearest_in_parts
 from certify.data import load
-from certify.files import write_atomically
+from certify.files import check_writable, write_atomically
 from certify.poisoning import ContentHash, Ensemble, TrainingLabels, TrainingSamples, count_votes
 from certify.poisoning.job import read_ensemble
 from certify.scheme import Certified
@@ -175,6 +175,7 @@ def plot(lines: list[dict[str, Any]], args: Args, path: Path) -> None:
 def main(args: Args) -> None:
     if not args.sizes or min(args.sizes) < 0 or args.skip < 1 or args.max < 1:
         raise ValueError(f"sizes, skip, max: got {args.sizes}, {args.skip}, {args.max}, expected numbers of at least 1")
+    check_writable(args.out)
     lines = attack(args)
     print(f"{args.attack}: accuracy under attack, {args.data}, {args.partition}, {args.learner}")
     print(f"{'size':>6}{'one model':>12}{'partitions':>12}{'certified':>12}")

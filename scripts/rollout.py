@@ -17,7 +17,7 @@ import gymnasium
 from numpy.typing import NDArray
 from PIL import Image
 
-from certify.files import write_atomically
+from certify.files import check_writable, write_atomically
 from rl.checkpoint import load_checkpoint
 from rl.training import STATE
 from scripts import cli
@@ -110,6 +110,7 @@ def check_rendering(env: gymnasium.Env[Any, Any]) -> None:
 
 def main(args: Args) -> None:
     out, run = check(args), read_run(args.run)
+    check_writable(out.parent)
     with ExitStack() as stack:  # simulations may have a window or processes
         env = gymnasium.make(run.env, render_mode="rgb_array", **run.env_arguments)
         stack.callback(env.close)

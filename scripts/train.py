@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Literal
 
 from certify.data import Dataset, both_parts
+from certify.files import check_writable
 from certify.models import PARTITION_MLP, DenoisedSpec, ModelSpec
 from certify.scheme import Scheme
 from certify.training import EpochResult, Trainer, TrainingConfig, base_accuracy, copy_statistics, load_checkpoint
@@ -146,6 +147,7 @@ def run(trainer: Trainer, *, resume: bool) -> None:
         )
     if resume and trainer.state_path.exists():
         trainer.load_state()
+    check_writable(trainer.folder)
     steps = trainer.steps_per_epoch
     with cli.progress() as bar:
         total, done = trainer.config.epochs * steps, trainer.epoch * steps

@@ -227,3 +227,14 @@ def test_data_in_memory_are_checked():
         Dataset("mine", "test", images, labels, 2)
     with pytest.raises(ValueError, match="looks like channels last"):
         Dataset("mine", "test", torch.zeros(8, 8, 8, 3, dtype=torch.uint8), labels, 2)
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_training(tmp_path):
+    (tmp_path / "file").write_text("here already")
+    for out in (tmp_path / "file", tmp_path / "file/run"):
+        args: Any = train_script.Args(
+            out=out, data=save(tmp_path / "mine.npz"), scheme="DeterministicAblation(alpha=2)"
+        )
+        args.epochs = 10**9  # forever
+        with pytest.raises(ValueError, match=r"out: cannot write to .*file.* choose another folder"):
+            train_script.main(args)
