@@ -125,9 +125,9 @@ class HerReplayBuffer(StockHerReplayBuffer):
         places = np.concatenate([drawn[relabelled:], drawn[:relabelled]])  # real transitions come first
         real = batch_size - relabelled
 
-        observations = {key: self._at(values, places) for key, values in self.observations.items()}
-        next_observations = {key: self._at(values, places) for key, values in self.next_observations.items()}
-        rewards = self._at(self.rewards, places)
+        observations = {key: self._gathered(values, places) for key, values in self.observations.items()}
+        next_observations = {key: self._gathered(values, places) for key, values in self.next_observations.items()}
+        rewards = self._gathered(self.rewards, places)
         if relabelled:
             steps, envs = np.divmod(places[real:], self.n_envs)
             goals = self._sample_goals(steps, envs)
@@ -137,7 +137,7 @@ class HerReplayBuffer(StockHerReplayBuffer):
         dones = _at(self.dones, places) * (1 - _at(self.timeouts, places))
         return DictReplayBufferSamples(
             observations=self._tensors(self._normalize_obs(observations, env)),  # type: ignore[arg-type]
-            actions=self._tensor(self._at(self.actions, places)),
+            actions=self._tensor(self._gathered(self.actions, places)),
             next_observations=self._tensors(self._normalize_obs(next_observations, env)),  # type: ignore[arg-type]
             dones=self._tensor(dones)[:, None],
             rewards=self._tensor(self._normalize_reward(rewards, env))[:, None],
@@ -160,7 +160,7 @@ class HerReplayBuffer(StockHerReplayBuffer):
             )
         return rewards.reshape(len(steps))
 
-    def _at(self, values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    def _gathered(self, values: np.ndarray, places: np.ndarray) -> np.ndarray:
         """A copy of the entries at flat places (step, environment), on its way to the device."""
         return rows(values.reshape(-1, *values.shape[2:]), places, self.device)
 

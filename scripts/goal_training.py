@@ -225,16 +225,19 @@ def check(args: RunArgs) -> None:
         cli.check_device(args.device)
 
 
+def _other(there: Run, run_: Run) -> list[str]:
+    """What differs; a run may be made longer."""
+    there = replace(there, plan=there.plan | {"steps": run_.plan["steps"]})
+    return [name for name, value in vars(there).items() if value != vars(run_)[name]]
+
+
 def check_folder(run_: Run, folder: Path, *, resume: bool) -> None:
     """Raise if the folder holds a run that this one would overwrite, or cannot continue."""
     if not holds_run(folder):
         return
     if not resume:
         raise ValueError(f"{folder}: holds a run; add --resume to continue it, or choose another folder")
-    there = read_run(folder)
-    there = replace(there, plan=there.plan | {"steps": run_.plan["steps"]})  # a run may be made longer
-    if there != run_:
-        names = [name for name in vars(run_) if vars(run_)[name] != vars(there)[name]]
+    if names := _other(read_run(folder), run_):
         raise ValueError(f"{folder}: holds a run with other {', '.join(names)}; choose another folder")
 
 
@@ -242,9 +245,7 @@ def check_siblings(run_: Run, out: Path) -> None:
     """Raise if other seeds in the folder are of another method: they would be taken for one."""
     for folder in sorted(out.glob("seed-*")):
         if holds_run(folder) and (folder / "config.json").exists():
-            there = read_run(folder)
-            there = replace(there, plan=there.plan | {"steps": run_.plan["steps"]}, seed=run_.seed)
-            names = [name for name, value in vars(there).items() if value != vars(run_)[name]]
+            names = _other(replace(read_run(folder), seed=run_.seed), run_)
             if names:
                 raise ValueError(f"{folder}: holds a run with other {', '.join(names)}; choose another folder")
 

@@ -122,9 +122,8 @@ def train(args: Args) -> None:
     cli.check_device(args.device)
     executor = poisoning_inputs.executor_of(args.workers, args.ray, args.device)
     features = None if args.features is None else load_features(args.features)
-    if args.step == "all":  # what is voted on in the end fits
-        both_parts(args.data, args.data_root)
-    read = load(args.data, "train", args.data_root)
+    # what is voted on in the end fits
+    read = both_parts(args.data, args.data_root)[0] if args.step == "all" else load(args.data, "train", args.data_root)
     ensemble = ensemble_of(args, poisoning_inputs.classes_of(read))
     if args.step == "all":  # nothing is trained that cannot be certified in the end
         ensemble.check_certificate(args.method, THREATS[args.threat])
