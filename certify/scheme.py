@@ -233,8 +233,8 @@ class SampledScheme(Scheme):
         counts: Tensor,
         alpha: float,
         *,
+        n: int,
         shape: Shape | None = None,
-        n: int | None = None,
         bounds: Bounds = "one-sided",
         uniforms: Tensor | None = None,
     ) -> Certified:
@@ -247,9 +247,9 @@ class SampledScheme(Scheme):
             selection_counts: int64 ``[B, C]`` votes of the samples that choose the class.
             counts: int64 ``[B, C]`` votes of *other*, fresh samples, which bound its probability.
             alpha: failure probability, in (0, 1).
+            n: number of samples behind ``counts``, those included that voted for no class: it cannot be read from
+                the votes. No copy may vote for two: p > 1/2 must mean that no other class has more.
             shape: of one image (C, H, W), for schemes whose radius depends on the number of pixels.
-            n: number of samples behind ``counts``; by default the number of votes, which is right if every copy
-                votes for a class. No copy may vote for two: p > 1/2 must mean that no other class has more.
             bounds: ``"one-sided"`` bounds the chosen class from below and leaves the rest to one rival
                 (randomized ablation: Corollary 1); ``"simultaneous"`` bounds every class (Corollary 2).
             uniforms: float64 ``[B, C]``: use randomized Clopper-Pearson bounds, see
@@ -265,30 +265,18 @@ class SampledScheme(Scheme):
                 f"expected that of counts, {tuple(counts.shape)}"
             )
         selected = selection_counts.argmax(1)
-        samples = _sample_size(counts) if n is None else n
-        if (counts.sum(1) > samples).any():
+        check_integer("n", n, 1)
+        if (counts.sum(1) > n).any():
             raise ValueError(
-                f"counts: got {counts.sum(1).max().item()} votes of n = {samples} samples, expected at most n"
+                f"counts: got {counts.sum(1).max().item()} votes of n = {n} samples, expected at most n"
             )
         if bounds == "one-sided":
             own = None if uniforms is None else uniforms.gather(1, selected[:, None])[:, 0]
-            p_lower = confidence.lower_bound(counts.gather(1, selected[:, None])[:, 0], samples, alpha, uniforms=own)
+            p_lower = confidence.lower_bound(counts.gather(1, selected[:, None])[:, 0], n, alpha, uniforms=own)
             p_upper = 1 - p_lower
         elif bounds == "simultaneous":
-            p_lower, p_upper = confidence.simultaneous_bounds(counts, selected, samples, alpha, uniforms=uniforms)
+            p_lower, p_upper = confidence.simultaneous_bounds(counts, selected, n, alpha, uniforms=uniforms)
         else:
             raise ValueError(BAD_BOUNDS.format(bounds))
         radius = self.radius(p_lower, p_upper, shape=shape).to(torch.float64)
         return Certified(torch.where(radius >= 0, selected, -1), radius, self.threat, p_lower)
-
-
-def _sample_size(counts: Tensor) -> int:
-    totals = counts.sum(1)
-    if totals.numel() == 0:
-        return 1
-    if (totals != totals[0]).any():
-        raise ValueError(
-            f"counts: got between {totals.min().item()} and {totals.max().item()} votes per image; "
-            "pass n=, the number of samples, if copies may vote for no class or for several"
-        )
-    return int(totals[0])

@@ -92,7 +92,7 @@ def certified_radius(p_lower: Fraction, others: Sequence[Fraction], top_k: int, 
     return _radius(own, [_floor_times(p, total) for p in sorted(others)[-top_k:]], total, touched)
 
 
-def label_bounds(counts: Tensor, k: int, alpha: float, n: int | None = None) -> tuple[Tensor, Tensor]:
+def label_bounds(counts: Tensor, k: int, alpha: float, n: int) -> tuple[Tensor, Tensor]:
     """Bounds that hold for all labels at once (SimuEM), after checking the arguments: float64 ``[B, C]`` each.
 
     Args: as those of :func:`certify_counts`.
@@ -100,18 +100,14 @@ def label_bounds(counts: Tensor, k: int, alpha: float, n: int | None = None) -> 
     check_counts(counts)
     check_alpha(alpha)
     check_integer("k (predicted labels)", k, 1, counts.shape[1] - 1)
-    totals = counts.sum(1)
-    samples = int(totals.max()) if n is None else n
-    if (totals > samples).any() or (n is None and (totals != samples).any()):
-        raise ValueError(
-            f"counts: got {int(totals.min())} to {int(totals.max())} votes per image, expected n in each; pass n= if "
-            "some copies vote for no class"
-        )
+    check_integer("n", n, 1)
+    if (counts.sum(1) > n).any():
+        raise ValueError(f"counts: got {counts.sum(1).max().item()} votes of n = {n} samples, expected at most n")
     share = alpha / counts.shape[1]
-    return lower_bound(counts, samples, share), upper_bound(counts, samples, share)
+    return lower_bound(counts, n, share), upper_bound(counts, n, share)
 
 
-def certify_counts(counts: Tensor, k: int, d: int, e: int, alpha: float, *, n: int | None = None) -> TopKCertified:
+def certify_counts(counts: Tensor, k: int, d: int, e: int, alpha: float, *, n: int) -> TopKCertified:
     """Certified radii of all labels from the votes of randomized ablation.
 
     Guarantee: for each image and each label (fixed before looking at the votes, as the true label is), with probability
@@ -124,7 +120,7 @@ def certify_counts(counts: Tensor, k: int, d: int, e: int, alpha: float, *, n: i
         d: number of pixels.
         e: number of retained pixels.
         alpha: failure probability, in (0, 1).
-        n: number of ablations behind ``counts``, by default the number of votes.
+        n: number of ablations behind ``counts``, those included that voted for no class.
     """
     check_integer("e (retained pixels)", e, 1, d)
     lower, upper = label_bounds(counts, k, alpha, n)

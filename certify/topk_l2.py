@@ -22,7 +22,7 @@ _FARTHEST = 64.0  # standard deviations
 
 
 def certify_counts(
-    counts: Tensor, k: int, scheme: GaussianScheme, alpha: float, *, shape: Shape | None = None, n: int | None = None
+    counts: Tensor, k: int, scheme: GaussianScheme, alpha: float, *, n: int, shape: Shape | None = None
 ) -> TopKCertified:
     """Certified radii of all labels from the votes of Gaussian noise.
 
@@ -35,8 +35,8 @@ def certify_counts(
         k: number of predicted labels, 1 <= k < C.
         scheme: that made the copies.
         alpha: failure probability, in (0, 1).
+        n: number of copies behind ``counts``, those included that voted for no class.
         shape: of one image, for schemes whose radius depends on it.
-        n: number of copies behind ``counts``, by default the number of votes.
     """
     lower, upper = label_bounds(counts, k, alpha, n)
     radius = certified_radius(lower, upper, k, scheme.slip(shape))

@@ -54,8 +54,8 @@ def test_simultaneous_bounds_certify_what_one_sided_cannot():
     scheme = RandomizedAblation(5)
     selection = torch.tensor([[60] + [4] * 10])
     counts = torch.tensor([[4500] + [550] * 10])
-    one = scheme.certify_counts(selection, counts, 0.05, shape=(1, 10, 10))
-    both = scheme.certify_counts(selection, counts, 0.05, shape=(1, 10, 10), bounds="simultaneous")
+    one = scheme.certify_counts(selection, counts, 0.05, n=10_000, shape=(1, 10, 10))
+    both = scheme.certify_counts(selection, counts, 0.05, n=10_000, shape=(1, 10, 10), bounds="simultaneous")
     assert (one.prediction.item(), one.radius.item()) == (-1, -1)
     assert both.prediction.item() == 0
     assert both.radius.item() == 3
@@ -124,7 +124,7 @@ def test_certificates_fail_at_most_as_often_as_alpha():
     def votes(total: int) -> torch.Tensor:
         return torch.from_numpy(generator.multinomial(total, [needed - 1e-9, 1 - needed + 1e-9], runs))
 
-    result = scheme.certify_counts(votes(50), votes(n), alpha, shape=shape)
+    result = scheme.certify_counts(votes(50), votes(n), alpha, n=n, shape=shape)
     wrong = (result.radius >= 2).double().mean().item()
     assert 0 < wrong <= alpha + 3 * math.sqrt(alpha * (1 - alpha) / runs)
 
@@ -189,4 +189,4 @@ def test_wrong_number_of_channel_values():
 def test_radius_needs_the_shape():
     counts = torch.tensor([[90, 10]])
     with pytest.raises(ValueError, match="shape"):
-        RandomizedAblation(2).certify_counts(counts.clone(), counts, 0.05)
+        RandomizedAblation(2).certify_counts(counts.clone(), counts, 0.05, n=100)

@@ -127,4 +127,4 @@ def test_keep_out_of_range():
 def test_radius_needs_the_shape():
     counts = torch.tensor([[90, 10]])
     with pytest.raises(ValueError, match="shape: Bernoulli ablation needs"):
-        BernoulliAblation(2).certify_counts(counts.clone(), counts, 0.05)
+        BernoulliAblation(2).certify_counts(counts.clone(), counts, 0.05, n=100)

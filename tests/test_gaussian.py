@@ -72,7 +72,11 @@ def test_certificates_from_votes():
     """The radius of Cohen et al. from their example: 99,000 of 100,000 votes at sigma 0.5."""
     scheme = GaussianNoise(0.5)
     result = scheme.certify_counts(
-        torch.tensor([[1, 99], [50, 50]]), torch.tensor([[1000, 99_000], [49_000, 51_000]]), 0.001, shape=(3, 32, 32)
+        torch.tensor([[1, 99], [50, 50]]),
+        torch.tensor([[1000, 99_000], [49_000, 51_000]]),
+        0.001,
+        n=100_000,
+        shape=(3, 32, 32),
     )
     assert result.prediction.tolist() == [1, -1]
     assert result.radius[0] == pytest.approx(0.5 * 2.3099, abs=0.02)

@@ -375,7 +375,7 @@ def test_report_of_certified_top_k_accuracy(tmp_path, checkpoints, capsys):
     assert (tmp_path / "a/certified_accuracy.png").exists()
     stored = read_votes(tmp_path / "a")
     for summary, k in zip(summaries[1:], (1, 3), strict=True):
-        radius = certify_counts(stored.votes.counts, k, 64, 20, 0.05).radius_of(stored.label)
+        radius = certify_counts(stored.votes.counts, k, 64, 20, 0.05, n=stored.votes.n).radius_of(stored.label)
         expected = certified_top_k_accuracy(radius.numpy(), arguments["radii"])
         assert summary["certified_accuracy"] == pytest.approx(expected.tolist())
         order = stored.votes.counts.argsort(dim=1, descending=True, stable=True)[:, :k]

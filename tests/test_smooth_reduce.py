@@ -298,7 +298,7 @@ def test_the_printed_rule_is_marked_wherever_it_shows():
     scheme = SmoothReduce(0.25, 4, count=2, noise="patch", as_printed=True)
     assert scheme.threat == Unproven(L2(), "as printed")
     assert str(scheme.threat) == "l2, NOT certified (as printed)"
-    result = scheme.certify_counts(torch.tensor([[9, 1]]), torch.tensor([[99, 1]]), 0.01, shape=(1, 4, 4))
+    result = scheme.certify_counts(torch.tensor([[9, 1]]), torch.tensor([[99, 1]]), 0.01, n=100, shape=(1, 4, 4))
     assert not result.guaranteed
     with pytest.raises(ValueError, match="nothing is certified"):
         result.certified_at(0.1)

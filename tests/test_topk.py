@@ -177,7 +177,7 @@ def test_all_labels_are_certified_as_one_by_one(data):
 
 def test_counts_are_bounded_simultaneously():
     counts = torch.tensor([[9_000, 700, 300, 0], [100, 4_000, 3_900, 2_000]])
-    top_1, top_2 = certify_counts(counts, 1, 784, 45, 0.05), certify_counts(counts, 2, 784, 45, 0.05)
+    top_1, top_2 = (certify_counts(counts, k, 784, 45, 0.05, n=10_000) for k in (1, 2))
     assert (top_2.radius >= top_1.radius).all()
     assert top_1.radius[0].tolist() == [8, -1, -1, -1]
     assert top_1.radius[1].tolist() == [-1, -1, -1, -1]
@@ -192,7 +192,7 @@ def test_failures_are_rarer_than_alpha():
     delta = 1 - Fraction(math.comb(d - 2, e), math.comb(d, e))
     p = float(Fraction(1, 2) + delta) - 1e-9
     counts = torch.from_numpy(np.random.default_rng(0).multinomial(n, [p, 1 - p], runs))
-    claimed = (certify_counts(counts, 1, d, e, alpha).radius[:, 0] >= 2).double().mean().item()
+    claimed = (certify_counts(counts, 1, d, e, alpha, n=n).radius[:, 0] >= 2).double().mean().item()
     assert claimed <= alpha
 
 
@@ -201,7 +201,7 @@ def test_imagenet_size():
     counts = torch.zeros(1, 1000, dtype=torch.int64)
     counts[0, :200] = torch.arange(200, 0, -1)
     counts[0, 0] += 100_000 - int(counts.sum())
-    result = certify_counts(counts, 5, 50_176, 1_000, 0.001)
+    result = certify_counts(counts, 5, 50_176, 1_000, 0.001, n=100_000)
     assert len(str(math.comb(50_176, 1_000))) > 2_000
     assert result.radius[0, 0] > 20
     assert (result.radius[0, 1:].diff() <= 0).all()
@@ -229,10 +229,11 @@ def test_pixels_of_an_l2_radius():
         ({"k": 3}, r"k .*: got 3, expected an integer in \[1, 2\]"),
         ({"e": 65}, r"e .*: got 65, expected an integer in \[1, 64\]"),
         ({"alpha": 0.0}, "alpha"),
-        ({"n": 5}, "expected n in each"),
+        ({"n": 5}, "got 10 votes of n = 5 samples, expected at most n"),
+        ({"n": 10.0}, "n: got 10.0, expected an integer"),
     ],
 )
 def test_bad_input(options, message):
-    arguments = {"counts": torch.tensor([[5, 3, 2]]), "k": 1, "d": 64, "e": 5, "alpha": 0.05} | options
+    arguments = {"counts": torch.tensor([[5, 3, 2]]), "k": 1, "d": 64, "e": 5, "alpha": 0.05, "n": 10} | options
     with pytest.raises(ValueError, match=message):
         certify_counts(**arguments)

@@ -47,7 +47,7 @@ def test_radius_is_the_formula_of_the_paper_rounded_down(data):
 
 def test_top_1_is_the_radius_of_cohen():
     scheme, counts = GaussianNoise(0.5), torch.tensor([[900, 60, 40], [500, 490, 10]])
-    result = certify_counts(counts, 1, scheme, 0.001, shape=(3, 8, 8))
+    result = certify_counts(counts, 1, scheme, 0.001, n=1000, shape=(3, 8, 8))
     lower, upper = lower_bound(counts, 1000, 0.001 / 3), upper_bound(counts, 1000, 0.001 / 3)
     for b in range(2):
         rival = torch.minimum(upper[b, 1:].max(), 1 - lower[b, 0])
@@ -59,7 +59,7 @@ def test_top_1_is_the_radius_of_cohen():
 
 def test_larger_k_never_certifies_less():
     counts = torch.tensor([[500, 300, 150, 50]])
-    radii = [certify_counts(counts, k, GaussianNoise(0.5), 0.001).radius[0] for k in (1, 2, 3)]
+    radii = [certify_counts(counts, k, GaussianNoise(0.5), 0.001, n=1000).radius[0] for k in (1, 2, 3)]
     assert (radii[1] >= radii[0]).all()
     assert (radii[2] >= radii[1]).all()
     assert (radii[2][:3] >= 0).all()
@@ -95,16 +95,16 @@ def test_two_rivals_share_what_the_label_loses():
 
 def test_smooth_reduce_has_top_k_certificates_too():
     counts = torch.tensor([[600, 300, 100]])
-    shape = (1, 8, 8)
-    plain = certify_counts(counts, 2, GaussianNoise(0.5), 0.001, shape=shape).radius
-    image = certify_counts(counts, 2, SmoothReduce(0.5, 6, stride=1), 0.001, shape=shape).radius
-    patch = certify_counts(counts, 2, SmoothReduce(0.5, 6, count=4, noise="patch"), 0.001, shape=shape).radius
+    schemes = GaussianNoise(0.5), SmoothReduce(0.5, 6, stride=1), SmoothReduce(0.5, 6, count=4, noise="patch")
+    plain, image, patch = (
+        certify_counts(counts, 2, scheme, 0.001, n=1000, shape=(1, 8, 8)).radius for scheme in schemes
+    )
     assert torch.equal(image, plain)
     torch.testing.assert_close(patch[0, :2], plain[0, :2] / 2, rtol=1e-6, atol=0)
 
 
 def test_errors():
     with pytest.raises(ValueError, match=r"k \(predicted labels\)"):
-        certify_counts(torch.tensor([[3, 2]]), 2, GaussianNoise(0.5), 0.001)
-    with pytest.raises(ValueError, match="votes per image"):
-        certify_counts(torch.tensor([[3, 2], [1, 1]]), 1, GaussianNoise(0.5), 0.001)
+        certify_counts(torch.tensor([[3, 2]]), 2, GaussianNoise(0.5), 0.001, n=5)
+    with pytest.raises(ValueError, match="got 5 votes of n = 4 samples"):
+        certify_counts(torch.tensor([[3, 2], [1, 1]]), 1, GaussianNoise(0.5), 0.001, n=4)
