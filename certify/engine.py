@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from certify.draws import ESTIMATION, SELECTION, Draws
-from certify.images import Shape
+from certify.images import Shape, channels_first
 from certify.inference import (
     BaseClassifier,
     check_independence,
@@ -106,21 +106,23 @@ class VoteEngine:
         self.num_classes = num_classes
         self.vote = vote
         self.batch_size = batch_size
-        self._independent = False  # known to be
+        self._checked: set[Shape] = set()  # shapes of images whose copies the classifier takes, one by one
         self._shared: dict[tuple[int, ...], bool] = {}  # whether images may share batches, by how they are laid out
 
     def prepare(self, x: Tensor) -> None:
-        """Check ``x`` and, once, the classifier; settle the batch size, which all later calls then share."""
+        """Check ``x`` and, once for images of a shape, the classifier; settle the batch size, which all later calls then
+        share."""
         self.scheme.check(x)
-        if self._independent and self.batch_size is not None:
+        shape = tuple(x.shape[1:])
+        if shape in self._checked and self.batch_size is not None:
             return
         with exact_inference(self.base_classifier):
             copies = self._examples(x)
-            self._check_first(copies, tuple(x.shape[1:]))
+            self._check_first(copies, shape)
             check_independence(self.base_classifier, copies)
-            self._independent = True
+            self._checked.add(shape)
             if self.batch_size is None:
-                inputs = self.scheme.inputs_per_copy(tuple(x.shape[1:]))
+                inputs = self.scheme.inputs_per_copy(shape)
                 self.batch_size = good_batch_size(self.base_classifier, copies[:1], inputs)
 
     def _check_first(self, copies: Tensor, shape: Shape) -> None:
@@ -134,6 +136,7 @@ class VoteEngine:
                 f"base classifier: got copies float32 {tuple(copies.shape)}, and failed: {error}; "
                 f"{type(self.scheme).__name__} makes copies with {copies.shape[1]} channels of images with {shape[0]}: "
                 "that is what the first layer has to take (scheme.channels(C)), in float32 (model.float())"
+                + ("" if channels_first(shape) else "; images [B, H, W, C] are x.permute(0, 3, 1, 2)")
             ) from error
         self._check_logits(scores, len(copies))
         if isinstance(self.vote, ThresholdVote) and _are_probabilities(scores):

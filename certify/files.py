@@ -1,10 +1,12 @@
-"""Writing files so that a crash, a full disk or a kill never leaves half of one."""
+"""Files: a crash, a full disk or a kill never leaves half of one, nor are two settings mixed in one."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
@@ -32,6 +34,20 @@ def create_atomically(path: Path, data: bytes) -> bool:
     finally:
         temporary.unlink()
     return True
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """How settings that are stored differ from those of now: ``epochs = 30, not 31, model.depth = 3, not 4``."""
+    return ", ".join(f"{name} = {old!r}, not {new!r}" for name, old, new in _different(there, here))
+
+
+def _different(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for name in dict.fromkeys((*there, *here)):
+        old, new = there.get(name), here.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from ((f"{name}.{part}", *values) for part, *values in _different(old, new))
+        elif old != new:
+            yield name, old, new
 
 
 def check_writable(folder: Path) -> None:

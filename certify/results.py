@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
-from certify.files import create_atomically, lock_file
+from certify.files import create_atomically, differences, lock_file
 from certify.packed import pack_votes
 from certify.scheme import Certified
 from certify.stored import (
@@ -214,12 +214,10 @@ def claim_config(path: Path, config: dict[str, Any]) -> None:
     if create_atomically(path, json.dumps(config, indent=2).encode() + b"\n"):
         return
     stored = json.loads(path.read_text())
-    for key in sorted(stored.keys() | config.keys()):
-        if key != "provenance" and stored.get(key) != config.get(key):
-            raise ValueError(
-                f"{path}: was made with {key} = {stored.get(key)!r}, not {config.get(key)!r}; "
-                "results of different settings never go into one folder"
-            )
+    stored.pop("provenance", None)
+    config.pop("provenance", None)
+    if what := differences(stored, config):
+        raise ValueError(f"{path}: was made with {what}; results of different settings never go into one folder")
 
 
 class ResultFolder:

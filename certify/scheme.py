@@ -267,9 +267,7 @@ class SampledScheme(Scheme):
         selected = selection_counts.argmax(1)
         check_integer("n", n, 1)
         if (counts.sum(1) > n).any():
-            raise ValueError(
-                f"counts: got {counts.sum(1).max().item()} votes of n = {n} samples, expected at most n"
-            )
+            raise ValueError(f"counts: got {counts.sum(1).max().item()} votes of n = {n} samples, expected at most n")
         if bounds == "one-sided":
             own = None if uniforms is None else uniforms.gather(1, selected[:, None])[:, 0]
             p_lower = confidence.lower_bound(counts.gather(1, selected[:, None])[:, 0], n, alpha, uniforms=own)

@@ -22,7 +22,7 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 Metric = Literal["success", "return"]
-_OF_A_RUN = ("seed", "command", "commit", "versions")  # what may differ between the seeds of a method
+_OF_A_RUN = ("seed", "command", "commit", "versions", "plan.steps")  # what may differ between the seeds of a method
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,12 @@ def read_method(folder: Path, metric: Metric) -> Method:
         raise FileNotFoundError(f"{folder}: got no folders of seeds in it, expected seed-0, seed-1, ...")
     logs = [read_evaluations(path / "evaluations.npz") for path in folders.values()]
     configs = [read_config(path) for path in folders.values()]
-    for key in sorted(set().union(*configs) - set(_OF_A_RUN)):
-        values = {str(_comparable(key, config[key])) for config in configs if key in config}
+    settings = [_settings(config) for config in configs]
+    for name in sorted(set().union(*settings)):
+        known = zip(settings, configs, strict=True)  # logs may have no configuration, or an older one
+        values = {str(own.get(name)) for own, config in known if name.split(".")[0] in config}
         if len(values) > 1:
-            raise ValueError(f"{folder}: got seeds with {key} {' and '.join(sorted(values))}, expected one method")
+            raise ValueError(f"{folder}: got seeds with {name} {' and '.join(sorted(values))}, expected one method")
     timesteps = common_timesteps([log.timesteps for log in logs], str(folder))
     scores = []
     for path, log in zip(folders.values(), logs, strict=True):
@@ -163,9 +165,14 @@ def read_method(folder: Path, metric: Metric) -> Method:
     return Method(folder.name, tuple(folders), timesteps, np.stack(scores), logged, configs[0])
 
 
-def _comparable(key: str, value: Any) -> Any:
-    """Of a configuration; runs of a method may be of different lengths."""
-    return {k: v for k, v in value.items() if k != "steps"} if key == "plan" and isinstance(value, dict) else value
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What all runs of a method share, parts of groups by themselves: ``arguments.learning_rate``."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        parts = {f"{name}.{part}": each for part, each in value.items()} if isinstance(value, dict) else {name: value}
+        if name not in _OF_A_RUN:
+            found |= {part: each for part, each in parts.items() if part not in _OF_A_RUN}
+    return found
 
 
 def common_timesteps(timesteps: list[NDArray[np.int64]], name: str) -> NDArray[np.int64]:

@@ -32,7 +32,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 import envs as _registered  # noqa: F401  (importing it registers the environments)
 import rl
-from certify.files import write_atomically
+from certify.files import differences, write_atomically
 from envs.parallel import ParallelVectorEnv
 from rl.normalization import NormalizedExtractor
 from rl.training import Plan, holds_run, run
@@ -225,10 +225,11 @@ def check(args: RunArgs) -> None:
         cli.check_device(args.device)
 
 
-def _other(there: Run, run_: Run) -> list[str]:
-    """What differs; a run may be made longer."""
+def _check_same(folder: Path, there: Run, run_: Run) -> None:
+    """Raise if the run in a folder differs from this one; a run may be made longer."""
     there = replace(there, plan=there.plan | {"steps": run_.plan["steps"]})
-    return [name for name, value in vars(there).items() if value != vars(run_)[name]]
+    if what := differences(vars(there), vars(run_)):
+        raise ValueError(f"{folder}: holds a run with {what}; choose another folder")
 
 
 def check_folder(run_: Run, folder: Path, *, resume: bool) -> None:
@@ -237,17 +238,14 @@ def check_folder(run_: Run, folder: Path, *, resume: bool) -> None:
         return
     if not resume:
         raise ValueError(f"{folder}: holds a run; add --resume to continue it, or choose another folder")
-    if names := _other(read_run(folder), run_):
-        raise ValueError(f"{folder}: holds a run with other {', '.join(names)}; choose another folder")
+    _check_same(folder, read_run(folder), run_)
 
 
 def check_siblings(run_: Run, out: Path) -> None:
     """Raise if other seeds in the folder are of another method: they would be taken for one."""
     for folder in sorted(out.glob("seed-*")):
         if holds_run(folder) and (folder / "config.json").exists():
-            names = _other(replace(read_run(folder), seed=run_.seed), run_)
-            if names:
-                raise ValueError(f"{folder}: holds a run with other {', '.join(names)}; choose another folder")
+            _check_same(folder, replace(read_run(folder), seed=run_.seed), run_)
 
 
 def write_config(run_: Run, folder: Path, command: str) -> None:
@@ -277,6 +275,11 @@ def train_all(run_: Run, args: RunArgs, prog: str, workers: int = 1) -> None:
     check_siblings(run_, args.out)
     for folder, each in work.items():
         check_folder(each, folder, resume=args.resume)
+    steps, starts = run_.plan["steps"], run_.arguments["learning_starts"]
+    if steps <= starts:
+        print(
+            f"note: nothing is learned in {steps} steps, the first update comes after step {starts}; give more --steps"
+        )
     for folder, each in work.items():
         write_config(each, folder, cli.command_line(prog, args))
     if args.jobs == 1:

@@ -232,7 +232,7 @@ def test_interrupted_training_ends_in_the_identical_model(tmp_path, clean, monke
     resumed.run()
     assert resumed.history == whole.history
     assert Path("part/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
-    with pytest.raises(ValueError, match=r"was made with stability_weight = 6\.0, not 1\.0"):
+    with pytest.raises(ValueError, match=r"was made with config\.stability_weight = 6\.0, not 1\.0"):
         Trainer(small(), DSSN, spec, replace(config, stability_weight=1.0), "part").load_state()
 
 

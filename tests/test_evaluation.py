@@ -313,7 +313,7 @@ def test_missing_and_unfit_runs(tmp_path):
         if fits:
             assert read_method(tmp_path, "success").seeds == (0, 1)
             continue
-        with pytest.raises(ValueError, match=r"seeds with arguments .*, expected one method"):
+        with pytest.raises(ValueError, match=r"seeds with arguments\.lr 1 and 2, expected one method"):
             read_method(tmp_path, "success")
     write_log(tmp_path / "seed-0", [1, 2], [0, 1], config={"env": "A"})
     write_log(tmp_path / "seed-1", [2], [0], config={"env": "A"}, success=False)

@@ -337,7 +337,7 @@ def test_states_from_before_a_setting_existed_can_be_resumed(tmp_path):
         del header["config"][name]
     write_tensors(first.state_path, tensors, header)
     Trainer(small(), SCHEME, SPEC, config, tmp_path).load_state()
-    with pytest.raises(ValueError, match=r"was made with epsilon = 0\.5, not 1\.0"):
+    with pytest.raises(ValueError, match=r"was made with config\.epsilon = 0\.5, not 1\.0"):
         Trainer(small(), SCHEME, SPEC, replace(config, epsilon=1.0), tmp_path).load_state()
 
 

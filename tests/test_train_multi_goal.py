@@ -39,6 +39,7 @@ def test_a_run_from_training_to_pictures(tmp_path: Path, capsys: Any, env: str) 
     """A run that is made longer is one that was as long from the beginning."""
     train(tmp_path / "whole", f"--env {env}")
     train(tmp_path / "parts", f"--env {env} --steps 1000")
+    assert "note: nothing is learned in 1000 steps, the first update comes after step 1000" in capsys.readouterr().out
     train(tmp_path / "parts", f"--env {env} --resume")
     assert "--metric return" in capsys.readouterr().out
     assert log(tmp_path / "whole") == log(tmp_path / "parts")

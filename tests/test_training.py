@@ -170,7 +170,7 @@ def test_diverging_training_keeps_the_last_good_state(tmp_path):
 
 def test_resume_refuses_other_settings(tmp_path):
     trainer(tmp_path).run()
-    with pytest.raises(ValueError, match=rf"was made with lr = {CONFIG.lr}, not 0\.01; resume with the same"):
+    with pytest.raises(ValueError, match=rf"was made with config\.lr = {CONFIG.lr}, not 0\.01; resume with the same"):
         trainer(tmp_path, replace(CONFIG, lr=0.01)).load_state()
     with pytest.raises(ValueError, match="was made with scheme"):
         trainer(tmp_path, scheme=RandomizedAblation(21)).load_state()

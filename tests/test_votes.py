@@ -485,3 +485,11 @@ def test_no_radius_below_0_is_certified():
     for radius in (-1.0, float("nan")):
         with pytest.raises(ValueError, match=r"radius: got .*, expected at least 0"):
             result.certified_at(radius)
+
+
+@pytest.mark.parametrize(("shape", "message"), [((1, 4, 4), r"and failed: .*float\(\)\)$"), ((8, 6, 1), "x.permute")])
+def test_images_of_every_shape_are_tried_first(shape, message):
+    smoothed = Smoothed(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), UniformNoise(0.5), 3, n=10)
+    smoothed.certify(torch.zeros(1, 1, 8, 8))
+    with pytest.raises(ValueError, match=message):
+        smoothed.certify(torch.zeros(1, *shape))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from certify.data import Dataset
 from certify.draws import TRAINING, Draws
+from certify.files import differences
 from certify.images import to_float
 from certify.models import Denoised, DenoisedSpec, ModelSpec
 from certify.scheme import Scheme
@@ -218,14 +219,15 @@ class Trainer:
         tensors, header = read_tensors(self.state_path)
         defaults = {field.name: field.default for field in fields(TrainingConfig) if field.default is not MISSING}
         header["config"] = defaults | header.get("config", {})  # it may be older than some of the settings
-        for name, value in self._identity().items():
-            there = header.get(name, value if name == "data_sha256" else None)  # it may be older than that
-            if there != value:
-                what = _difference(there, value) if isinstance(there, dict) else f"{name} = {there}, not {value}"
-                raise ValueError(
-                    f"{self.state_path}: was made with {what}; resume with the same settings and data, or train in "
-                    "another folder"
-                )
+        own = self._identity()
+        there = {name: header.get(name) for name in own}
+        if "data_sha256" not in header:  # it may be older than that
+            there["data_sha256"] = own["data_sha256"]
+        if what := differences(there, own):
+            raise ValueError(
+                f"{self.state_path}: was made with {what}; resume with the same settings and data, or train in "
+                "another folder"
+            )
         self.module.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         state: dict[int, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
@@ -249,12 +251,6 @@ class Trainer:
             "data_sha256": self._checksum,
             "config": asdict(self.config),
         }
-
-
-def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """What is other in two settings: ``epochs = 30, not 31``."""
-    names = [name for name in there | here if there.get(name) != here.get(name)]
-    return ", ".join(f"{name} = {there.get(name)}, not {here.get(name)}" for name in names)
 
 
 def _optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
