@@ -110,8 +110,7 @@ class VoteEngine:
         self._shared: dict[tuple[int, ...], bool] = {}  # whether images may share batches, by how they are laid out
 
     def prepare(self, x: Tensor) -> None:
-        """Check ``x`` and, once for images of a shape, the classifier; settle the batch size, which all later calls then
-        share."""
+        """Check ``x`` and, for each shape once, the classifier; settle the batch size that all calls share."""
         self.scheme.check(x)
         shape = tuple(x.shape[1:])
         if shape in self._checked and self.batch_size is not None:

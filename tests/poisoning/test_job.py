@@ -81,7 +81,7 @@ def test_folders_never_mix_ensembles(tmp_path):
     with pytest.raises(ValueError, match="holds an ensemble"):
         job.start(resume=False)
     other = Job(tmp_path, _ensemble(), {"name": "poisoned digits"}, at_once=2)
-    with pytest.raises(ValueError, match="data.name = "):
+    with pytest.raises(ValueError, match=r"data\.name = "):
         other.start(resume=True)
     with pytest.raises(ValueError, match="mode = "):
         _job(tmp_path, mode="sequential").start(resume=True)
