@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
+from envs.contract import check_task
 from envs.task import Array, Task, check_rows
 
 Rows = slice | NDArray[np.intp]
@@ -84,6 +85,7 @@ class Batch:
     """
 
     def __init__(self, task: Task, n: int, *, record: bool) -> None:
+        check_task(task)
         self.task, self.n, self.record = task, n, record
         self.generators: dict[int, np.random.Generator] = {}
         self.elapsed = np.zeros(n, dtype=np.int64)

@@ -1,0 +1,116 @@
+"""Trying a task out before anything is trained on it: whether its functions return what :mod:`envs.task` asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from envs.task import Task
+
+_ROWS = 3  # environments that are tried, first together, then the first by itself
+_KEYS = ("observation", "achieved_goal", "desired_goal")
+
+
+def check_task(task: Task) -> None:
+    """Raise ``ValueError`` where a function of ``task`` breaks the contract, by its name: a first step of a few
+    environments is computed, from a generator of its own.
+
+    Looked at are the shapes of all results, numbers that are none, whether arguments are changed, whether goals without
+    leading dimensions get a single reward, and whether the first environment gets the same by itself as beside others
+    (up to rounding).
+    """
+    name = type(task).__name__
+    space = task.observation_space
+    if not isinstance(space, spaces.Dict) or set(space.spaces) != set(_KEYS):
+        raise ValueError(f"{name}.observation_space: got {space}, expected a Dict of {', '.join(_KEYS)}")
+    rng = np.random.default_rng(0)
+    started = task.start(rng, _ROWS)
+    if not isinstance(started, tuple) or len(started) != 2:
+        raise ValueError(f"{name}.start: got {type(started).__name__}, expected two arrays, states and goals")
+    state, goal = started
+    _check(f"{name}.start (states)", state, task.state_space.shape)
+    _check(f"{name}.start (goals)", goal, task.goal_space.shape)
+    state, goal = state.astype(np.float32), goal.astype(np.float32)
+    noise = None
+    if task.stochastic:
+        noise = task.noise(rng, _ROWS)
+        _check(f"{name}.noise", noise, None)
+    given = [state, goal, _action(task.action_space), *([] if noise is None else [noise])]
+    before = [each.copy() for each in given]
+    shapes = {
+        "step": task.state_space.shape,
+        "observation": space["observation"].shape,
+        "achieved": space["achieved_goal"].shape,
+    }
+    together = {}
+    for function, value in _first_step(task, *given):
+        _check(f"{name}.{function}", value, shapes.get(function, ()), truth=function in ("success", "terminated"))
+        together[function] = value
+    if not all(map(np.array_equal, given, before)):
+        raise ValueError(
+            f"{name}: one of its functions changes its arguments, expected new arrays; copy before writing"
+        )
+    for function in ("reward", "terminated", *(["success"] if task.has_success else [])):
+        _check_single(f"{name}.{function}", getattr(task, function), together["achieved"][0], goal[0])
+    alone = dict(_first_step(task, *(each[:1] for each in given)))
+    for function, value in together.items():
+        if not np.allclose(value[:1], alone[function], rtol=1e-4, atol=1e-5):
+            raise ValueError(
+                f"{name}.{function}: got {alone[function][0]} for an environment by itself and {value[0]} for the same "
+                "beside others, expected each row to depend on its own row alone"
+            )
+
+
+def _first_step(
+    task: Task, state: Any, goal: Any, action: Any, noise: Any = None
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """What each function makes of the arguments, one after the other."""
+    yield "step", (after := task.step(state, action, noise))
+    after = after.astype(np.float32, copy=False)
+    yield "observation", task.observation(after)
+    yield "achieved", (achieved := task.achieved(after))
+    if task.has_success:
+        yield "success", task.success(achieved, goal)
+    yield "terminated", task.terminated(achieved, goal)
+    yield "reward", task.reward(achieved, goal)
+
+
+def _check(name: str, value: Any, shape: tuple[int, ...] | None, *, truth: bool = False) -> None:
+    """Raise unless ``value`` is an array of a row per environment: of finite numbers, or of truth values."""
+    if not isinstance(value, np.ndarray):
+        raise ValueError(f"{name}: got {type(value).__name__}, expected an array with a row for each environment")
+    expected = None if shape is None else (_ROWS, *shape)
+    if value.shape != expected if expected is not None else len(value.shape) == 0 or len(value) != _ROWS:
+        raise ValueError(
+            f"{name}: got shape {value.shape} for {_ROWS} environments, expected {expected or (_ROWS, ...)}"
+        )
+    if truth != (value.dtype == np.bool_) or not (truth or np.issubdtype(value.dtype, np.number)):
+        raise ValueError(f"{name}: got {value.dtype}, expected {'bool' if truth else 'numbers'}")
+    if not np.isfinite(value).all():
+        raise ValueError(f"{name}: got a number that is not finite, expected finite numbers")
+
+
+def _check_single(name: str, function: Callable[[Any, Any], Any], achieved: Any, desired: Any) -> None:
+    """Raise unless a goal without leading dimensions gets one number."""
+    try:
+        shape = np.shape(function(achieved, desired))
+    except Exception as error:
+        raise ValueError(
+            f"{name}: failed for one goal, of shape {desired.shape} ({error}), expected functions of [..., goal] that "
+            "reduce over the last axis, -1"
+        ) from error
+    if shape != ():
+        raise ValueError(f"{name}: got shape {shape} for one goal, of shape {desired.shape}, expected one value")
+
+
+def _action(space: spaces.Space[Any]) -> NDArray[Any]:
+    """The same legal action for each environment."""
+    if isinstance(space, spaces.Box):
+        one = np.clip(np.zeros(space.shape, space.dtype), space.low, space.high)
+    else:
+        one = np.zeros(space.shape or (), np.int64)
+    return np.repeat(one[None], _ROWS, axis=0)
