@@ -203,8 +203,8 @@ def main(args: Args) -> None:
         remarks.append(f"radii of different threat models cannot be compared: {'; '.join(threats)}")
     kind = what(guaranteed=all(s["guaranteed"] for s in summaries))
     print(
-        f"{kind} accuracy at radius r, {threats[0] if threats else 'radius'}; forward passes of the base classifier "
-        "and seconds per image"
+        f"{kind} accuracy at radius r, {threats[0] if threats else 'radius'} (clean, abstain: of the certificates); "
+        "forward passes of the base classifier and seconds per image"
     )
     print(table(summaries), *remarks, sep="\n")
     out = args.out or (args.runs[0] if args.runs[0].is_dir() else args.runs[0].parent)

@@ -13,7 +13,7 @@ from certify import L0, Patch, SampledScheme, spec
 from certify.patch import PatchBound, StructuredAblation
 from certify.results import StoredVotes, read_config, read_rows, read_votes
 from certify.scheme import leader_and_gap
-from scripts.tables import aligned, percent
+from scripts.tables import Run, aligned, percent
 
 Size = tuple[int, int]
 
@@ -91,23 +91,29 @@ def rows_of_bound(path: Path, bound: PatchBound) -> dict[str, np.ndarray]:
     }
 
 
-def patch_accuracy(path: Path, sizes: Sequence[Size], bounds: Sequence[PatchBound]) -> list[PatchAccuracy]:
+def patch_accuracy(
+    path: Path, sizes: Sequence[Size], bounds: Sequence[PatchBound], run: Run | None = None
+) -> list[PatchAccuracy]:
     """One line per bound; one line for runs whose rows decide it, the baselines of Section 6.2.1 and Appendix E.5.
 
     A patch of h x w pixels is an l0 perturbation of h w pixels, so an l0 radius of at least h w certifies it; and it is
     part of a square whose side is the longer of the two.
+
+    Args:
+        path: of the run.
+        run: the run certified again, for those whose rows decide; by default as it is stored.
     """
     config = read_config(path)
     scheme, labels = spec.parse_scheme(config["scheme"]), tuple(f"{h}x{w}" for h, w in sizes)
     name = f"{config['data']}, {config['scheme']}, {config['vote']}"
     sparse = scheme.threat == L0("pixel")
     if sparse or (scheme.threat == Patch() and not isinstance(scheme, StructuredAblation)):
-        rows, (_, height, width) = read_rows(path), config["shape"]
+        rows, (_, height, width) = read_rows(path) if run is None else run.rows, config["shape"]
         right = rows["correct"] > 0
         inside = [(min(h, height), min(w, width)) for h, w in sizes]
         held = [right & (rows["radius"] >= (h * w if sparse else max(h, w))) for h, w in inside]
         if config["sampling"]:
-            name += f", alpha={config['sampling']['alpha']}"
+            name += f", alpha={config['sampling']['alpha'] if run is None else run.alpha}"
         shares = tuple(float(h.mean()) for h in held)
         bound = "l0" if sparse else "sampled" if isinstance(scheme, SampledScheme) else "masks"
         return [PatchAccuracy(name, bound, len(right), float((rows["clean"] == rows["label"]).mean()), labels, shares)]

@@ -87,10 +87,15 @@ def patch_bounds(args: Args) -> list[Literal["location", "published"]]:
     return [bound for bound in args.bound or () if bound in ("location", "published")] or ["location"]
 
 
+def again_of(args: Args) -> Again:
+    """How votes are certified again, if at all."""
+    return Again(args.alpha, args.bounds, args.interval)
+
+
 def read_groups(args: Args) -> dict[str, list[Run]]:
     """All runs, by threat model."""
     groups: dict[str, list[Run]] = {}
-    again = Again(args.alpha, args.bounds, args.interval)
+    again = again_of(args)
     restated = {"p": False, "pixels": False, "bound": False}
     for path in args.runs:
         run = recertified.read_run(path, again)
@@ -158,7 +163,8 @@ def main(args: Args) -> None:
             print()
         summaries += group + [attack.summary(radii) for attack in own]
     if sizes:
-        lines = [line for path in args.runs for line in patches.patch_accuracy(path, sizes, patch_bounds(args))]
+        runs = [(path, recertified.read_run(path, again_of(args))) for path in args.runs]
+        lines = [line for path, run in runs for line in patches.patch_accuracy(path, sizes, patch_bounds(args), run)]
         print(patches.table(lines), end="\n\n")
         summaries += [line.summary() for line in lines]
     out = args.out or (folders[0] if folders[0].is_dir() else folders[0].parent)

@@ -14,7 +14,7 @@ from certify.models import ModelSpec
 from certify.results import read_rows, read_votes
 from certify.training import Trainer, TrainingConfig
 from scripts import certify as certify_script
-from scripts import patches
+from scripts import patches, recertified
 from scripts import report as report_script
 
 VOTE = "ThresholdVote(theta=0.3)"
@@ -108,6 +108,12 @@ def test_an_l0_certificate_is_one_against_patches(tmp_path, capsys):
     assert summaries[-1]["bound"] == "l0"
     assert shares == [((rows["correct"] > 0) & (rows["radius"] >= area)).mean() for area in (1, 4, 3)]
     assert shares[0] > 0
+    # certified again at another level, so are the patches
+    again = recertified.read_run(tmp_path / "run", recertified.Again(alpha=1e-9)).rows
+    _, summaries = report(capsys, tmp_path / "run", patch=["1", "2", "1x3"], alpha=1e-9)
+    expected = [((again["correct"] > 0) & (again["radius"] >= area)).mean() for area in (1, 4, 3)]
+    assert summaries[-1]["certified_accuracy"] == expected < shares
+    assert summaries[-1]["name"].endswith(", alpha=1e-09")
     with pytest.raises(ValueError, match="no run has several: those against patches"):
         report(capsys, tmp_path / "run", bound=["location"])
     with pytest.raises(ValueError, match="expected votes of a scheme against patches"):
