@@ -148,7 +148,15 @@ class VoteEngine:
         """Four copies of the first image, on the classifier's device."""
         image = x[:1].to(device_of(self.base_classifier, x.device))
         draws = Draws.of(0, SELECTION, torch.zeros(1, dtype=torch.int64, device=image.device), range(4))
-        return self.scheme.sample(image, draws)[0]
+        copies = self.scheme.sample(image, draws)
+        channels = self.scheme.channels(x.shape[1])
+        single = self.scheme.inputs_per_copy(tuple(x.shape[1:])) == 1
+        if copies.dtype != torch.float32 or copies.shape[:2] != (1, 4) or (single and copies.shape[2] != channels):
+            raise ValueError(
+                f"{type(self.scheme).__name__}: made copies {copies.dtype} {tuple(copies.shape)} of one image "
+                f"{tuple(x.shape[1:])}, expected float32 [1, 4, {channels}, ...] for its channels({x.shape[1]})"
+            )
+        return copies[0]
 
     def _plan(self, x: Tensor, num_copies: int, device: torch.device) -> Plan:
         """How the copies of these images are laid out. Exact votes need more than independent rows: what a perturbation

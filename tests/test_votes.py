@@ -493,3 +493,21 @@ def test_images_of_every_shape_are_tried_first(shape, message):
     smoothed.certify(torch.zeros(1, 1, 8, 8))
     with pytest.raises(ValueError, match=message):
         smoothed.certify(torch.zeros(1, *shape))
+
+
+class Doubled(DeterministicSplittingNoise):
+    def channels(self, channels: int) -> int:
+        return 2 * channels
+
+
+class Precise(DeterministicSplittingNoise):
+    def copies(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return super().copies(x, index).double()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [(Doubled, r"\[1, 4, 2, \.\.\.\] for its channels\(1\)"), (Precise, "float64")]
+)
+def test_a_scheme_that_makes_other_copies_than_it_says_is_named(kind, message):
+    with pytest.raises(ValueError, match=rf"^{kind.__name__}: made copies .*{message}"):
+        Smoothed(classifier(1), kind(0.5), 10).certify(torch.zeros(1, 1, 8, 8))
