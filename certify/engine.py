@@ -106,23 +106,24 @@ class VoteEngine:
         self.num_classes = num_classes
         self.vote = vote
         self.batch_size = batch_size
-        self._checked: set[Shape] = set()  # shapes of images whose copies the classifier takes, one by one
+        self._taken: set[Shape] = set()  # shapes of images whose copies the classifier takes
+        self._independent: set[tuple[Shape, int]] = set()  # and rows of batches in which it scores each by itself
         self._shared: dict[tuple[int, ...], bool] = {}  # whether images may share batches, by how they are laid out
 
     def prepare(self, x: Tensor) -> None:
         """Check ``x`` and, for each shape once, the classifier; settle the batch size that all calls share."""
         self.scheme.check(x)
         shape = tuple(x.shape[1:])
-        if shape in self._checked and self.batch_size is not None:
+        if shape in self._taken and self.batch_size is not None:
             return
         with exact_inference(self.base_classifier):
             copies = self._examples(x)
             self._check_first(copies, shape)
-            check_independence(self.base_classifier, copies)
-            self._checked.add(shape)
             if self.batch_size is None:
                 inputs = self.scheme.inputs_per_copy(shape)
                 self.batch_size = good_batch_size(self.base_classifier, copies[:1], inputs)
+            check_independence(self.base_classifier, copies, min(self.batch_size, 8))  # before work, a first look
+            self._taken.add(shape)
 
     def _check_first(self, copies: Tensor, shape: Shape) -> None:
         """Run the classifier for the first time, with a word on what copies are if it does not take them."""
@@ -164,14 +165,18 @@ class VoteEngine:
         assert self.batch_size is not None  # settled by prepare
         shape = tuple(x.shape[1:])
         plan = Plan.of(num_copies, self.batch_size, copy_bytes(self.scheme, shape), device)
-        if plan.images == 1 or isinstance(self.scheme, SampledScheme):
-            return plan
-        layout = (plan.images, plan.rows, *shape)
-        if layout not in self._shared:
-            self._shared[layout] = not position_matters(
-                self.base_classifier, self._examples(x), plan.images * plan.rows
-            )
-        return plan if self._shared[layout] else replace(plan, images=1)
+        if plan.images > 1 and isinstance(self.scheme, EnumeratedScheme):
+            layout = (plan.images, plan.rows, *shape)
+            if layout not in self._shared:
+                self._shared[layout] = not position_matters(
+                    self.base_classifier, self._examples(x), plan.images * plan.rows
+                )
+            plan = plan if self._shared[layout] else replace(plan, images=1)
+        batch = (shape, plan.images * plan.rows)
+        if batch not in self._independent:
+            check_independence(self.base_classifier, self._examples(x), batch[1])
+            self._independent.add(batch)
+        return plan
 
     def enumerated(self, x: Tensor) -> Tensor:
         """Votes of all copies of an enumerated scheme: int64 ``[B, C]``."""
@@ -268,8 +273,13 @@ class VoteEngine:
     def one_hot(self, logits: Tensor) -> Tensor:
         """The votes of copies with these scores: bool ``[N, num_classes]``."""
         votes = self.vote(logits)
-        if votes.dtype == torch.bool:
+        if votes.dtype == torch.bool and votes.shape == logits.shape:
             return votes
+        if votes.dtype != torch.int64 or votes.shape != logits.shape[:1]:
+            raise ValueError(
+                f"vote: got {votes.dtype} {tuple(votes.shape)} for scores {tuple(logits.shape)}, expected the class of "
+                f"each copy's vote, int64 [{len(logits)}] (-1 for none), or bool {tuple(logits.shape)}"
+            )
         return votes[:, None] == torch.arange(self.num_classes, device=votes.device)
 
     def _check_logits(self, logits: Tensor, rows: int) -> None:

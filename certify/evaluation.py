@@ -150,18 +150,33 @@ def certify_dataset(
 
 
 def _name(base_classifier: BaseClassifier) -> str:
-    """The class of a module, and the first digits of a checksum of its layers, parameters and buffers."""
+    """The class of a module, and the first digits of a checksum of its layers, parameters, buffers and settings."""
     if not isinstance(base_classifier, nn.Module):
         raise ValueError(
             f"model: got none for {base_classifier!r}, which has no parameters to tell it from others; give it a name, "
             "one for each version of it"
         )
     digest = hashlib.sha256(str(base_classifier).encode())
-    for name, tensor in sorted(base_classifier.state_dict().items()):
+    tensors = dict(base_classifier.state_dict()) | dict(
+        base_classifier.named_buffers()
+    )  # also those that it leaves out
+    for path, module in base_classifier.named_modules():
+        for name, value in sorted(vars(module).items()):
+            if isinstance(value, Tensor):
+                tensors[f"{path}.{name}"] = value
+            elif name != "training" and _is_plain(value):
+                digest.update(f"{path}.{name} = {value!r} ".encode())
+    for name, tensor in sorted(tensors.items()):
         plain = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {plain.dtype} {tuple(plain.shape)} ".encode())
         digest.update(plain.view(-1).view(torch.uint8).numpy().tobytes())
     return f"{type(base_classifier).__name__} {digest.hexdigest()[:16]}"
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    return isinstance(value, (bool, int, float, str))
 
 
 def _finished(

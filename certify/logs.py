@@ -20,7 +20,12 @@ def read_log(path: str | Path) -> dict[str, np.ndarray]:
     Abstentions (``predict`` -1) have radius -1, whatever the log says (usually 0): nothing is certified there. Raises
     where a log contradicts itself. ``time`` is in seconds.
     """
-    rows = read_rows(path)
+    return consistent(read_rows(path), path)
+
+
+def consistent(rows: dict[str, np.ndarray], path: str | Path) -> dict[str, np.ndarray]:
+    """The rows of a log or of a result folder, with radius -1 where they abstain; raises where they contradict
+    themselves, since somebody has changed them."""
     if not set(COLUMNS[:5]) <= set(rows):
         raise ValueError(
             f"{path}: got columns {', '.join(rows)}, expected {', '.join(COLUMNS)}; not a log of this kind"

@@ -17,7 +17,10 @@ from scipy.special import betainc
 
 
 def _effective(correct: ArrayLike, radius: ArrayLike) -> NDArray[Any]:
-    right, radii = np.asarray(correct, bool), np.asarray(radius, np.float64)
+    right, radii = np.asarray(correct), np.asarray(radius, np.float64)
+    if not np.isin(right, (0, 1)).all():
+        raise ValueError("correct: got other values than 0 and 1, expected prediction == label, not the predictions")
+    right = right.astype(bool)
     if right.shape != radii.shape or right.ndim != 1 or right.size == 0:
         raise ValueError(f"correct, radius: got shapes {right.shape} and {radii.shape}, expected the same, [N], N >= 1")
     if np.isnan(radii).any():
@@ -76,7 +79,10 @@ def average_certified_radius(correct: ArrayLike, radius: ArrayLike) -> float:
 
 def clean_accuracy(prediction: ArrayLike, label: ArrayLike) -> float:
     """Share of images predicted right; an abstention (-1) is wrong."""
-    return float((np.asarray(prediction) == np.asarray(label)).mean())
+    predictions, labels = np.asarray(prediction), np.asarray(label)
+    if predictions.shape != labels.shape:
+        raise ValueError(f"label: got shape {labels.shape}, expected that of prediction, {predictions.shape}")
+    return float((predictions == labels).mean())
 
 
 def abstention_rate(prediction: ArrayLike) -> float:

@@ -56,6 +56,8 @@ class Certified:
 
     def correct(self, labels: Tensor) -> Tensor:
         """bool ``[B]``: predicted, not abstained, and right."""
+        if labels.shape != self.prediction.shape:
+            raise ValueError(f"labels: got shape {tuple(labels.shape)}, expected {tuple(self.prediction.shape)}")
         return self.prediction == labels.to(self.prediction.device)
 
 

@@ -48,8 +48,10 @@ def _dense(text: str, num_classes: int) -> list[int]:
     if text != "-":
         for cell in text.split(","):
             c, n = map(int, cell.split(":"))
-            if not (0 <= c < num_classes and n > 0):
-                raise ValueError(f"stored votes: got {cell!r}, expected class:count with a class below {num_classes}")
+            if not (0 <= c < num_classes and n > 0) or counts[c]:
+                raise ValueError(
+                    f"stored votes: got {cell!r} in {text!r}, expected class:count, each class below {num_classes} once"
+                )
             counts[c] = n
     return counts
 
@@ -95,13 +97,26 @@ def read_rows(source: str | Path) -> dict[str, np.ndarray]:
     for path in paths:
         for row in read_table(path, columns=LOG_COLUMNS):
             try:
-                by_index[int(row["idx"])] = row
+                before = by_index.setdefault(idx := int(row["idx"]), row)
             except (KeyError, ValueError) as error:
                 raise ValueError(f"{path}: got a row {row}, expected an image's index as idx") from error
+            if source.is_dir():
+                _check_equal(path, before, row)
+            by_index[idx] = row
     if not by_index:
         raise ValueError(f"{source}: got no finished row; resume the run first")
     rows = [by_index[idx] for idx in sorted(by_index)]
-    return {name: np.array([_number(row[name]) for row in rows]) for name in rows[0]}
+    return {name: np.array([_number(row[name], time=name == "time") for row in rows]) for name in rows[0]}
+
+
+def _check_equal(path: Path, before: dict[str, str], row: dict[str, str]) -> None:
+    """Raise unless an image that was done twice, by two shards perhaps, has the same results."""
+    for name in row:
+        if name != "time" and row[name] != before.get(name):
+            raise ValueError(
+                f"{path}: got {name} {row[name]} for image {row['idx']}, which has {before.get(name)} in another line; "
+                "these are not of one run, certify again into a new folder"
+            )
 
 
 def read_texts(folder: str | Path, column: str) -> dict[int, str]:
@@ -110,14 +125,16 @@ def read_texts(folder: str | Path, column: str) -> dict[int, str]:
     return {int(row["idx"]): row[column] for row in rows}
 
 
-def _number(text: str) -> float:
+def _number(text: str, *, time: bool) -> float:
     try:
         return float(text)
     except ValueError:
-        time = re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)", text)  # those of published logs
-        if time is None:
+        if not time:
             return math.nan
-        days, hours, minutes, seconds = (float(part or 0) for part in time.groups())
+        parts = re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)", text)  # those of published logs
+        if parts is None:
+            return math.nan
+        days, hours, minutes, seconds = (float(part or 0) for part in parts.groups())
         return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
@@ -125,7 +142,18 @@ def read_votes(folder: str | Path) -> StoredVotes:
     """All stored votes of a run."""
     folder, config = Path(folder), read_config(folder)
     shape: Shape = tuple(config["shape"])
-    rows = {int(r["idx"]): r for path in table_paths(folder, "votes") for r in read_table(path)}
+    rows: dict[int, dict[str, str]] = {}
+    for path in table_paths(folder, "votes"):
+        for row in read_table(path):
+            _check_equal(path, rows.setdefault(int(row["idx"]), row), row)
+    labels = read_texts(folder, "label")
+    # the last votes of each shard may not have got their row yet
+    rows = {idx: row for idx, row in rows.items() if idx in labels}
+    if missing := sorted(labels.keys() - rows.keys()):
+        raise ValueError(
+            f"{folder}: got {len(labels)} rows, and no votes of image {missing[0]}; a file was cut short, restore it "
+            "or certify again into a new folder"
+        )
     ordered = [rows[idx] for idx in sorted(rows)]
     if not ordered:
         raise ValueError(f"{folder}: got no stored votes; resume the run first")
@@ -136,6 +164,12 @@ def read_votes(folder: str | Path) -> StoredVotes:
             "fixed number do not hold for them"
         )
     classes = config["num_classes"]
+    for row in ordered:
+        if row["label"] != labels[int(row["idx"])] or not 0 <= int(row["label"]) < classes:
+            raise ValueError(
+                f"{folder}: got label {row['label']} with the votes of image {row['idx']}, expected that of its row, "
+                f"{labels[int(row['idx'])]}, one of {classes} classes"
+            )
     selection = None
     if int(ordered[0]["n0"]) > 0:
         selection = torch.tensor([_dense(r["selection"], classes) for r in ordered])

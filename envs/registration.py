@@ -13,7 +13,7 @@ from gymnasium.wrappers import HumanRendering, TimeLimit
 from envs.core import GoalEnv, GoalVectorEnv
 from envs.task import Task
 
-_TASKS: dict[str, type[Task]] = {}
+_TASKS: dict[str, type[Task]] = {}  # by the id they are registered under
 
 
 def register(env_id: str, task: type[Task]) -> None:
@@ -21,13 +21,22 @@ def register(env_id: str, task: type[Task]) -> None:
 
     The limit is not Gymnasium's ``max_episode_steps`` because it can depend on the other arguments (as many steps as
     there are bits); ``max_episode_steps`` can shorten it.
+
+    Raises:
+        ValueError: if the id belongs to another class; to define the same class again, as notebooks do, replaces it.
     """
-    _TASKS[task.__name__] = task
+    known = _TASKS.get(env_id)
+    if known is not None and (known.__module__, known.__qualname__) != (task.__module__, task.__qualname__):
+        raise ValueError(
+            f"env_id: got {env_id!r} for {task.__qualname__} of {task.__module__}, expected an id of its own; this one "
+            f"is that of {known.__qualname__} of {known.__module__}"
+        )
+    _TASKS[env_id] = task
     gymnasium.register(
         env_id,
         entry_point="envs.registration:make_env",
         vector_entry_point="envs.registration:make_vector_env",
-        kwargs={"task": task.__name__},
+        kwargs={"task": env_id},
     )
 
 

@@ -14,9 +14,10 @@ from certify import L0, L2, Lp, Patch, RandomizedAblation, SampledScheme, spec, 
 from certify.confidence import predict_or_abstain
 from certify.gaussian import GaussianScheme
 from certify.lambda_design import exact_power
-from certify.logs import read_log
+from certify.logs import consistent, read_log
 from certify.results import UNPROVEN_RADIUS, read_config, read_rows, read_votes
 from certify.smooth import vote_uniforms
+from certify.threats import NOT_CERTIFIED
 from certify.variable_lambda import radius_through_norms
 from scripts import patches
 from scripts.tables import Run
@@ -63,8 +64,14 @@ def read_run(path: Path, again: Again = STORED, bound: str | None = None) -> Run
         until = (sampling or {}).get("until")
         name = name if until is None else f"{name}, until {until}"
         rows = read_rows(path)
+        if (UNPROVEN_RADIUS in rows) != (NOT_CERTIFIED in config["threat"]):
+            raise ValueError(
+                f"{path}: got the threat model {config['threat']!r} and the column "
+                f"{UNPROVEN_RADIUS if UNPROVEN_RADIUS in rows else 'radius'}; one of both was changed, certify again"
+            )
         if UNPROVEN_RADIUS in rows:
             rows["radius"] = rows.pop(UNPROVEN_RADIUS)
+        rows = consistent(rows, path)
         return Run(name, config["threat"], sampling and sampling["alpha"], rows, None, until, config)
     exact = f"{path}: {config['scheme']} is exact; --alpha, --bounds, --interval are for sampled schemes"
     if sampling is None:

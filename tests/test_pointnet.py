@@ -113,7 +113,7 @@ def test_order_of_points_does_not_matter():
 def test_rows_are_independent():
     model = small()
     made = copies(RandomizedAblation(6), cloud(20, 3), 8)
-    check_independence(model, made)
+    check_independence(model, made, 8)
     scores = model(made)
     alone = torch.cat([model(row[None]) for row in made])
     assert torch.allclose(alone, scores, rtol=0, atol=1e-5)

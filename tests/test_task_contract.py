@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -91,3 +92,17 @@ def test_a_task_that_keeps_the_contract() -> None:
     env = GoalEnv(Walk())
     env.reset(seed=0)
     assert env.step(np.ones(2, np.float32))[1] == -1
+
+
+def test_ids_belong_to_classes(recwarn: pytest.WarningsRecorder) -> None:
+    """A class of the same name as another does not take its place, nor does another class take an id."""
+    other = type("ContinuousSeek", (Walk,), {"__module__": __name__})
+    envs.register("ContinuousSeekOfMine-v0", other)
+    assert isinstance(gymnasium.make("ContinuousSeek-v0").unwrapped.task, envs.ContinuousSeek)  # type: ignore[attr-defined]
+    assert isinstance(gymnasium.make("ContinuousSeekOfMine-v0").unwrapped.task, other)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="expected an id of its own; this one is that of ContinuousSeek of envs"):
+        envs.register("ContinuousSeek-v0", other)
+    again = type("ContinuousSeek", (Walk,), {"__module__": __name__})  # a notebook's cell, run again
+    envs.register("ContinuousSeekOfMine-v0", again)
+    assert isinstance(gymnasium.make("ContinuousSeekOfMine-v0").unwrapped.task, again)  # type: ignore[attr-defined]
+    gymnasium.registry.pop("ContinuousSeekOfMine-v0")

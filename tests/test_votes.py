@@ -227,6 +227,60 @@ def test_batch_statistics_are_found(offset, batch_size):
     Smoothed(Masked(offset, batch=False), scheme, 10, n0=10, n=20, batch_size=batch_size).votes(images(1))
 
 
+def rounded(copies: torch.Tensor) -> torch.Tensor:
+    """Activations as integers of 8 bits, by the range of the batch, as dynamic quantization has them."""
+    step = copies.abs().max() / 127
+    return (copies / step).round() * step
+
+
+def centered(copies: torch.Tensor) -> torch.Tensor:
+    return copies - 1e-5 * copies.mean(0)
+
+
+def centered_where_many(copies: torch.Tensor) -> torch.Tensor:
+    return centered(copies) if len(copies) > 8 else copies
+
+
+@pytest.mark.parametrize("inside", [rounded, centered, centered_where_many])
+@pytest.mark.parametrize("scheme", [DeterministicAblation(16), RandomizedAblation(16)])
+def test_batches_that_matter_a_little_are_found(inside, scheme):
+    """Too little for a tolerance: a changed pixel moves votes of copies that it does not touch."""
+    model = classifier(2)
+    with pytest.raises(ValueError, match="depend on the other copies in its batch"):
+        Smoothed(lambda copies: model(inside(copies)), scheme, 10, n0=16, n=64).votes(images(1))
+    alone = Smoothed(lambda copies: model(inside(copies)), scheme, 10, n0=16, n=64, batch_size=1)
+    assert int(alone.votes(images(1)).counts.sum()) > 0
+
+
+@pytest.mark.parametrize(
+    "scheme", [RandomizedAblation(30, null="mean", mean=(0.0,)), RandomizedAblation(64), GaussianNoise(1e-4)]
+)
+def test_copies_that_are_all_equal_hide_nothing(scheme):
+    norm = nn.Sequential(nn.BatchNorm2d(scheme.channels(1)), classifier(scheme.channels(1))).train()
+    smoothed = Smoothed(lambda copies: norm(copies), scheme, 10, n0=16, n=64)
+    with pytest.raises(ValueError, match="depend on the other copies in its batch"):
+        smoothed.certify(torch.zeros(1, 1, 8, 8))
+
+
+def test_a_classifier_that_takes_nothing_but_copies():
+    """It cannot be tried with noise, copies do."""
+    model = classifier(2)
+
+    def picky(copies: torch.Tensor) -> torch.Tensor:
+        if not (copies.sum(1).logical_or(copies.sum(1) == 0) & (copies.sum(1) <= 1)).all():
+            raise ValueError("neither hidden nor shown")
+        return model(copies)
+
+    Smoothed(picky, RandomizedAblation(30), 10, n0=16, n=64).certify(images(1))
+    norm = nn.BatchNorm2d(2).train()
+    with pytest.raises(ValueError, match="depend on the other copies in its batch"):
+        Smoothed(
+            lambda copies: picky(copies) + norm(copies).sum((1, 2, 3))[:, None] * torch.arange(10),
+            RandomizedAblation(30),
+            10,
+        ).certify(images(1))
+
+
 def test_scores_that_are_a_little_random():
     """Too little for a tolerance, and enough to turn a tie."""
     model = classifier(2)
@@ -245,7 +299,7 @@ def test_a_classifier_is_checked_once():
     first = len(sizes)
     smoothed.votes(images(1))
     assert len(sizes) - first == 2
-    assert first == 2 + 5
+    assert first == 2 + 1 + 8 + 8  # scores, a first look, the batches to come
 
 
 def test_probabilities_are_not_scores():
