@@ -29,6 +29,7 @@ from rl.goals import GoalStatistics
 
 VERSION = 1
 _COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_n_calls", "exploration_rate", "_total_timesteps")
+_SETTINGS = ("gamma", "tau", "goal_gradient_coef")  # to go on with others is another experiment
 _BUFFER = ("actions", "rewards", "dones", "timeouts", "ep_start", "ep_length")
 _DICTIONARIES = ("observations", "next_observations")
 
@@ -101,14 +102,20 @@ def save_checkpoint(model: OffPolicyAlgorithm, path: str | Path) -> None:
     tensors |= {f"buffer.{name}": torch.from_numpy(array) for name, array in _used(buffer).items()}
     state: dict[str, Any] = {name: getattr(model, name) for name in _COUNTERS if hasattr(model, name)}
     state |= {"version": VERSION, "algorithm": type(model).__name__, "pos": buffer.pos, "full": buffer.full}
+    state["settings"] = {name: float(getattr(model, name)) for name in _SETTINGS if hasattr(model, name)}
     statistics: GoalStatistics | None = getattr(model, "goal_statistics", None)
     if statistics is not None and statistics.count > 0:
         state["goals"] = list(statistics.state().values())
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        temporary.touch()  # with the permissions that other files get, which the writer does not give
+        mode = temporary.stat().st_mode
         save_file(packed, temporary, metadata={"state": json.dumps(state)})
+        temporary.chmod(mode)
         temporary.replace(path)
+    except SafetensorError as error:
+        raise OSError(f"{path}: could not be written ({error}); an earlier checkpoint is kept") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -143,6 +150,11 @@ def load_checkpoint(model: OffPolicyAlgorithm, path: str | Path, *, buffer: bool
             f"{type(model).__name__}, version {VERSION}"
         )
     _check_fit(model, state, tensors, buffer, path)
+    for name, value in state.get("settings", {}).items():
+        if buffer and value != getattr(model, name, None):
+            warnings.warn(
+                f"{path}: was trained with {name} = {value:g}, not {getattr(model, name, None)}", stacklevel=2
+            )
     model.policy.load_state_dict(_part(tensors, "policy"))
     with torch.no_grad():
         for name, value in _part(tensors, "variable").items():

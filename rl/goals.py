@@ -162,10 +162,13 @@ class GoalGradient:
                 "env: got a VecNormalize that scales rewards, so that none equals low_reward and no known reward "
                 "function is the one trained on; make it with norm_reward=False"
             )
-        if normalization is not None and self.reward is not None and normalization.norm_obs:
+        scaled = (
+            set(normalization.norm_obs_keys or ()) if normalization is not None and normalization.norm_obs else set()
+        )
+        if self.reward is not None and scaled & {GOAL, ACHIEVED}:
             raise ValueError(
                 "env: got a VecNormalize that scales achieved and desired goals apart, for which a dense reward "
-                "function does not hold; make it with norm_obs=False"
+                "function does not hold; make it with norm_obs_keys=['observation']"
             )
 
     def attach(self, observation: Observation) -> tuple[Observation, Tensor]:

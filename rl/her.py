@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,10 @@ class HerReplayBuffer(StockHerReplayBuffer):
         n_sampled_goal: relabelled transitions per real one (the papers' k).
         goal_selection_strategy: ``future``, ``final`` or ``episode``.
         copy_info_dict: keep the infos of all transitions, for rewards that depend on them (slow).
+        relabel_terminations: for environments that end episodes before their time limit: ask ``compute_terminated``
+            whether a relabelled transition ends its episode. By default, and as in Stable-Baselines3, it ends where its
+            own episode did, so that one that reaches its new goal goes on, and values may be beyond any return. Ends
+            that are not for the sake of the goal (``compute_terminated`` does not explain them) stay.
     """
 
     def __init__(
@@ -44,9 +49,16 @@ class HerReplayBuffer(StockHerReplayBuffer):
         n_sampled_goal: int = 4,
         goal_selection_strategy: GoalSelectionStrategy | str = "future",
         copy_info_dict: bool = False,
+        relabel_terminations: bool | None = None,
     ) -> None:
         if n_sampled_goal < 0:
             raise ValueError(f"n_sampled_goal: got {n_sampled_goal}, expected at least 0")
+        achieved, goal = (observation_space[key].shape for key in (ACHIEVED, GOAL))
+        if achieved != goal and n_sampled_goal > 0:
+            raise ValueError(
+                f"observation space: got {ACHIEVED} {achieved} and {GOAL} {goal}, expected the same shape: hindsight "
+                "puts one in the place of the other"
+            )
         # past the parent, which makes a dictionary for every place of the buffer
         DictReplayBuffer.__init__(
             self,
@@ -60,6 +72,10 @@ class HerReplayBuffer(StockHerReplayBuffer):
         )
         self.env = env
         self.copy_info_dict = copy_info_dict
+        self.relabel_terminations = relabel_terminations
+        told = relabel_terminations is not None or not handle_timeout_termination
+        self._looked_at_ends = told or n_sampled_goal == 0
+        self._looked_at_rewards = n_sampled_goal == 0
         if isinstance(goal_selection_strategy, str):
             if goal_selection_strategy.lower() not in KEY_TO_GOAL_STRATEGY:
                 known = ", ".join(KEY_TO_GOAL_STRATEGY)
@@ -81,6 +97,15 @@ class HerReplayBuffer(StockHerReplayBuffer):
         if self.full:  # overwriting a transition removes its episode
             self._drawable = None
         super().add(*args, **kwargs)
+        if not self._looked_at_ends and (self.dones[self.pos - 1] > self.timeouts[self.pos - 1]).any():
+            self._looked_at_ends = True
+            warnings.warn(
+                "replay buffer: got an episode that ends before its time limit. Relabelled transitions end where their "
+                "own episode does, so that those that reach their new goal do not; give relabel_terminations=True (the "
+                "environment's compute_terminated is asked), or False to keep it so",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def _compute_episode_length(self, env_idx: int) -> None:
         start, end = int(self._current_ep_start[env_idx]), self.pos
@@ -113,7 +138,8 @@ class HerReplayBuffer(StockHerReplayBuffer):
         if len(self._drawable) == 0:
             raise RuntimeError(
                 "replay buffer: got no finished episode to sample from; learning_starts has to be larger than the "
-                "number of steps of an episode times the number of environments"
+                "number of steps of an episode times the number of environments; after load(), load_replay_buffer() "
+                "brings the transitions back"
             )
         return self._drawable
 
@@ -128,13 +154,24 @@ class HerReplayBuffer(StockHerReplayBuffer):
         observations = {key: self._gathered(values, places) for key, values in self.observations.items()}
         next_observations = {key: self._gathered(values, places) for key, values in self.next_observations.items()}
         rewards = self._gathered(self.rewards, places)
+        dones = _at(self.dones, places) * (1 - _at(self.timeouts, places))
+        steps, envs = np.divmod(places, self.n_envs)
+        if not self._looked_at_rewards and real and self.env is not None:
+            self._looked_at_rewards = True
+            own = self._rewards(
+                next_observations[ACHIEVED][:real], next_observations[GOAL][:real], steps[:real], envs[:real]
+            )
+            _compare(own, rewards[:real])
         if relabelled:
-            steps, envs = np.divmod(places[real:], self.n_envs)
-            goals = self._sample_goals(steps, envs)
+            goals = self._sample_goals(steps[real:], envs[real:])
+            achieved = next_observations[ACHIEVED][real:]
+            if self.relabel_terminations:
+                before = self._terminations(achieved, next_observations[GOAL][real:], steps[real:], envs[real:])
+                after = self._terminations(achieved, goals, steps[real:], envs[real:])
+                dones[real:] = after | ((dones[real:] > 0) & ~before)
             observations[GOAL][real:] = goals
             next_observations[GOAL][real:] = goals
-            rewards[real:] = self._rewards(next_observations[ACHIEVED][real:], goals, steps, envs)
-        dones = _at(self.dones, places) * (1 - _at(self.timeouts, places))
+            rewards[real:] = self._rewards(achieved, goals, steps[real:], envs[real:])
         return DictReplayBufferSamples(
             observations=self._tensors(self._normalize_obs(observations, env)),  # type: ignore[arg-type]
             actions=self._tensor(self._gathered(self.actions, places)),
@@ -145,20 +182,39 @@ class HerReplayBuffer(StockHerReplayBuffer):
 
     def _rewards(self, achieved: np.ndarray, goals: np.ndarray, steps: np.ndarray, envs: np.ndarray) -> np.ndarray:
         """What the environment gives for reaching ``achieved`` when ``goals`` were desired, float32 ``[N]``."""
-        if self.env is None:
-            raise RuntimeError("replay buffer: got no environment to compute rewards with; call set_env(env) first")
-        infos: Any = [{}] * len(steps)
-        if self.copy_info_dict:
-            infos = copy.deepcopy(self.infos[steps, envs])
-        # all environments have the same reward
-        (rewards,) = self.env.env_method("compute_reward", achieved, goals, infos, indices=[0])
-        rewards = np.asarray(rewards, dtype=np.float32)
+        rewards = np.asarray(self._ask("compute_reward", achieved, goals, steps, envs), dtype=np.float32)
         if rewards.size != len(steps):
             raise ValueError(
                 f"compute_reward: got rewards of shape {rewards.shape} for {len(steps)} goals at a time, expected "
                 f"({len(steps)},): it has to take arrays [N, ...] of goals, too, and reduce the other axes alone"
             )
         return rewards.reshape(len(steps))
+
+    def _terminations(self, achieved: np.ndarray, goals: np.ndarray, steps: np.ndarray, envs: np.ndarray) -> np.ndarray:
+        """Whether the environment ends an episode that reaches ``achieved`` under ``goals``: bool ``[N]``."""
+        ends = np.asarray(self._ask("compute_terminated", achieved, goals, steps, envs), dtype=np.bool_)
+        if ends.size not in (1, len(steps)):
+            raise ValueError(
+                f"compute_terminated: got shape {ends.shape} for {len(steps)} goals, expected ({len(steps)},)"
+            )
+        return np.broadcast_to(ends.reshape(-1), len(steps))
+
+    def _ask(self, function: str, achieved: np.ndarray, goals: np.ndarray, steps: np.ndarray, envs: np.ndarray) -> Any:
+        """What a function of goals of the environment says; it is the same for all environments."""
+        if self.env is None:
+            raise RuntimeError("replay buffer: got no environment to compute rewards with; call set_env(env) first")
+        infos: Any = [{}] * len(steps)
+        if self.copy_info_dict:
+            infos = copy.deepcopy(self.infos[steps, envs])
+        try:
+            return self.env.env_method(function, achieved, goals, infos, indices=[0])[0]
+        except KeyError as error:
+            if self.copy_info_dict:
+                raise
+            raise ValueError(
+                f"{function}: looked for {error} in the info, which is empty unless infos are kept; give "
+                "copy_info_dict=True"
+            ) from error
 
     def _gathered(self, values: np.ndarray, places: np.ndarray) -> np.ndarray:
         """A copy of the entries at flat places (step, environment), on its way to the device."""
@@ -169,6 +225,19 @@ class HerReplayBuffer(StockHerReplayBuffer):
 
     def _tensors(self, values: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
         return {key: self._tensor(array) for key, array in values.items()}
+
+
+def _compare(computed: np.ndarray, stored: np.ndarray) -> None:
+    """Warn if the environment's steps give other rewards than its ``compute_reward``."""
+    other = np.flatnonzero(~np.isclose(computed, stored, rtol=1e-3, atol=1e-4))
+    if len(other):
+        warnings.warn(
+            f"replay buffer: got a reward of {stored[other[0]]:g} from a step, for which compute_reward gives "
+            f"{computed[other[0]]:g} ({len(other)} of {len(stored)} differ): real and relabelled transitions have "
+            "different rewards; expected the same",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _at(values: np.ndarray, places: np.ndarray) -> np.ndarray:

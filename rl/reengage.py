@@ -8,6 +8,7 @@ after any number of updates.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Hashable
@@ -35,17 +36,17 @@ Batch = DictReplayBufferSamples
 Discount = Tensor | float
 Networks = Literal["target", "critic", "actor"]
 
-# transitions: steps and samples without any low reward, after which a warning is due; enough for some episodes, since
-# one that happens to begin at its goal may have none
+# Warn after so many steps and sampled transitions without a low reward: enough for some episodes, since one that
+# happens to begin at its goal may have none.
 PATIENCE = 1_000
 
 
-# what changes all the time, of which updates read only what they made themselves, and what _kind and _waits speak of
+# Attributes that change with every step and that recorded updates do not read: no part of _surroundings.
 _CHANGING = frozenset(
     {
         *("num_timesteps", "_num_timesteps_at_start", "_total_timesteps", "_current_progress_remaining", "start_time"),
         *("_n_updates", "_n_calls", "_episode_num", "exploration_rate", "_without_low"),
-        *("_entropy_coef", "_actions", "_log_prob"),
+        *("_entropy_coef", "_actions", "_log_prob", "_looked_at"),
     }
 )
 
@@ -119,15 +120,18 @@ class GoalConditioned(OffPolicyAlgorithm):
         cuda_graphs: bool = False,
         **kwargs: Any,
     ) -> None:
-        if target_range is not None and not target_range[0] < target_range[1]:
-            raise ValueError(f"target_range: got {target_range}, expected the smaller return first")
+        if target_range is not None and not (np.shape(target_range) == (2,) and target_range[0] < target_range[1]):
+            raise ValueError(f"target_range: got {target_range}, expected the smallest and the largest return")
         self.target_range = None if target_range is None else (target_range[0], target_range[1])
         self.goal_gradient_coef = goal_gradient_coef
         if goal_gradient is not None:
             self.goal_gradient = goal_gradient
         self.goal_statistics = GoalStatistics()  # stays empty without GoalGradient.normalize
         self._without_low: int | None = 0  # transitions sampled without any low reward; None once that is settled
+        self._looked_at: tuple[Any, Any] = (None, None)  # the rule and the environment for which it is settled
         self.cuda_graphs = cuda_graphs
+        if kwargs.get("policy_kwargs") is not None:  # Stable-Baselines3 adds options of the algorithm
+            kwargs["policy_kwargs"] = dict(kwargs["policy_kwargs"])
         super().__init__(*args, **kwargs)
         if cuda_graphs and self.device.type != "cuda":
             raise ValueError(f"cuda_graphs: got True on the device {self.device}; they are for GPUs, device='cuda'")
@@ -245,14 +249,19 @@ class GoalConditioned(OffPolicyAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         return [
             *super()._excluded_save_params(),
-            *("_followers", "_entropy_coef", "_normalization", "_without_low", "_recorder"),
+            *("_followers", "_entropy_coef", "_normalization", "_without_low", "_looked_at", "_recorder"),
         ]
 
     def update_statistics(self) -> None:
         """Take episodes that were finished since the last call into the statistics of NormalizedExtractor, if any."""
         if self._normalization is None:
             return
-        assert isinstance(self.replay_buffer, HerReplayBuffer)
+        if not isinstance(self.replay_buffer, HerReplayBuffer):
+            raise ValueError(
+                f"replay buffer: got {type(self.replay_buffer).__name__} for NormalizedExtractor, expected "
+                "rl.HerReplayBuffer; one that was saved by Stable-Baselines3's algorithms does not keep what it needs"
+            )
+        self.replay_buffer.keep_fresh = True  # it may be another one than at first
         fresh = self.replay_buffer.take_fresh()
         observations = {key: to_device(values, self.device) for key, values in fresh.items()}
         self._normalization.statistics.update(self._normalization.raw(observations))
@@ -260,6 +269,8 @@ class GoalConditioned(OffPolicyAlgorithm):
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         assert self.replay_buffer is not None
         self._check_goal_gradient()
+        if (looked_at := (self.goal_gradient, self.env)) != self._looked_at:  # another rule, or other rewards
+            self._looked_at, self._without_low = looked_at, 0
         self.policy.set_training_mode(True)
         recorder = self._recorder
         for optimizer in self._optimizers():  # here, since loading replaces the options of optimizers
@@ -279,6 +290,13 @@ class GoalConditioned(OffPolicyAlgorithm):
                 for name, value in results.items():
                     logs.add(name, value)
             means = logs.means()
+        for name, mean in means.items():
+            if not math.isfinite(mean):
+                raise FloatingPointError(
+                    f"train/{name}: got {mean} after {self._n_updates} updates, from which no parameter recovers. A "
+                    "dense reward may have no finite gradient at some goals (a square root of 0 has none); else try a "
+                    "smaller learning rate or goal_gradient_coef"
+                )
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name, mean in means.items():
             self.logger.record(f"train/{name}", mean)
@@ -347,10 +365,12 @@ class GoalConditioned(OffPolicyAlgorithm):
         if reward_gradient is not None and not reward_gradient.isfinite().all():
             raise ValueError(
                 "goal_gradient: got a reward whose gradient is not finite for all goals of a batch, after which no "
-                "parameter would be; a square root of 0 has none: add something small under it"
+                "parameter would be; a square root of 0 has none: add something small under it, such as 1e-8"
             )
         explained = rule.explained(batch.next_observations)
-        if explained is not None and not torch.allclose(explained.to(rewards), rewards[:, 0], rtol=1e-3, atol=1e-4):
+        # what is added under a square root, so that it has a gradient at 0, is no other reward
+        near = 1e-4 + 1e-2 * float(rewards.max() - rewards.min())
+        if explained is not None and not torch.allclose(explained.to(rewards), rewards[:, 0], rtol=1e-3, atol=near):
             worst = (explained.to(rewards) - rewards[:, 0]).abs().argmax()
             warnings.warn(
                 f"goal_gradient: got a rule by which a reward is {explained[worst]:g} and that in the replay buffer is "

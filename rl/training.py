@@ -1,4 +1,4 @@
-"""Running a training run: evaluations at fixed steps, checkpoints, and going on where a run was stopped."""
+"""Training with periodic evaluation, checkpoints, and exact resuming."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
 from rl.checkpoint import check_supported, load_checkpoint, save_checkpoint, start_afresh
+from rl.logs import read_evaluations
 from rl.vec_env import VectorEnvAdapter
 
 LOG, STATE = "evaluations.npz", "state.safetensors"
@@ -41,8 +42,9 @@ class Evaluations:
     @classmethod
     def load(cls, path: Path, until: int) -> Evaluations:
         """Those up to step ``until``."""
+        stored = read_evaluations(path)
+        keep = stored.timesteps <= until
         with np.load(path, allow_pickle=False) as arrays:
-            keep = arrays["timesteps"] <= until
             return cls(**{name: arrays[name][keep].tolist() for name in arrays.files})
 
 
@@ -226,6 +228,11 @@ def run(
         load_checkpoint(model, state)
         if (folder / LOG).exists():
             log = Evaluations.load(folder / LOG, model.num_timesteps)
+        elif model.num_timesteps >= plan.eval_every:
+            raise ValueError(
+                f"{folder / LOG}: is missing, and with it what was measured in {model.num_timesteps} steps; put it "
+                "back, or train in another folder"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     left = plan.steps - model.num_timesteps
     if left <= 0:

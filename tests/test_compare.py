@@ -13,7 +13,7 @@ from certify.draws import ESTIMATION, Draws
 from certify.logits import histogram, scores_of_copies, top_two
 from certify.models import ModelSpec
 from certify.reduced import Reduced
-from certify.results import ResultFolder, Row, read_votes, votes_line
+from certify.results import ResultFolder, Row, read_votes, row_columns, votes_line
 from certify.training import Checkpoint, save_checkpoint
 from scripts import certify as certify_script
 from scripts import compare as compare_script
@@ -36,7 +36,8 @@ def write_run(folder: Path, rows=ROWS, *, n0: int = 100, n: int = 900, **config)
         "sampling": {"n0": n0, "n": n, "alpha": 0.001, "seed": 0, "bounds": "one-sided"},
         "vote": "argmax",
     }
-    with ResultFolder(folder) as results:
+    columns = row_columns(guaranteed="NOT certified" not in str(config.get("threat")))
+    with ResultFolder(folder, columns=columns) as results:
         results.start(entries | config, resume=False)
         for idx, label, predict, radius in rows:
             votes = torch.zeros(1, 10, dtype=torch.int64)

@@ -129,12 +129,18 @@ def test_alpha_out_of_range(alpha):
         confidence.lower_bound(torch.tensor([1]), 2, alpha)
 
 
+@pytest.mark.parametrize("n", [0, -1, 10.5, math.nan, math.inf, 10**8 + 1])
+def test_impossible_numbers_of_samples(n):
+    with pytest.raises(ValueError, match=r"n \(samples\): got .*, expected an integer in \[1, 100,000,000\]"):
+        confidence.lower_bound(torch.tensor([0]), n, 0.05)
+
+
 def test_averaged_votes_are_refused():
     with pytest.raises(TypeError, match="integer counts"):
         confidence.lower_bound(torch.tensor([0.5]), 2, 0.05)
 
 
-@pytest.mark.parametrize(("k", "n"), [(3, 2), (-1, 2), (0, 0)])
+@pytest.mark.parametrize(("k", "n"), [(3, 2), (-1, 2)])
 def test_impossible_counts(k, n):
     with pytest.raises(ValueError, match="expected 0 <= count <= n"):
         confidence.lower_bound(torch.tensor([k]), n, 0.05)

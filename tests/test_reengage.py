@@ -341,7 +341,7 @@ def test_normalized_rewards_are_refused() -> None:
     model: Any = agent("DDPG", env=VecNormalize(seek(), norm_reward=False), goal_gradient_coef=0.1).learn(80)
     assert model.logger.name_to_value["train/goal_gradient_loss"] > 0
     rule = GoalGradient(reward=lambda achieved, goal: -(achieved - goal).square().sum(1))
-    with pytest.raises(ValueError, match="norm_obs=False"):
+    with pytest.raises(ValueError, match="norm_obs_keys="):
         agent("DDPG", env=VecNormalize(seek(), norm_reward=False), goal_gradient_coef=0.1, goal_gradient=rule)
 
 

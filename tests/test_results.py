@@ -84,7 +84,7 @@ def test_floor_text(value, digits, text):
 
 
 def row(idx: int = 0, **changes) -> Row:
-    values = {"label": 7, "predict": 7, "radius": 8.0, "correct": 1, "time": 0.25, "clean": 7}
+    values = {"label": 0, "predict": 0, "radius": 8.0, "correct": 1, "time": 0.25, "clean": 0}
     return Row(idx=idx, **(values | {"p_lower": 0.5, "label_share": 0.75} | changes))
 
 
@@ -98,7 +98,7 @@ def test_row_columns_start_with_those_of_cohen():
 @pytest.mark.parametrize(
     ("value", "line"),
     [
-        (row(3), "3\t7\t7\t8.0\t1\t0.2500\t7\t0.5\t0.75"),
+        (row(3), "3\t0\t0\t8.0\t1\t0.2500\t0\t0.5\t0.75"),
         (
             Row(10, 2, -1, -1.0, 0, 1.23456, -1, 0.49999999, 0.4996),
             "10\t2\t-1\t-1.0\t0\t1.2346\t-1\t0.49999999\t0.4996",
@@ -217,7 +217,7 @@ CONFIG = {"scheme": "RandomizedAblation(keep=2)", "shape": (1, 4, 4), "num_class
 
 
 def one_vote(idx: int) -> str:
-    return f"{idx}\t7\t0\t10\t-\t0:10"
+    return f"{idx}\t0\t0\t10\t-\t0:10"
 
 
 def start(folder: Path, *, resume: bool = False, shard: tuple[int, int] = (0, 1), config=None, rows=()) -> set[int]:
@@ -354,7 +354,7 @@ def stored(folder: Path, votes: Votes, *, n0: int, shards: int = 1):
         with ResultFolder(folder, (shard, shards)) as run:
             run.start(CONFIG, resume=False)
             for i in reversed(range(shard, len(votes.counts), shards)):
-                run.append(row(10 * i), votes_line(10 * i, i % 3, votes, i, n0))
+                run.append(row(10 * i, label=i % 3), votes_line(10 * i, i % 3, votes, i, n0))
     return read_votes(folder)
 
 
@@ -408,16 +408,52 @@ def test_votes_line(selection, line):
 def test_unfinished_votes_are_not_read(tmp_path):
     start(tmp_path, rows=[0, 1])
     path = tmp_path / "votes.tsv"
-    os.truncate(path, path.stat().st_size - 1)
+    whole = path.read_bytes()
+    (tmp_path / "rows.tsv").write_bytes((tmp_path / "rows.tsv").read_bytes()[:-1])  # a kill comes before the row
+    assert read_votes(tmp_path).idx.tolist() == [0]
+    path.write_bytes(whole[:-1])
     assert read_votes(tmp_path).idx.tolist() == [0]
 
 
-@pytest.mark.parametrize("cell", ["3:1", "0:0", "-1:2", "0:-2", "x"])
+def test_votes_that_are_lost_are_missed(tmp_path):
+    start(tmp_path, rows=[0, 1])
+    path = tmp_path / "votes.tsv"
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(ValueError, match="got 2 rows, and no votes of image 1; a file was cut short"):
+        read_votes(tmp_path)
+
+
+@pytest.mark.parametrize("label", ["1", "3"])
+def test_votes_with_another_label_than_rows_are_refused(tmp_path, label):
+    start(tmp_path, rows=[0])
+    path = tmp_path / "votes.tsv"
+    path.write_text(path.read_text().replace("\n0\t0\t", f"\n0\t{label}\t"))
+    with pytest.raises(ValueError, match=f"got label {label} with the votes of image 0, expected that of its row, 0"):
+        read_votes(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["rows", "votes"])
+def test_an_image_has_one_result(tmp_path, kind):
+    start(tmp_path, shard=(0, 2), rows=[0])
+    start(tmp_path, shard=(1, 2), rows=[1])
+    first, second = tmp_path / f"{kind}-0-of-2.tsv", tmp_path / f"{kind}-1-of-2.tsv"
+    whole = second.read_text()
+    second.write_text(whole + first.read_text().splitlines()[1] + "\n")  # the same again
+    assert read_rows(tmp_path)["idx"].tolist() == read_votes(tmp_path).idx.tolist() == [0, 1]
+    line = first.read_text().splitlines()[1].split("\t")
+    line[3] = "5"
+    second.write_text(whole + "\t".join(line) + "\n")
+    with pytest.raises(ValueError, match=r"for image 0, which has .* in another line; these are not of one run"):
+        (read_rows if kind == "rows" else read_votes)(tmp_path)
+
+
+@pytest.mark.parametrize("cell", ["3:1", "0:0", "-1:2", "0:-2", "x", "0:3,0:4"])
 def test_impossible_votes_are_refused(tmp_path, cell):
     start(tmp_path, rows=[0])
-    with (tmp_path / "votes.tsv").open("a") as handle:
+    with (tmp_path / "votes.tsv").open("a") as handle, (tmp_path / "rows.tsv").open("a") as rows:
         handle.write(f"1\t0\t0\t10\t-\t{cell}\n")
-    with pytest.raises(ValueError):
+        rows.write(row(1).line() + "\n")
+    with pytest.raises(ValueError, match=r"stored votes|invalid literal|not enough values"):
         read_votes(tmp_path)
 
 

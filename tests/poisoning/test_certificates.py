@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from certify.poisoning import certificates
 from certify.poisoning.certificates import certify_counts, certify_finite, certify_run_off, count_votes
 
 
@@ -49,6 +50,42 @@ def test_run_off_radius_is_exact(models, classes):
 @pytest.mark.parametrize(("models", "classes"), [(5, 3), (3, 4)])
 def test_run_off_radius_is_exact_for_more_models(models, classes):
     test_run_off_radius_is_exact(models, classes)
+
+
+@pytest.mark.parametrize(("models", "classes"), [(6, 4), (7, 4), (9, 3)])
+def test_run_off_radius_where_elimination_decides(models, classes):
+    """Attacks on how many models have which ranking, not on each of them: all that change as few as the radius says."""
+    rankings = torch.rand((3_000, models, classes), generator=torch.Generator().manual_seed(models)).argsort(2)
+    winner, first, joint = certificates._elect(rankings)
+    eliminated = certificates._to_eliminate(first, winner)
+    decides = eliminated < certificates._to_replace(first, joint, winner, models)
+    # those for which rounding matters first: two rivals that lack a multiple of three together
+    decided = rankings[decides][(eliminated[decides] - 1).argsort(descending=True, stable=True)[:25]]
+    result = certify_run_off(decided)
+    assert result.radius.max() >= 1
+    for profile, prediction, radius in zip(decided, result.prediction.tolist(), result.radius.tolist(), strict=True):
+        assert not _winners_after(profile, int(radius)) - {prediction}
+        assert _winners_after(profile, int(radius) + 1) - {prediction}
+
+
+def _winners_after(profile: torch.Tensor, changed: int) -> set[int]:
+    """The classes that can win when so many models change, by trying all ways to take and to give rankings."""
+    classes = profile.shape[1]
+    types = torch.tensor(list(itertools.permutations(range(classes))))
+    which = (profile[:, None] == types).all(2).long().argmax(1).tolist()
+    taken = {tuple(sorted(t)) for t in itertools.combinations(which, changed)}
+    given = list(itertools.combinations_with_replacement(range(len(types)), changed))
+    one_hot = torch.eye(len(types), dtype=torch.int64)
+    counts = one_hot[which].sum(0) - torch.stack([one_hot[list(t)].sum(0) for t in taken])
+    counts = (counts[:, None] + torch.stack([one_hot[list(t)].sum(0) for t in given])).flatten(0, 1)
+    first = counts @ torch.nn.functional.one_hot(types[:, 0], classes)
+    place = types.argsort(1)
+    prefer = (place[:, :, None] < place[:, None, :]).long().flatten(1)  # [types, a * b]: a before b
+    ahead = (counts @ prefer).view(-1, classes, classes)
+    order = (first * classes - torch.arange(classes)).argsort(1, descending=True)[:, :2].sort(1).values
+    low, high = order[:, 0], order[:, 1]
+    row = torch.arange(len(counts))
+    return set(torch.where(ahead[row, low, high] >= ahead[row, high, low], low, high).tolist())
 
 
 def _elect(rankings: list[list[int]], classes: int) -> int:
