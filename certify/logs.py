@@ -33,7 +33,7 @@ def consistent(rows: dict[str, np.ndarray], path: str | Path) -> dict[str, np.nd
     idx, label, predict, radius, correct = (rows[name] for name in COLUMNS[:5])
     for name, values, low in (("label", label, 0), ("predict", predict, -1)):
         _refuse(path, idx, (values < low) | (values % 1 != 0), name, values, "a class" + " or -1" * (low < 0))
-    bad = ~((radius >= 0) | (radius == -1) | (predict < 0))
+    bad = ~(((radius >= 0) & (radius < np.inf)) | (radius == -1) | (predict < 0))
     _refuse(path, idx, bad, "radius", radius, "at least 0, or -1 where nothing is certified")
     wrong = (correct != (predict == label)).nonzero()[0]
     if len(wrong):

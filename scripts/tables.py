@@ -66,7 +66,6 @@ class Run:
 
 def spread(values: Sequence[np.ndarray]) -> list[float]:
     """About eight round radii from 0 to the largest of these."""
-    values = [each[np.isfinite(each)] for each in values]
     top = max(float(each.max(initial=0)) for each in values)
     if top <= 0:
         return [0.0]

@@ -94,6 +94,27 @@ def test_another_model_never_adds_to_a_folder(tmp_path):
     assert len(read_rows(tmp_path / "run")["idx"]) == 3
 
 
+class Scaled(nn.Module):
+    """A model with more to it than its parameters."""
+
+    def __init__(self, mean: float = 0.0, sign: float = 1.0, sides: tuple[int, ...] = (4, 4)) -> None:
+        super().__init__()
+        self.linear, self.mean, self.sides = model(), mean, sides
+        self.register_buffer("sign", torch.tensor(sign), persistent=False)
+        self.scale = torch.tensor(sign)
+
+    def forward(self, copies: torch.Tensor) -> torch.Tensor:
+        return self.linear(copies - self.mean) * self.sign
+
+
+@pytest.mark.parametrize("change", [{"mean": 0.9}, {"sign": -1.0}, {"sides": (2, 8)}], ids=str)
+def test_models_are_told_apart_by_all_they_have(tmp_path, change):
+    certify_dataset(smoothed(base=Scaled()), images(), tmp_path / "run", index=[0])
+    certify_dataset(smoothed(base=Scaled().train()), images(), tmp_path / "run", index=[1], resume=True)
+    with pytest.raises(ValueError, match="was made with model"):
+        certify_dataset(smoothed(base=Scaled(**change)), images(), tmp_path / "run", index=[2], resume=True)
+
+
 def test_functions_need_a_name(tmp_path):
     def first_pixels(copies):
         return copies.flatten(1)[:, :3]

@@ -167,6 +167,40 @@ def test_radii_that_are_no_certificates_stay_marked(tmp_path, capsys):
     assert "sound [" not in text
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ((0, 1, 0, 0.5, 1), "correct is 1 for image 0, but class 0 is predicted for label 1"),
+        ((0, 1, 1, -0.5, 1), r"radius of image 0 is -0\.5, expected at least 0"),
+        ((0, 1, 1, "3:00:00", 1), "radius of image 0 is nan"),
+        ((0, 1, 1, "inf", 1), "radius of image 0 is inf"),
+    ],
+)
+def test_rows_that_contradict_themselves_are_refused(tmp_path, row, message):
+    run = write_run(tmp_path / "run")
+    lines = (run / "rows.tsv").read_text().splitlines(keepends=True)
+    cells = lines[1].split("\t")
+    lines[1] = "\t".join([*map(str, row), *cells[5:]])
+    (run / "rows.tsv").write_text("".join(lines))
+    for show in (lambda: compare([run], tmp_path), lambda: report_script.main(report_script.Args(runs=[run]))):
+        with pytest.raises(ValueError, match=message):
+            show()
+
+
+def test_an_abstention_has_no_radius(tmp_path):
+    rows = [(0, 1, -1, 9.0), (1, 1, 1, 0.5)]
+    (result,) = compare([write_run(tmp_path / "run", rows)], tmp_path)["runs"]
+    assert result["average_certified_radius"] == 0.25
+
+
+def test_radii_without_their_mark_are_refused(tmp_path):
+    run = write_run(tmp_path / "run", threat="l2, NOT certified (as printed)")
+    path = run / "config.json"
+    path.write_text(path.read_text().replace(", NOT certified (as printed)", ""))
+    with pytest.raises(ValueError, match="the threat model 'l2' and the column radius_not_certified"):
+        compare([run], tmp_path)
+
+
 def test_restating_nothing_is_refused(tmp_path):
     run = write_run(tmp_path / "run")
     with pytest.raises(ValueError, match="pixels: no run has radii to restate from l2"):

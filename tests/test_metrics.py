@@ -205,3 +205,12 @@ def test_probabilities_out_of_range(name, value):
     options = {"alpha": 0.05, "rho": 0.001} | {name: value}
     with pytest.raises(ValueError, match=f"{name}: got {value}, expected a probability"):
         metrics.certified_accuracy_lower_bound([True], [1.0], [0], **options)
+
+
+def test_predictions_are_not_taken_for_what_is_right():
+    with pytest.raises(ValueError, match="correct: got other values than 0 and 1, expected prediction == label"):
+        metrics.certified_accuracy([3, -1, 2, 0], [1.0, 1.0, 1.0, 1.0], [0])
+    with pytest.raises(ValueError, match="correct: got other values"):
+        metrics.average_certified_radius([1, math.nan], [1.0, 1.0])
+    with pytest.raises(ValueError, match=r"label: got shape \(3, 1\), expected that of prediction, \(3,\)"):
+        metrics.clean_accuracy([0, 1, 2], np.array([[0], [1], [2]]))

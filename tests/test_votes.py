@@ -565,3 +565,27 @@ class Precise(DeterministicSplittingNoise):
 def test_a_scheme_that_makes_other_copies_than_it_says_is_named(kind, message):
     with pytest.raises(ValueError, match=rf"^{kind.__name__}: made copies .*{message}"):
         Smoothed(classifier(1), kind(0.5), 10).certify(torch.zeros(1, 1, 8, 8))
+
+
+def test_labels_are_as_many_as_predictions():
+    result = Smoothed(classifier(2), DeterministicAblation(6), 10).certify(images(3))
+    assert result.correct(result.prediction).all()
+    for labels in (torch.zeros(1, dtype=torch.int64), torch.zeros(3, 1, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"labels: got shape .*, expected \(3,\)"):
+            result.correct(labels)
+
+
+@pytest.mark.parametrize(
+    ("rule", "got"),
+    [
+        (lambda scores: scores.argmax(1)[:, None], r"int64 \(\d+, 1\)"),
+        (lambda scores: (scores > 0).long(), r"int64 \(\d+, 10\)"),
+        (lambda scores: scores.argmax(1).float(), r"float32 \(\d+,\)"),
+        (lambda scores: scores.argmax(1) > 3, r"bool \(\d+,\)"),
+    ],
+)
+def test_votes_are_classes(rule, got):
+    with pytest.raises(
+        ValueError, match=rf"vote: got torch\.{got} for scores .*, expected the class of each copy's vote"
+    ):
+        Smoothed(classifier(2), DeterministicAblation(6), 10, vote=rule).votes(images(1))

@@ -57,6 +57,25 @@ def divergence(shape: tuple[int, ...]) -> np.ndarray:
 # -- the distance ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("metric", ["l1", "l2"])
+def test_many_tiny_masses_beside_a_large_one_are_not_left_out(metric):
+    """The distance is at least what a potential gains that grows by at most 1 per pixel (Kantorovich, Rubinstein)."""
+    tiny = 2.0**-24
+    x, y = np.zeros((1, 28, 28)), np.zeros((1, 28, 28))
+    x[0, 27, 0] = y[0, 27, 1] = 1
+    x[0, :14] += tiny
+    y[0, 14:] += tiny
+    total = x.sum()
+    potential = np.minimum(np.add.outer(np.arange(28.0), np.zeros(28)), 26.0)
+    potential[27, :2] = 25.5, 26.5
+    places = np.argwhere(np.ones((28, 28)))
+    between = np.linalg.norm(places[:, None] - places[None], ord=1 if metric == "l1" else 2, axis=-1)
+    assert (np.abs(potential.ravel()[:, None] - potential.ravel()) <= between + 1e-12).all()
+    bound = float((potential * (y - x)[0]).sum() / total)
+    for distance in (transport_distance(x / total, y / total, metric), flow_distance(x / total, y / total)):
+        assert bound <= distance <= bound * (1.001 if metric == "l1" else 1.5)
+
+
 @settings(max_examples=30)
 @given(
     size=st.sampled_from([(1, 1), (1, 2), (2, 2), (3, 3), (4, 5)]), channels=st.integers(1, 3), seed=st.integers(0, 999)
