@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import stable_baselines3 as sb3
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 import rl
@@ -136,3 +138,71 @@ def test_errors() -> None:
 
 def test_the_stock_buffer_works_as_well() -> None:
     agent("DDPG", goal_gradient_coef=0.1, replay_buffer_class=sb3.HerReplayBuffer).learn(60)
+
+
+def test_episodes_that_end_are_pointed_out() -> None:
+    env = bits(2, terminate=True)
+    ours = ours_only(env, n_envs=2)
+    with pytest.warns(
+        UserWarning, match="an episode that ends before its time limit.*relabel_terminations=True"
+    ) as seen:
+        fill(env, (ours,), 40)
+    assert len(seen) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fill(env, (ours_only(env, n_envs=2, relabel_terminations=False),), 40)
+        fill(env, (ours_only(env, n_envs=2, n_sampled_goal=0),), 40)
+
+
+def test_relabelled_transitions_end_where_their_goal_is_reached() -> None:
+    env = bits(2, terminate=True)
+    ours = ours_only(env, n_envs=2, relabel_terminations=True)
+    fill(env, (ours,), 40)
+    batch = ours.sample(500)
+    reached = (batch.next_observations["achieved_goal"] == batch.next_observations["desired_goal"]).all(1)
+    assert torch.equal(batch.dones[:, 0] > 0, reached)
+    assert torch.equal(batch.rewards[:, 0] == 0, reached)
+    own = (ours.dones - ours.timeouts).sum() / len(ours.drawable())
+    assert reached.float().mean() > 2 * own  # hindsight has more to say
+
+
+def test_ends_for_other_reasons_stay_ends() -> None:
+    env = seek(2)
+    ours = ours_only(env, n_envs=2, relabel_terminations=True)
+    fill(env, (ours,), 50)
+    ended = ours.drawable()[ours.ep_length.reshape(-1)[ours.drawable()] > 0]
+    steps, which = np.divmod(ended, 2)
+    ours.dones[steps, which], ours.timeouts[steps, which] = 1, 0  # the environment's compute_terminated says never
+    assert (ours.sample(100).dones == 1).all()
+
+
+def test_other_rewards_of_steps_are_pointed_out() -> None:
+    """Of relabelled transitions, compute_reward has the say: real ones should be rewarded alike."""
+    env = seek()
+
+    class Penalized:
+        def add(self, observation: Any, following: Any, actions: Any, rewards: Any, *rest: Any) -> None:
+            ours.add(observation, following, actions, rewards - 0.3, *rest)
+
+    ours = ours_only(env)
+    fill(env, (Penalized(),), 40)
+    with pytest.warns(UserWarning, match=r"a reward of -1\.3 from a step, for which compute_reward gives -1 \("):
+        ours.sample(32)
+    ours.sample(32)  # said once
+
+
+def test_infos_and_shapes_that_are_missing() -> None:
+    env = seek()
+    ours = ours_only(env)
+    fill(env, (ours,), 20)
+
+    def looks_up(*_: Any, **__: Any) -> Any:
+        raise KeyError("threshold")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(env, "env_method", looks_up)
+        with pytest.raises(ValueError, match=r"looked for 'threshold' in the info, .* copy_info_dict=True"):
+            ours.sample(4)
+    space = spaces.Dict({**env.observation_space.spaces, "achieved_goal": spaces.Box(-1, 1, (2,))})  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"got achieved_goal \(2,\) and desired_goal \(3,\), expected the same shape"):
+        rl.HerReplayBuffer(100, space, env.action_space, env)

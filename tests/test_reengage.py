@@ -238,6 +238,59 @@ def test_other_rewards_that_are_told_of_are_fine(options: dict[str, Any], monkey
     agent("DDPG", env=shifted(), **{"goal_gradient_coef": 0.3, **options}).learn(80)  # warnings are errors
 
 
+def test_another_rule_or_environment_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rl.reengage.PATIENCE", 50)
+    model: Any = agent("DDPG", goal_gradient_coef=0.3).learn(80)
+    model.goal_gradient = GoalGradient(low_reward=5.0)
+    with pytest.warns(UserWarning, match="none of low_reward=5"):
+        model.learn(60, reset_num_timesteps=False)
+    model: Any = agent("DDPG", goal_gradient_coef=0.3).learn(80)
+    model.set_env(rl.VectorEnvAdapter(model.env.env))
+    model.learn(60, reset_num_timesteps=False)
+    assert model._without_low is None
+    assert model._looked_at == (model.goal_gradient, model.env)
+
+
+def test_something_small_under_a_root_is_no_other_reward() -> None:
+    """It is what an error advises."""
+
+    class Dense(gymnasium.Wrapper[Any, Any, Any, Any]):
+        def step(self, action: Any) -> Any:
+            observation, _, *others = self.env.step(action)
+            return (
+                observation,
+                float(self.compute_reward(observation["achieved_goal"], observation["desired_goal"])),
+                *others,
+            )
+
+        def compute_reward(self, achieved: Any, goal: Any, info: Any = None) -> Any:
+            return -np.sqrt(np.square(achieved - goal).sum(-1))
+
+    rule = GoalGradient(reward=lambda achieved, goal: -((achieved - goal).square().sum(1) + 1e-8).sqrt())
+    env = Dense(gymnasium.make("ContinuousSeek-v0", d=3, bound=1.0, eps=0.3, steps=5))
+    agent("DDPG", env=env, goal_gradient_coef=0.3, goal_gradient=rule).learn(80)  # warnings are errors
+
+
+def test_options_of_the_caller_are_left_alone() -> None:
+    options: dict[str, Any] = {"net_arch": [8]}
+    for name in ("SAC", "DDPG"):
+        agent(name, policy_kwargs=options)
+    assert options == {"net_arch": [8]}
+
+
+def test_ranges_of_returns_are_two_numbers() -> None:
+    for wrong in (5, (1, 0), (0, 1, 2)):
+        with pytest.raises(ValueError, match=r"target_range: got .*, expected the smallest and the largest return"):
+            agent("DDPG", target_range=wrong)
+
+
+def test_dense_rewards_beside_normalized_observations() -> None:
+    """Goals are left as they are."""
+    rule = GoalGradient(reward=lambda achieved, goal: -(achieved - goal).square().sum(1))
+    env = VecNormalize(seek(), norm_reward=False, norm_obs_keys=["observation"])
+    agent("DDPG", env=env, goal_gradient_coef=0.1, goal_gradient=rule)
+
+
 def test_looking_for_low_rewards_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     looking: Any = agent("TD3", goal_gradient_coef=0.3).learn(120)
     monkeypatch.setattr(GoalConditioned, "_look_at_rewards", lambda *args: None)

@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -285,3 +286,50 @@ def test_the_environment_of_training_is_not_evaluated_in(tmp_path: Path) -> None
     adapted = seek()
     with pytest.raises(ValueError, match="eval_env: got the environment that is trained in"):
         rl.run(agent("DDPG", env=adapted), rl.VectorEnvAdapter(adapted.env), PLAN, tmp_path)
+
+
+def test_a_log_that_is_lost_is_missed(tmp_path: Path) -> None:
+    trained("DDPG", tmp_path)
+    log = (tmp_path / LOG).read_bytes()
+    (tmp_path / LOG).unlink()
+    model = agent("DDPG", goal_gradient_coef=0.3)
+    with pytest.raises(ValueError, match=r"evaluations\.npz: is missing, and with it what was measured in 200 steps"):
+        rl.run(model, seek(), PLAN, tmp_path, resume=True)
+    (tmp_path / LOG).write_bytes(log[:-30])
+    with pytest.raises(ValueError, match=r"evaluations\.npz: is cut off"):
+        rl.run(model, seek(), PLAN, tmp_path, resume=True)
+
+
+def test_a_full_disk_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    model = agent("DDPG")
+    rl.save_checkpoint(model, tmp_path / STATE)
+    before = (tmp_path / STATE).read_bytes()
+    monkeypatch.setattr("rl.checkpoint.save_file", fails)
+    with pytest.raises(OSError, match=r"could not be written \(.*No space left on device\); an earlier"):
+        rl.save_checkpoint(model, tmp_path / STATE)
+    assert [path.name for path in tmp_path.iterdir()] == [STATE]
+    assert (tmp_path / STATE).read_bytes() == before
+
+
+def test_checkpoints_have_the_permissions_of_other_files(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    rl.save_checkpoint(agent("DDPG"), tmp_path / STATE)
+    assert (tmp_path / STATE).stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_going_on_with_another_coefficient_is_pointed_out(tmp_path: Path) -> None:
+    rl.save_checkpoint(agent("DDPG", goal_gradient_coef=0.3), tmp_path / STATE)
+    with pytest.warns(UserWarning, match=r"was trained with goal_gradient_coef = 0\.3, not 0"):
+        rl.load_checkpoint(agent("DDPG"), tmp_path / STATE)
+    rl.load_checkpoint(agent("DDPG"), tmp_path / STATE, buffer=False)  # it only acts
+
+
+def test_numbers_that_are_none_end_training(tmp_path: Path) -> None:
+    model: Any = agent("DDPG", goal_gradient_coef=0.3).learn(80)
+    with torch.no_grad():
+        next(model.critic.parameters()).fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match=r"train/\w+: got nan after \d+ updates, from which no parameter"):
+        model.learn(10, reset_num_timesteps=False)
