@@ -27,9 +27,10 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.updates
 	$(BIN)/python -m benchmarks.envs
 
-MODULES := certify certify.attacks certify.data certify.models certify.poisoning certify.training certify.confidence \
-	certify.evaluation certify.metrics certify.patch certify.results certify.sequential certify.topk certify.topk_l2 \
-	certify.transport rl rl.evaluation rl.losses envs envs.multi_goal envs.parallel
+MODULES := certify certify.attacks certify.data certify.models certify.poisoning certify.training certify.ablation \
+	certify.attacks.wasserstein certify.confidence certify.evaluation certify.metrics certify.patch certify.results \
+	certify.sequential certify.spec certify.topk certify.topk_l2 certify.transport certify.variable_lambda rl \
+	rl.evaluation rl.losses envs envs.multi_goal envs.parallel
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"

@@ -29,6 +29,7 @@ from certify.patch import PatchCertified
 from certify.randomized_variable_lambda import RandomizedVariableLambda
 from certify.randomized_windows import RandomizedBandAblation, RandomizedBlockAblation
 from certify.scheme import Certified, EnumeratedScheme, SampledScheme, Scheme
+from certify.sequential import CertifiedAt, RadiusWithin
 from certify.smooth import Smoothed
 from certify.smooth_reduce import SmoothReduce, SmoothReduceVideo
 from certify.splitting import DeterministicSplittingNoise, SplittingNoise
@@ -48,6 +49,7 @@ __all__ = [
     "BernoulliAblation",
     "BlockAblation",
     "Certified",
+    "CertifiedAt",
     "ConcaveSmoothing",
     "DeterministicAblation",
     "DeterministicSplittingNoise",
@@ -62,6 +64,7 @@ __all__ = [
     "MultiBlockAblation",
     "Patch",
     "PatchCertified",
+    "RadiusWithin",
     "RandomizedAblation",
     "RandomizedBandAblation",
     "RandomizedBlockAblation",

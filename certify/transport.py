@@ -11,7 +11,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linprog
 from scipy.sparse import coo_array, hstack, vstack
 from torch import Tensor
 
@@ -134,6 +133,8 @@ def _same_masses(x: Array, y: Array) -> bool:
 
 def _solve(costs: Array, constraints: Any, supply: Array) -> Array:
     """A nonnegative solution of ``constraints @ plan = supply`` at least cost."""
+    from scipy.optimize import linprog  # takes as long to import as a tenth of everything else, and is seldom needed
+
     scale = np.abs(supply).max(initial=0.0)
     if scale == 0:
         return np.zeros(len(costs))

@@ -25,6 +25,7 @@ from rl.goals import GoalGradient
 from rl.her import HerReplayBuffer
 from rl.multi_goal import MultiGoalPolicy
 from rl.normalization import NormalizedExtractor
+from rl.reengage import GoalConditioned
 from rl.training import Plan, run, run_episodes
 from rl.vec_env import VectorEnvAdapter
 
@@ -34,6 +35,7 @@ __all__ = [
     "SAC",
     "TD3",
     "GateGradient",
+    "GoalConditioned",
     "GoalGradient",
     "GoalSetReplayBuffer",
     "HerReplayBuffer",

@@ -95,7 +95,7 @@ class Recorder:
 
     @contextmanager
     def session(self, surroundings: Hashable) -> Iterator[None]:
-        """Several pieces of work between which nothing changes that Python reads.
+        """A series of pieces of work during which nothing changes that Python reads.
 
         Args:
             surroundings: all of that; if it is not what it was, recordings are dropped.

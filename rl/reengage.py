@@ -8,6 +8,7 @@ after any number of updates.
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections import defaultdict
@@ -135,6 +136,19 @@ class GoalConditioned(OffPolicyAlgorithm):
         super().__init__(*args, **kwargs)
         if cuda_graphs and self.device.type != "cuda":
             raise ValueError(f"cuda_graphs: got True on the device {self.device}; they are for GPUs, device='cuda'")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let ``help`` show all arguments: those of Stable-Baselines3, and by name those that are added here."""
+        super().__init_subclass__(**kwargs)
+        found: dict[str, inspect.Parameter] = {}
+        for base in cls.__mro__:
+            if "__init__" in vars(base):
+                found = dict(inspect.signature(vars(base)["__init__"]).parameters) | found
+                if not issubclass(base, GoalConditioned):
+                    break  # it hands on all arguments itself
+        several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        own = [each for name, each in found.items() if name != "self" and each.kind not in several]
+        cls.__signature__ = inspect.Signature(sorted(own, key=lambda each: each.kind))
 
     def _setup_model(self) -> None:
         super()._setup_model()

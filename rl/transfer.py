@@ -19,8 +19,8 @@ def rows(values: np.ndarray, places: np.ndarray, device: torch.device) -> np.nda
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     """The array as a tensor; on a CPU with the same memory.
 
-    For a GPU the copy may still be under way. Torch gives the page-locked memory it is made from to nobody else before
-    it is done, as long as the tensor that is copied owns the memory: that of :func:`rows`, or another copy.
+    For a GPU the copy may still be under way. PyTorch does not hand out the page-locked memory again before it is done,
+    provided that the tensor copied owns that memory: that of :func:`rows`, or another copy.
     """
     if device.type != "cuda":
         return torch.from_numpy(array).to(device)

@@ -1,4 +1,4 @@
-"""Steps of optimizers and target networks, without work whose result nobody reads."""
+"""Steps of optimizers and target networks that skip work whose result is not used."""
 
 from __future__ import annotations
 

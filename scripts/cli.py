@@ -34,7 +34,10 @@ def arg(help_text: str, default: Any = dataclasses.MISSING, *, positional: bool 
 def parse_args(cls: type[ArgsT], argv: list[str] | None, prog: str) -> ArgsT:
     """Fill the dataclass ``cls`` from the command line; ``field_name`` becomes ``--field-name``."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {prog}", description=cls.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m {prog}",
+        description=cls.__doc__,
+        epilog=sys.modules[cls.__module__].__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]

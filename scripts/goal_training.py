@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -34,6 +34,7 @@ import envs as _registered  # noqa: F401  (importing it registers the environmen
 import rl
 from certify.files import differences, write_atomically
 from envs.parallel import ParallelVectorEnv
+from rl.logs import read_config
 from rl.normalization import NormalizedExtractor
 from rl.training import Plan, holds_run, run
 from rl.vec_env import VectorEnvAdapter
@@ -205,8 +206,12 @@ def read_run(folder: Path) -> Run:
     path = folder / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; expected the folder of one seed of a run, such as RUN/seed-0")
-    config = json.loads(path.read_text())
-    return Run(**{name: value for name, value in config.items() if name not in _WITHOUT_EFFECT})
+    config = {name: value for name, value in read_config(folder).items() if name not in _WITHOUT_EFFECT}
+    known = {each.name for each in fields(Run)}
+    needed = {each.name for each in fields(Run) if each.default is MISSING and each.default_factory is MISSING}
+    if wrong := sorted((config.keys() - known) | (needed - config.keys())):
+        raise ValueError(f"{path}: {', '.join(wrong)} unknown or missing, expected the configuration of a training run")
+    return Run(**config)
 
 
 def check(args: RunArgs) -> None:

@@ -16,13 +16,8 @@ import rl
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 RUNNABLE = ("own_classifier", "own_environment", "own_method")
-PACKAGES = ("certify", "certify.attacks", "certify.data", "certify.models", "certify.poisoning", "certify.training")
-MODULES = (
-    *PACKAGES,
-    *("certify.confidence", "certify.evaluation", "certify.metrics", "certify.patch", "certify.results"),
-    *("certify.sequential", "certify.topk", "certify.topk_l2", "certify.transport"),
-    *("rl", "rl.evaluation", "rl.losses", "envs", "envs.multi_goal", "envs.parallel"),
-)
+# those of "make docs"
+MODULES = (ROOT / "Makefile").read_text().split("MODULES := ")[1].split("\n\n")[0].replace("\\", "").split()
 
 
 def python_blocks(page: Path) -> list[str]:

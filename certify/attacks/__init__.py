@@ -9,6 +9,6 @@ from certify.attacks.attacked import Attacked
 from certify.attacks.linf import linf_attack
 from certify.attacks.patch import patch_attack
 from certify.attacks.pointwise import pointwise_attack
-from certify.attacks.wasserstein import wasserstein_attack
+from certify.attacks.wasserstein import Growth, wasserstein_attack
 
-__all__ = ["Attacked", "linf_attack", "patch_attack", "pointwise_attack", "wasserstein_attack"]
+__all__ = ["Attacked", "Growth", "linf_attack", "patch_attack", "pointwise_attack", "wasserstein_attack"]

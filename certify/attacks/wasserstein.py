@@ -36,7 +36,7 @@ _BYTE = (_GRID - 1) // 255  # steps of a level of 8 bits, without remainder
 
 @dataclass(frozen=True)
 class Growth:
-    """How the attack goes on.
+    """Steps of the attack, and how fast the ball grows.
 
     Attributes:
         steps: of the gradient; the classifier is asked before every step and after the last one.
@@ -90,6 +90,7 @@ def wasserstein_attack(
             copies, such as :class:`~certify.undefended.Undefended`.
         images: ``[B, C, H, W]``, uint8 or floats in [0, 1], each with a positive sum.
         labels: int64 ``[B]``, the true classes.
+        growth: steps of the attack, and how fast the ball grows; by default those of ``Growth()``.
         metric: between pixels; by default that of the scheme's certificate, or l2.
         seed: of the samples that give the gradient.
         index: int64 ``[B]``, each image's index in its data set.
