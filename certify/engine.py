@@ -25,6 +25,7 @@ from certify.inference import (
     device_of,
     exact_inference,
     good_batch_size,
+    modes,
     position_matters,
 )
 from certify.scheme import EnumeratedScheme, SampledScheme, Scheme, check_integer
@@ -106,14 +107,21 @@ class VoteEngine:
         self.num_classes = num_classes
         self.vote = vote
         self.batch_size = batch_size
-        self._taken: set[Shape] = set()  # shapes of images whose copies the classifier takes
-        self._independent: set[tuple[Shape, int]] = set()  # and rows of batches in which it scores each by itself
+        # what is known of the classifier, as long as it stays in its mode: of which images it takes the copies, and
+        # in batches of how many rows it scores each by itself
+        self._mode: tuple[bool, ...] = ()
+        self._taken: set[Shape] = set()
+        self._independent: set[tuple[Shape, int]] = set()
         self._shared: dict[tuple[int, ...], bool] = {}  # whether images may share batches, by how they are laid out
 
     def prepare(self, x: Tensor) -> None:
         """Check ``x`` and, for each shape once, the classifier; settle the batch size that all calls share."""
         self.scheme.check(x)
-        shape = tuple(x.shape[1:])
+        shape, mode = tuple(x.shape[1:]), modes(self.base_classifier)
+        if mode != self._mode:
+            self._mode = mode
+            for known in (self._taken, self._independent, self._shared):
+                known.clear()
         if shape in self._taken and self.batch_size is not None:
             return
         with exact_inference(self.base_classifier):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -87,6 +90,36 @@ def device_of(base_classifier: BaseClassifier, default: torch.device) -> torch.d
         for tensor in [*base_classifier.parameters(), *base_classifier.buffers()]:
             return tensor.device
     return default
+
+
+def modes(base_classifier: BaseClassifier) -> tuple[bool, ...]:
+    """Which of the modules that a function refers to are in training mode; empty for a module, which is set to
+    evaluation mode anyway. A function that was tried in one mode may be another classifier in the other."""
+    if isinstance(base_classifier, nn.Module):
+        return ()
+    return tuple(part.training for module in _referred(base_classifier, 3) for part in module.modules())
+
+
+def _referred(value: object, depth: int) -> Iterator[nn.Module]:
+    """The modules in a callable: in its closure, globals or attributes, also of callables that are there."""
+    if isinstance(value, nn.Module):
+        yield value
+        return
+    if depth == 0 or isinstance(value, (type, ModuleType)) or not callable(value):
+        return
+    held: list[object] = []
+    if isinstance(value, partial):
+        held = [value.func, *value.args, *value.keywords.values()]
+    elif inspect.ismethod(value):
+        held = [value.__self__, *vars(value.__self__).values()] if hasattr(value.__self__, "__dict__") else []
+    elif inspect.isfunction(value):
+        with suppress(ValueError):  # a name that has no value yet
+            found = inspect.getclosurevars(value)
+            held = [*found.nonlocals.values(), *found.globals.values()]
+    elif hasattr(value, "__dict__"):
+        held = list(vars(value).values())
+    for each in held:
+        yield from _referred(each, depth - 1)
 
 
 def good_batch_size(base_classifier: BaseClassifier, copy: Tensor, inputs: int = 1) -> int:

@@ -13,7 +13,7 @@ from certify import L0, Patch, SampledScheme, spec
 from certify.patch import PatchBound, StructuredAblation
 from certify.results import StoredVotes, read_config, read_rows, read_votes
 from certify.scheme import leader_and_gap
-from scripts.tables import Run, aligned, percent
+from scripts.tables import Run, aligned, percent, rows_of
 
 Size = tuple[int, int]
 
@@ -81,14 +81,7 @@ def rows_of_bound(path: Path, bound: PatchBound) -> dict[str, np.ndarray]:
     votes = stored.votes
     assert votes.by_copy is not None
     result = scheme.certify_copies(votes.by_copy, shape=votes.shape, bound=bound)
-    return {
-        "idx": stored.idx.numpy(),
-        "label": stored.label.numpy(),
-        "predict": result.prediction.numpy(),
-        "radius": result.radius.numpy(),
-        "correct": result.correct(stored.label).numpy(),
-        "label_share": (votes.counts.gather(1, stored.label[:, None])[:, 0] / votes.n).numpy(),
-    }
+    return rows_of(stored, result)
 
 
 def patch_accuracy(

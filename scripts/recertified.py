@@ -20,7 +20,7 @@ from certify.smooth import vote_uniforms
 from certify.threats import NOT_CERTIFIED
 from certify.variable_lambda import radius_through_norms
 from scripts import patches
-from scripts.tables import Run
+from scripts.tables import Run, rows_of
 
 
 @dataclass(frozen=True)
@@ -99,15 +99,7 @@ def read_run(path: Path, again: Again = STORED, bound: str | None = None) -> Run
         bounds=bounds,
         uniforms=vote_uniforms(votes, sampling["seed"]) if interval == "randomized" else None,
     )
-    rows = {
-        "idx": stored.idx.numpy(),
-        "label": stored.label.numpy(),
-        "predict": result.prediction.numpy(),
-        "radius": result.radius.numpy(),
-        "correct": result.correct(stored.label).numpy(),
-        "clean": predict_or_abstain(votes.counts, alpha).numpy(),
-        "label_share": (votes.counts.gather(1, stored.label[:, None])[:, 0] / votes.n).numpy(),
-    }
+    rows = rows_of(stored, result) | {"clean": predict_or_abstain(votes.counts, alpha).numpy()}
     return Run(f"{name}, alpha={alpha}, {bounds}, {interval}", str(scheme.threat), alpha, rows, config=config)
 
 

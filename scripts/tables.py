@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from certify import metrics
-from certify.results import floor_text
+from certify import Certified, metrics
+from certify.results import StoredVotes, floor_text
 from certify.threats import NOT_CERTIFIED
 
 
@@ -62,6 +62,19 @@ class Run:
             bound = metrics.certified_accuracy_lower_bound(correct, radius, radii, alpha=self.alpha, rho=rho)
             summary["certified_accuracy_high_probability"] = bound.tolist()
         return summary
+
+
+def rows_of(stored: StoredVotes, result: Certified) -> dict[str, np.ndarray]:
+    """The rows of a run whose stored votes were certified again."""
+    votes = stored.votes
+    return {
+        "idx": stored.idx.numpy(),
+        "label": stored.label.numpy(),
+        "predict": result.prediction.numpy(),
+        "radius": result.radius.numpy(),
+        "correct": result.correct(stored.label).numpy(),
+        "label_share": (votes.counts.gather(1, stored.label[:, None])[:, 0] / votes.n).numpy(),
+    }
 
 
 def spread(values: Sequence[np.ndarray]) -> list[float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -250,6 +252,41 @@ def test_batches_that_matter_a_little_are_found(inside, scheme):
         Smoothed(lambda copies: model(inside(copies)), scheme, 10, n0=16, n=64).votes(images(1))
     alone = Smoothed(lambda copies: model(inside(copies)), scheme, 10, n0=16, n=64, batch_size=1)
     assert int(alone.votes(images(1)).counts.sum()) > 0
+
+
+class Holder:
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self, copies: torch.Tensor) -> torch.Tensor:
+        return self.model(copies)
+
+    def scores(self, copies: torch.Tensor) -> torch.Tensor:
+        return self(copies)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda model: lambda copies: model(copies),
+        lambda model: lambda copies: (lambda inner: model(inner))(copies),
+        lambda model: partial(nn.Module.__call__, model),
+        lambda model: Holder(model),
+        lambda model: Holder(model).scores,
+        lambda model: model.forward,
+    ],
+    ids=["function", "function in a function", "partial", "object", "method", "method of a module"],
+)
+def test_a_wrapped_model_that_goes_back_to_training_is_tried_again(wrap):
+    """As between the epochs of a training."""
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(128, 10)).eval()
+    smoothed = Smoothed(wrap(model), RandomizedAblation(30), 10, n0=10, n=20)
+    smoothed.votes(images(1))
+    model.train()
+    with pytest.raises(ValueError, match="depend on the other copies in its batch"):
+        smoothed.votes(images(1))
+    model.eval()
+    smoothed.votes(images(1))
 
 
 @pytest.mark.parametrize(
