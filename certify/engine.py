@@ -130,7 +130,7 @@ class VoteEngine:
             if self.batch_size is None:
                 inputs = self.scheme.inputs_per_copy(shape)
                 self.batch_size = good_batch_size(self.base_classifier, copies[:1], inputs)
-            check_independence(self.base_classifier, copies, min(self.batch_size, 8))  # before work, a first look
+            check_independence(self.base_classifier, copies, min(self.batch_size, 4))  # before work, a first look
             self._taken.add(shape)
 
     def _check_first(self, copies: Tensor, shape: Shape) -> None:

@@ -94,7 +94,8 @@ def certify_dataset(
         out: the folder.
         index: which images, all by default; shards share them.
         model: names the base classifier in the configuration. By default its class and a checksum of its parameters;
-            functions that are no modules need a name. Rows of different models never go into one folder.
+            functions need a name, and modules that keep what they last computed or count their calls. Rows of
+            different models never go into one folder.
         resume: continue the results in ``out``; without it, a folder that holds some is refused.
         shard: ``(i, n)``: do part i of n; the parts may run anywhere and share ``out``.
         question: sample only until it is settled for each image (:mod:`certify.sequential`), with at most ``max_n``
@@ -126,8 +127,8 @@ def certify_dataset(
         wrong = outside[0] if outside else "a number twice"
         raise ValueError(f"index: got {wrong}, expected different numbers from 0 to {len(data) - 1}")
     if config is None:
+        own = {"model": model or _name(smoothed.base_classifier)}  # before it is run, which may change it
         smoothed.engine.prepare(data.batch([0])[0])
-        own = {"model": model or _name(smoothed.base_classifier)}
         config = configuration(smoothed, data, sampling(smoothed, question, max_n)) | own
     # whatever else a configuration says, whether votes were stopped by what they said decides how they may be read
     config = config | {"sampling": sampling(smoothed, question, max_n)}
@@ -157,26 +158,28 @@ def _name(base_classifier: BaseClassifier) -> str:
             "one for each version of it"
         )
     digest = hashlib.sha256(str(base_classifier).encode())
-    tensors = dict(base_classifier.state_dict()) | dict(
-        base_classifier.named_buffers()
-    )  # also those that it leaves out
+    # buffers, too, that a state dictionary leaves out, and what is neither
+    values: dict[str, Any] = {**base_classifier.state_dict(), **dict(base_classifier.named_buffers())}
     for path, module in base_classifier.named_modules():
-        for name, value in sorted(vars(module).items()):
-            if isinstance(value, Tensor):
-                tensors[f"{path}.{name}"] = value
-            elif name != "training" and _is_plain(value):
-                digest.update(f"{path}.{name} = {value!r} ".encode())
-    for name, tensor in sorted(tensors.items()):
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)} ".encode())
-        digest.update(plain.view(-1).view(torch.uint8).numpy().tobytes())
+        own = {name: value for name, value in vars(module).items() if name != "training" and _is_plain(value)}
+        values |= {f"{path}.{name}": value for name, value in own.items()}
+    for name, value in sorted(values.items()):
+        if isinstance(value, (Tensor, np.ndarray)):
+            dense = value.detach().cpu().to_dense().contiguous() if isinstance(value, Tensor) else torch.tensor(value)
+            digest.update(f"{name} {dense.dtype} {tuple(dense.shape)} ".encode())
+            digest.update(dense.view(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(f"{name} = {value!r} ".encode())
     return f"{type(base_classifier).__name__} {digest.hexdigest()[:16]}"
 
 
 def _is_plain(value: object) -> bool:
+    """Whether a setting is the same whenever it is written out."""
     if isinstance(value, (tuple, list)):
-        return all(map(_is_plain, value))
-    return isinstance(value, (bool, int, float, str))
+        return all(_is_plain(each) and not isinstance(each, (Tensor, np.ndarray)) for each in value)
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "biuf"
+    return isinstance(value, (bool, int, float, str, Tensor))
 
 
 def _finished(

@@ -1,4 +1,4 @@
-"""Files: a crash, a full disk or a kill never leaves half of one, nor are two settings mixed in one."""
+"""Writing files whole or not at all, and saying how two settings differ."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import islice
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 BaseClassifier = Callable[[Tensor], Tensor]  # copies [N, C', H, W] -> scores [N, num_classes]
 _PROBES = 4  # random images with which kernels are tried
+_FIRST_ITEMS = 100  # of lists in which modules are looked for
 
 
 def _exact_settings() -> list[tuple[Any, str, Any]]:
@@ -93,25 +95,29 @@ def device_of(base_classifier: BaseClassifier, default: torch.device) -> torch.d
 
 
 def modes(base_classifier: BaseClassifier) -> tuple[bool, ...]:
-    """Which of the modules that a function refers to are in training mode; empty for a module, which is set to
-    evaluation mode anyway. A function that was tried in one mode may be another classifier in the other."""
+    """Which of the modules that a callable refers to are in training mode; empty for a module, which is set to
+    evaluation mode anyway. What was tried in one mode may be another classifier in the other."""
     if isinstance(base_classifier, nn.Module):
         return ()
-    return tuple(part.training for module in _referred(base_classifier, 3) for part in module.modules())
+    return tuple(part.training for module in _referred(base_classifier, 4) for part in module.modules())
 
 
 def _referred(value: object, depth: int) -> Iterator[nn.Module]:
-    """The modules in a callable: in its closure, globals or attributes, also of callables that are there."""
+    """The modules in a value: in its closure, globals, attributes or items, and in turn in those, so deep."""
     if isinstance(value, nn.Module):
         yield value
         return
-    if depth == 0 or isinstance(value, (type, ModuleType)) or not callable(value):
+    if depth == 0 or isinstance(value, (type, ModuleType, str, Tensor)):
         return
     held: list[object] = []
-    if isinstance(value, partial):
+    if isinstance(value, (list, tuple)):
+        held = list(value[:_FIRST_ITEMS])
+    elif isinstance(value, dict):
+        held = list(islice(value.values(), _FIRST_ITEMS))
+    elif isinstance(value, partial):
         held = [value.func, *value.args, *value.keywords.values()]
     elif inspect.ismethod(value):
-        held = [value.__self__, *vars(value.__self__).values()] if hasattr(value.__self__, "__dict__") else []
+        held = [value.__self__]
     elif inspect.isfunction(value):
         with suppress(ValueError):  # a name that has no value yet
             found = inspect.getclosurevars(value)
@@ -168,7 +174,6 @@ def check_independence(base_classifier: BaseClassifier, copies: Tensor, rows: in
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand((rows, *copies.shape[1:]), generator=generator).to(copies)
     own = copies[torch.arange(rows, device=copies.device) % len(copies)]
-    black, white = torch.zeros_like(noise), torch.ones_like(noise)
 
     def scores(kept: Tensor, others: Tensor) -> Tensor | None:
         batch = kept.clone()
@@ -180,9 +185,12 @@ def check_independence(base_classifier: BaseClassifier, copies: Tensor, rows: in
         except Exception:
             return None
 
-    for kept, others in ((own, (own, own.flip(0), black, -3 * noise)), (noise / 2, (own, white))):
+    far = (lambda: own.flip(0), lambda: 0 * noise, lambda: 255 * noise, lambda: -255 * noise)
+    near = (lambda: own, lambda: torch.ones_like(noise))
+    for kept, others in ((own, (lambda: own, *far)), (noise / 2, near)):
         expected = scores(kept, kept)
-        for other in others:
+        for make in others:  # one at a time, since batches may be large
+            other = make()
             got = scores(kept, other)
             if expected is None or got is None or torch.equal(got, expected):
                 continue

@@ -142,12 +142,11 @@ def read_votes(folder: str | Path) -> StoredVotes:
     """All stored votes of a run."""
     folder, config = Path(folder), read_config(folder)
     shape: Shape = tuple(config["shape"])
+    labels = read_texts(folder, "label")  # first: while a run goes on, votes come before their rows
     rows: dict[int, dict[str, str]] = {}
     for path in table_paths(folder, "votes"):
         for row in read_table(path):
             _check_equal(path, rows.setdefault(int(row["idx"]), row), row)
-    labels = read_texts(folder, "label")
-    # the last votes of each shard may not have got their row yet
     rows = {idx: row for idx, row in rows.items() if idx in labels}
     if missing := sorted(labels.keys() - rows.keys()):
         raise ValueError(

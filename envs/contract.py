@@ -19,9 +19,9 @@ def check_task(task: Task) -> None:
     """Raise ``ValueError`` where a function of ``task`` breaks the contract, by its name: a first step of a few
     environments is computed, from a generator of its own.
 
-    Looked at are the shapes of all results, numbers that are none, whether arguments are changed, whether goals without
-    leading dimensions get a single reward, and whether the first environment gets the same by itself as beside others
-    (up to rounding).
+    Looked at are the shapes of all results, values that are not finite, whether arguments are changed, whether goals
+    without leading dimensions get a single reward, and whether the first environment gets the same by itself as beside
+    others (up to rounding).
     """
     name = type(task).__name__
     space = task.observation_space
@@ -58,7 +58,7 @@ def check_task(task: Task) -> None:
         _check_single(f"{name}.{function}", getattr(task, function), together["achieved"][0], goal[0])
     alone = dict(_first_step(task, *(each[:1] for each in given)))
     for function, value in together.items():
-        if not np.allclose(value[:1], alone[function], rtol=1e-4, atol=1e-5):
+        if not np.allclose(value[:1], alone[function], rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(value).max()))):
             raise ValueError(
                 f"{name}.{function}: got {alone[function][0]} for an environment by itself and {value[0]} for the same "
                 "beside others, expected each row to depend on its own row alone"
@@ -85,10 +85,9 @@ def _check(name: str, value: Any, shape: tuple[int, ...] | None, *, truth: bool 
         raise ValueError(f"{name}: got {type(value).__name__}, expected an array with a row for each environment")
     expected = None if shape is None else (_ROWS, *shape)
     if value.shape != expected if expected is not None else len(value.shape) == 0 or len(value) != _ROWS:
-        raise ValueError(
-            f"{name}: got shape {value.shape} for {_ROWS} environments, expected {expected or (_ROWS, ...)}"
-        )
-    if truth != (value.dtype == np.bool_) or not (truth or np.issubdtype(value.dtype, np.number)):
+        wanted = expected or f"({_ROWS}, ...)"
+        raise ValueError(f"{name}: got shape {value.shape} for {_ROWS} environments, expected {wanted}")
+    if value.dtype != np.bool_ and (truth or not np.issubdtype(value.dtype, np.number)):
         raise ValueError(f"{name}: got {value.dtype}, expected {'bool' if truth else 'numbers'}")
     if not np.isfinite(value).all():
         raise ValueError(f"{name}: got a number that is not finite, expected finite numbers")
@@ -100,8 +99,8 @@ def _check_single(name: str, function: Callable[[Any, Any], Any], achieved: Any,
         shape = np.shape(function(achieved, desired))
     except Exception as error:
         raise ValueError(
-            f"{name}: failed for one goal, of shape {desired.shape} ({error}), expected functions of [..., goal] that "
-            "reduce over the last axis, -1"
+            f"{name}: failed for one goal, of shape {desired.shape} ({error}), expected a function that reduces the "
+            "last axis, -1, of [..., goal]"
         ) from error
     if shape != ():
         raise ValueError(f"{name}: got shape {shape} for one goal, of shape {desired.shape}, expected one value")

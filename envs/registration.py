@@ -13,6 +13,7 @@ from gymnasium.wrappers import HumanRendering, TimeLimit
 from envs.core import GoalEnv, GoalVectorEnv
 from envs.task import Task
 
+_RUN = {"__main__", "__mp_main__"}  # the module that is run, also in its worker processes
 _TASKS: dict[str, type[Task]] = {}  # by the id they are registered under
 
 
@@ -26,7 +27,7 @@ def register(env_id: str, task: type[Task]) -> None:
         ValueError: if the id belongs to another class; to define the same class again, as notebooks do, replaces it.
     """
     known = _TASKS.get(env_id)
-    if known is not None and (known.__module__, known.__qualname__) != (task.__module__, task.__qualname__):
+    if known is not None and not _same_class(known, task):
         raise ValueError(
             f"env_id: got {env_id!r} for {task.__qualname__} of {task.__module__}, expected an id of its own; this one "
             f"is that of {known.__qualname__} of {known.__module__}"
@@ -38,6 +39,12 @@ def register(env_id: str, task: type[Task]) -> None:
         vector_entry_point="envs.registration:make_vector_env",
         kwargs={"task": env_id},
     )
+
+
+def _same_class(known: type[Task], task: type[Task]) -> bool:
+    """Whether a class was defined again; a file that is run may also be imported, under its other name."""
+    modules = {known.__module__, task.__module__}
+    return known.__qualname__ == task.__qualname__ and (len(modules) == 1 or not modules.isdisjoint(_RUN))
 
 
 def make_env(task: str, render_mode: str | None = None, **kwargs: Any) -> gymnasium.Env[Any, Any]:

@@ -98,8 +98,9 @@ class Task(ABC):
     def terminated(self, achieved: Array, desired: Array) -> NDArray[np.bool_]:
         """Whether an episode ends there for a reason other than the time limit: [...]; by default never.
 
-        Hindsight does not ask: a relabelled transition ends where its own episode did, so that values beyond a goal are
-        learned, too. Environments that never end are the simpler choice.
+        By default hindsight does not ask: a relabelled transition ends where its own episode did, so that values beyond
+        a goal are learned, too; ``HerReplayBuffer(relabel_terminations=True)`` does. Environments that never end are
+        the simpler choice.
         """
         return np.zeros(self.leading(achieved, desired), dtype=np.bool_)
 

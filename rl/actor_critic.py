@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rl.goals import Observation
 from rl.graphs import Results
 from rl.multi_goal import MultiGoalPolicy
-from rl.reengage import Batch, GoalConditioned, Logs, Networks, NextValue, add_up
+from rl.reengage import Batch, GoalConditioned, Logs, Networks, NextValue, add_up, show_arguments
 from rl.slopes import PlainCritic, plain_critic
 from rl.updates import descend, unchecked_distributions
 
@@ -142,6 +142,7 @@ class _DeterministicActor(_ActorCritic):
                 follower.update(self.tau)
 
 
+@show_arguments
 class TD3(_DeterministicActor, sb3.TD3):
     """Twin delayed DDPG with the goal-gradient term in the loss of both critics; see :class:`GoalConditioned`.
 
@@ -154,6 +155,7 @@ class TD3(_DeterministicActor, sb3.TD3):
     }
 
 
+@show_arguments
 class DDPG(_DeterministicActor, sb3.DDPG):
     """Deep deterministic policy gradient with the goal-gradient term (Section 8.2); see :class:`GoalConditioned`.
 
@@ -166,6 +168,7 @@ class DDPG(_DeterministicActor, sb3.DDPG):
     }
 
 
+@show_arguments
 class SAC(_ActorCritic, sb3.SAC):
     """Soft actor-critic with the goal-gradient term (Appendix G.5); see :class:`GoalConditioned`.
 

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from rl.goals import Observation
 from rl.losses import soft_value
-from rl.reengage import Batch, GoalConditioned, NextValue
+from rl.reengage import Batch, GoalConditioned, NextValue, show_arguments
 from rl.slopes import PlainCritic, plain_critic
 from rl.updates import descend
 
 SoftTarget = Literal["gradient", "both", "behaviour"]
 
 
+@show_arguments
 class DQN(GoalConditioned, sb3.DQN):
     """DQN with the goal-gradient term (Appendix G.2); see :class:`GoalConditioned`.
 

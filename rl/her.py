@@ -32,9 +32,13 @@ class HerReplayBuffer(StockHerReplayBuffer):
         copy_info_dict: keep the infos of all transitions, for rewards that depend on them (slow).
         relabel_terminations: for environments that end episodes before their time limit: ask ``compute_terminated``
             whether a relabelled transition ends its episode. By default, and as in Stable-Baselines3, it ends where its
-            own episode did, so that one that reaches its new goal goes on, and values may be beyond any return. Ends
-            that are not for the sake of the goal (``compute_terminated`` does not explain them) stay.
+            own episode did, so that one that reaches its new goal goes on, and learned values can exceed every possible
+            return. Terminations for other reasons, which ``compute_terminated`` does not explain, are kept.
     """
+
+    # of buffers that were pickled before there were these
+    relabel_terminations: bool | None = None
+    _looked_at_ends = _looked_at_rewards = True
 
     def __init__(
         self,
@@ -53,6 +57,9 @@ class HerReplayBuffer(StockHerReplayBuffer):
     ) -> None:
         if n_sampled_goal < 0:
             raise ValueError(f"n_sampled_goal: got {n_sampled_goal}, expected at least 0")
+        missing = [key for key in (ACHIEVED, GOAL) if key not in observation_space.spaces]
+        if missing:
+            raise ValueError(f"observation space: got no {' and no '.join(missing)}, which hindsight needs")
         achieved, goal = (observation_space[key].shape for key in (ACHIEVED, GOAL))
         if achieved != goal and n_sampled_goal > 0:
             raise ValueError(
@@ -76,6 +83,14 @@ class HerReplayBuffer(StockHerReplayBuffer):
         told = relabel_terminations is not None or not handle_timeout_termination
         self._looked_at_ends = told or n_sampled_goal == 0
         self._looked_at_rewards = n_sampled_goal == 0
+        if relabel_terminations:
+            try:
+                env.get_attr("compute_terminated", indices=[0])
+            except AttributeError as error:
+                raise ValueError(
+                    "relabel_terminations: got True, but the environment has no compute_terminated(achieved, goal, "
+                    "info)"
+                ) from error
         if isinstance(goal_selection_strategy, str):
             if goal_selection_strategy.lower() not in KEY_TO_GOAL_STRATEGY:
                 known = ", ".join(KEY_TO_GOAL_STRATEGY)
@@ -100,7 +115,7 @@ class HerReplayBuffer(StockHerReplayBuffer):
         if not self._looked_at_ends and (self.dones[self.pos - 1] > self.timeouts[self.pos - 1]).any():
             self._looked_at_ends = True
             warnings.warn(
-                "replay buffer: got an episode that ends before its time limit. Relabelled transitions end where their "
+                "replay buffer: got an episode that terminates. Relabelled transitions end where their "
                 "own episode does, so that those that reach their new goal do not; give relabel_terminations=True (the "
                 "environment's compute_terminated is asked), or False to keep it so",
                 UserWarning,
@@ -193,11 +208,16 @@ class HerReplayBuffer(StockHerReplayBuffer):
     def _terminations(self, achieved: np.ndarray, goals: np.ndarray, steps: np.ndarray, envs: np.ndarray) -> np.ndarray:
         """Whether the environment ends an episode that reaches ``achieved`` under ``goals``: bool ``[N]``."""
         ends = np.asarray(self._ask("compute_terminated", achieved, goals, steps, envs), dtype=np.bool_)
-        if ends.size not in (1, len(steps)):
+        if ends.shape == () and not ends:  # gymnasium-robotics says so for all; a goal that is met tells the two apart
+            ends = np.zeros(len(steps), dtype=np.bool_)
+            met = self._ask("compute_terminated", achieved[0], achieved[0], steps[:1], envs[:1])
+            ends = ends if not np.any(met) else np.zeros(0, dtype=np.bool_)
+        if ends.size != len(steps):
             raise ValueError(
-                f"compute_terminated: got shape {ends.shape} for {len(steps)} goals, expected ({len(steps)},)"
+                f"compute_terminated: got one answer for {len(steps)} goals at a time, expected ({len(steps)},): it "
+                "has to take arrays [N, ...] of goals, too, and reduce the other axes alone"
             )
-        return np.broadcast_to(ends.reshape(-1), len(steps))
+        return ends.reshape(len(steps))
 
     def _ask(self, function: str, achieved: np.ndarray, goals: np.ndarray, steps: np.ndarray, envs: np.ndarray) -> Any:
         """What a function of goals of the environment says; it is the same for all environments."""

@@ -16,7 +16,7 @@ from collections.abc import Hashable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from rl.updates import Follower, can_be_recorded, make_faster
 
 Batch = DictReplayBufferSamples
 Discount = Tensor | float
+AlgorithmT = TypeVar("AlgorithmT", bound="GoalConditioned")
 Networks = Literal["target", "critic", "actor"]
 
 # Warn after so many steps and sampled transitions without a low reward: enough for some episodes, since one that
@@ -136,19 +137,6 @@ class GoalConditioned(OffPolicyAlgorithm):
         super().__init__(*args, **kwargs)
         if cuda_graphs and self.device.type != "cuda":
             raise ValueError(f"cuda_graphs: got True on the device {self.device}; they are for GPUs, device='cuda'")
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let ``help`` show all arguments: those of Stable-Baselines3, and by name those that are added here."""
-        super().__init_subclass__(**kwargs)
-        found: dict[str, inspect.Parameter] = {}
-        for base in cls.__mro__:
-            if "__init__" in vars(base):
-                found = dict(inspect.signature(vars(base)["__init__"]).parameters) | found
-                if not issubclass(base, GoalConditioned):
-                    break  # it hands on all arguments itself
-        several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        own = [each for name, each in found.items() if name != "self" and each.kind not in several]
-        cls.__signature__ = inspect.Signature(sorted(own, key=lambda each: each.kind))
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -307,7 +295,7 @@ class GoalConditioned(OffPolicyAlgorithm):
         for name, mean in means.items():
             if not math.isfinite(mean):
                 raise FloatingPointError(
-                    f"train/{name}: got {mean} after {self._n_updates} updates, from which no parameter recovers. A "
+                    f"train/{name}: got {mean} after {self._n_updates} updates, from which training cannot recover. A "
                     "dense reward may have no finite gradient at some goals (a square root of 0 has none); else try a "
                     "smaller learning rate or goal_gradient_coef"
                 )
@@ -420,6 +408,25 @@ class GoalConditioned(OffPolicyAlgorithm):
         observation, variable = self.goal_gradient.attach(batch.observations)
         values = self._values(self._encode(observation, "critic"), batch)
         return values, tuple(slope(value, variable, differentiable=True) for value in values)
+
+
+def show_arguments(algorithm: type[AlgorithmT]) -> type[AlgorithmT]:
+    """Let ``help`` show all arguments: those of Stable-Baselines3, and by name those that are added here."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in algorithm.__mro__:
+        if "__init__" in vars(base):
+            found = dict(inspect.signature(vars(base)["__init__"]).parameters) | found
+            if not issubclass(base, GoalConditioned):
+                break  # it names all arguments itself
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    shown = sorted((each for each in found.values() if each.kind not in several), key=lambda each: each.kind)
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        super(algorithm, self).__init__(*args, **kwargs)
+
+    __init__.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    algorithm.__init__ = __init__
+    return algorithm
 
 
 def _fixed(value: Any) -> Hashable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -97,17 +98,21 @@ def test_another_model_never_adds_to_a_folder(tmp_path):
 class Scaled(nn.Module):
     """A model with more to it than its parameters."""
 
-    def __init__(self, mean: float = 0.0, sign: float = 1.0, sides: tuple[int, ...] = (4, 4)) -> None:
+    def __init__(self, **settings) -> None:
         super().__init__()
-        self.linear, self.mean, self.sides = model(), mean, sides
-        self.register_buffer("sign", torch.tensor(sign), persistent=False)
-        self.scale = torch.tensor(sign)
+        self.linear = model()
+        self.register_buffer("sign", torch.tensor(settings.pop("sign", 1.0)), persistent=False)
+        vars(self).update({"mean": 0.0, "scale": torch.tensor(1.0), "shift": np.zeros(2), "sides": (4, 4)} | settings)
 
     def forward(self, copies: torch.Tensor) -> torch.Tensor:
-        return self.linear(copies - self.mean) * self.sign
+        return self.linear(copies - self.mean + self.shift[0]) * self.sign * self.scale
 
 
-@pytest.mark.parametrize("change", [{"mean": 0.9}, {"sign": -1.0}, {"sides": (2, 8)}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [{"mean": 0.9}, {"sign": -1.0}, {"scale": torch.tensor(2.0)}, {"shift": np.ones(2)}, {"sides": (2, 8)}],
+    ids=lambda change: next(iter(change)),
+)
 def test_models_are_told_apart_by_all_they_have(tmp_path, change):
     certify_dataset(smoothed(base=Scaled()), images(), tmp_path / "run", index=[0])
     certify_dataset(smoothed(base=Scaled().train()), images(), tmp_path / "run", index=[1], resume=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from typing import Any
 
@@ -143,9 +144,7 @@ def test_the_stock_buffer_works_as_well() -> None:
 def test_episodes_that_end_are_pointed_out() -> None:
     env = bits(2, terminate=True)
     ours = ours_only(env, n_envs=2)
-    with pytest.warns(
-        UserWarning, match="an episode that ends before its time limit.*relabel_terminations=True"
-    ) as seen:
+    with pytest.warns(UserWarning, match=r"an episode that terminates\. .*relabel_terminations=True") as seen:
         fill(env, (ours,), 40)
     assert len(seen) == 1
     with warnings.catch_warnings():
@@ -164,6 +163,47 @@ def test_relabelled_transitions_end_where_their_goal_is_reached() -> None:
     assert torch.equal(batch.rewards[:, 0] == 0, reached)
     own = (ours.dones - ours.timeouts).sum() / len(ours.drawable())
     assert reached.float().mean() > 2 * own  # hindsight has more to say
+
+
+def test_goals_of_before_do_not_end_what_is_relabelled() -> None:
+    """With goals from anywhere in an episode, its last transition need not reach the new one."""
+    env = bits(2, terminate=True)
+    ours = ours_only(env, n_envs=2, relabel_terminations=True, goal_selection_strategy="episode")
+    fill(env, (ours,), 40)
+    batch = ours.sample(500)
+    reached = (batch.next_observations["achieved_goal"] == batch.next_observations["desired_goal"]).all(1)
+    assert torch.equal(batch.dones[:, 0] > 0, reached)
+
+
+def test_terminations_have_to_be_answered_one_by_one() -> None:
+    env = bits(2, terminate=True)
+    ours = ours_only(env, n_envs=2, relabel_terminations=True)
+    fill(env, (ours,), 40)
+    asked = env.env_method
+
+    def at_once(name: str, *args: Any, **kwargs: Any) -> Any:
+        (answer,) = asked(name, *args, **kwargs)
+        return [bool(np.all(answer))] if name == "compute_terminated" else [answer]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(env, "env_method", at_once)
+        with pytest.raises(ValueError, match=r"compute_terminated: got one answer for \d+ goals at a time"):
+            ours.sample(64)
+        patched.setattr(env, "env_method", lambda name, *a, **k: [False] if "term" in name else asked(name, *a, **k))
+        ours.sample(64)  # as the environments of gymnasium-robotics say
+        patched.setattr(env, "get_attr", lambda *args, **kwargs: getattr(object(), args[0]))
+        with pytest.raises(ValueError, match="the environment has no compute_terminated"):
+            ours_only(env, n_envs=2, relabel_terminations=True)
+
+
+def test_buffers_that_were_pickled_before(tmp_path: Any) -> None:
+    env = seek()
+    ours = ours_only(env)
+    fill(env, (ours,), 20)
+    for name in ("relabel_terminations", "_looked_at_ends", "_looked_at_rewards"):
+        del vars(ours)[name]
+    fill(env, (pickle.loads(pickle.dumps(ours)), ours), 5)
+    ours.sample(16)
 
 
 def test_ends_for_other_reasons_stay_ends() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -536,3 +537,35 @@ def test_a_reward_function_of_another_reward_is_told() -> None:
 def test_low_rewards_are_numbers(low: Any) -> None:
     with pytest.raises(ValueError, match=r"low_reward: got .*, expected a finite number"):
         GoalGradient(low_reward=low)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_help_shows_all_arguments(name: str) -> None:
+    own = {"DQN": {"temperature", "soft_target"}}.get(name, {"random_action"})
+    shown = inspect.signature(getattr(rl, name)).parameters
+    assert {"policy", "env", "gamma", "goal_gradient_coef", "goal_gradient", "target_range", "cuda_graphs", *own} <= {
+        *shown
+    }
+    assert shown["goal_gradient_coef"].default == 0
+    assert shown["goal_gradient_coef"].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def test_subclasses_show_theirs() -> None:
+    class Mine(rl.DDPG):
+        def __init__(self, env: Any, policy: str = "MultiInputPolicy", **kwargs: Any) -> None:
+            super().__init__(policy, env, **kwargs)
+
+    class Silent(rl.TD3):
+        pass
+
+    assert [*inspect.signature(Mine).parameters] == ["env", "policy", "kwargs"]
+    assert inspect.signature(Silent) == inspect.signature(rl.TD3)
+    assert Mine(seek(), goal_gradient_coef=0.1).goal_gradient_coef == 0.1
+
+
+def test_buffers_that_do_not_keep_new_episodes_are_named() -> None:
+    options: dict[str, Any] = {"policy_kwargs": {"net_arch": [8], "features_extractor_class": rl.NormalizedExtractor}}
+    model: Any = agent("DDPG", **options).learn(60)
+    model.replay_buffer = agent("DDPG", stock=True).replay_buffer
+    with pytest.raises(ValueError, match=r"got HerReplayBuffer for NormalizedExtractor, expected rl\.Her"):
+        model.update_statistics()

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from certify import stored as stored_module
 from certify.logs import read_log
 from certify.results import (
     ROW_COLUMNS,
@@ -413,6 +414,22 @@ def test_unfinished_votes_are_not_read(tmp_path):
     assert read_votes(tmp_path).idx.tolist() == [0]
     path.write_bytes(whole[:-1])
     assert read_votes(tmp_path).idx.tolist() == [0]
+
+
+def test_a_run_may_go_on_while_it_is_read(tmp_path, monkeypatch):
+    """Votes come before their rows."""
+    start(tmp_path, rows=[0])
+    read = stored_module.read_table
+
+    def read_slowly(path, **options):
+        lines = read(path, **options)
+        monkeypatch.setattr(stored_module, "read_table", read)
+        start(tmp_path, resume=True, rows=[1])
+        return lines
+
+    monkeypatch.setattr(stored_module, "read_table", read_slowly)
+    assert read_votes(tmp_path).idx.tolist() == [0]
+    assert read_votes(tmp_path).idx.tolist() == [0, 1]
 
 
 def test_votes_that_are_lost_are_missed(tmp_path):

@@ -320,9 +320,10 @@ def test_checkpoints_have_the_permissions_of_other_files(tmp_path: Path) -> None
     assert (tmp_path / STATE).stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
-def test_going_on_with_another_coefficient_is_pointed_out(tmp_path: Path) -> None:
-    rl.save_checkpoint(agent("DDPG", goal_gradient_coef=0.3), tmp_path / STATE)
-    with pytest.warns(UserWarning, match=r"was trained with goal_gradient_coef = 0\.3, not 0"):
+@pytest.mark.parametrize(("name", "value"), [("goal_gradient_coef", 0.3), ("gamma", 0.5), ("tau", 0.5)])
+def test_going_on_with_other_settings_is_pointed_out(name: str, value: float, tmp_path: Path) -> None:
+    rl.save_checkpoint(agent("DDPG", **{name: value}), tmp_path / STATE)
+    with pytest.warns(UserWarning, match=rf"was trained with {name} = {value}, not "):
         rl.load_checkpoint(agent("DDPG"), tmp_path / STATE)
     rl.load_checkpoint(agent("DDPG"), tmp_path / STATE, buffer=False)  # it only acts
 

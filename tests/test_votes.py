@@ -25,7 +25,7 @@ from certify import (
 )
 from certify.draws import ESTIMATION, SELECTION, Draws
 from certify.engine import VoteEngine
-from certify.inference import exact_inference, good_batch_size, position_matters
+from certify.inference import check_independence, exact_inference, good_batch_size, position_matters
 from certify.models import build
 from certify.scheme import leader_and_gap
 from certify.votes import argmax_vote
@@ -254,6 +254,28 @@ def test_batches_that_matter_a_little_are_found(inside, scheme):
     assert int(alone.votes(images(1)).counts.sum()) > 0
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c + 1e-5 * (c.amax() <= 1).float() * c.flip(1),  # of pixels or of values of 0 to 255
+        lambda c: c + 1e-5 * (c.amin() >= 0).float() * c.flip(1),
+        lambda c: c + 1e-5 * (c.amax(dim=(1, 2, 3)) == 0).any().float() * c.flip(1),  # a missing image
+        lambda c: c + 1e-5 * c.roll(1, 0),
+        lambda c: c + 1e-5 * (c.amax() > 0.5).float() * c.flip(1),  # a dark batch
+    ],
+    ids=["bright", "negative", "black", "neighbour", "dark"],
+)
+def test_each_kind_of_neighbour_is_tried(change):
+    model = classifier(2)
+    check = partial(check_independence, lambda copies: model(change(copies)))
+    copies = RandomizedAblation(30).sample(images(1), Draws.of(0, SELECTION, torch.zeros(1).long(), range(4)))[0]
+    with torch.inference_mode(), pytest.raises(ValueError, match="depend on the other copies in its batch"):
+        check(copies, 16)
+    with torch.inference_mode():
+        check_independence(model, copies, 16)
+        check(copies, 1)
+
+
 class Holder:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -274,8 +296,11 @@ class Holder:
         lambda model: Holder(model),
         lambda model: Holder(model).scores,
         lambda model: model.forward,
+        lambda model: (lambda models: lambda copies: models[0](copies))([model]),
+        lambda model: (lambda models: lambda copies: models["best"](copies))({"best": model}),
+        lambda model: (lambda holder: lambda copies: holder.scores(copies))(Holder(model)),
     ],
-    ids=["function", "function in a function", "partial", "object", "method", "method of a module"],
+    ids=["function", "inner", "partial", "object", "method", "module's", "list", "dictionary", "indirect"],
 )
 def test_a_wrapped_model_that_goes_back_to_training_is_tried_again(wrap):
     """As between the epochs of a training."""
@@ -336,7 +361,7 @@ def test_a_classifier_is_checked_once():
     first = len(sizes)
     smoothed.votes(images(1))
     assert len(sizes) - first == 2
-    assert first == 2 + 1 + 8 + 8  # scores, a first look, the batches to come
+    assert first == 2 + 1 + 9 + 9  # scores, a first look, the batches to come
 
 
 def test_probabilities_are_not_scores():

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from certify import DeterministicSplittingNoise, Smoothed, Wasserstein, WassersteinNoise, spec
+from certify import DeterministicSplittingNoise, Smoothed, Wasserstein, WassersteinNoise, spec, transport
 from certify.draws import ESTIMATION, Draws
 from certify.generators import splitmix64
 from certify.splitting import cell_centres
@@ -74,6 +74,16 @@ def test_many_tiny_masses_beside_a_large_one_are_not_left_out(metric):
     bound = float((potential * (y - x)[0]).sum() / total)
     for distance in (transport_distance(x / total, y / total, metric), flow_distance(x / total, y / total)):
         assert bound <= distance <= bound * (1.001 if metric == "l1" else 1.5)
+
+
+def test_what_a_solver_leaves_out_is_added(monkeypatch):
+    """As if it had moved nothing: no mass is farther away than the opposite corner."""
+    x, y = np.zeros((1, 3, 4)), np.zeros((1, 3, 4))
+    x[0, 0, 0] = y[0, 2, 3] = 1
+    monkeypatch.setattr(transport, "_solve", lambda costs, *_: np.zeros(len(costs)))
+    assert flow_distance(x, y) >= 5
+    assert transport_distance(x, y, "l1") >= 5
+    assert transport_distance(x, y, "l2") >= math.sqrt(13)
 
 
 @settings(max_examples=30)
