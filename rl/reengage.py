@@ -421,11 +421,12 @@ def show_arguments(algorithm: type[AlgorithmT]) -> type[AlgorithmT]:
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     shown = sorted((each for each in found.values() if each.kind not in several), key=lambda each: each.kind)
 
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    def hand_on(self: Any, *args: Any, **kwargs: Any) -> None:
         super(algorithm, self).__init__(*args, **kwargs)
 
-    __init__.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
-    algorithm.__init__ = __init__
+    own: Any = vars(algorithm).get("__init__", hand_on)  # subclasses of it have signatures of their own
+    own.__signature__ = inspect.Signature(shown)
+    algorithm.__init__ = own
     return algorithm
 
 
