@@ -206,6 +206,12 @@ def main(args: Args) -> None:
         denoiser=args.denoiser,
     )
     trainer = Trainer(train, scheme, model_of(args, scheme, train), config, args.out, device=args.device)
+    if args.model == "mnist_cnn" and train.shape[0] == 3 and min(train.shape[1:]) >= 32:
+        size = sum(parameter.numel() for parameter in trainer.module.parameters())
+        print(
+            f"note: mnist_cnn is made for small grey images and has {size:,} parameters for {train.shape}; "
+            "--model resnet18 or wide_resnet40_2 suits photographs"
+        )
     run(trainer, resume=args.resume)
     print_accuracy(trainer, test)
 

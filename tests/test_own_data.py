@@ -176,6 +176,18 @@ def test_commands_take_them(tmp_path):
     assert torch.tensor(rows["radius"]).max() == 2
 
 
+def test_a_network_for_digits_is_pointed_out_for_photographs(tmp_path, capsys):
+    photographs = {f"{part}_images": np.zeros((n, 3, 32, 32), np.uint8) for part, n in (("train", 60), ("test", 12))}
+    name = save(tmp_path / "mine.npz", **photographs)
+    args: Any = train_script.Args(
+        out=tmp_path / "run", data=name, scheme="BandAblation(width=4)", epochs=1, model="mnist_cnn"
+    )
+    train_script.main(args)
+    assert "note: mnist_cnn is made for small grey images and has " in capsys.readouterr().out
+    train_script.main(train_script.Args(out=tmp_path / "grey", data="digits", scheme="BandAblation(width=4)", epochs=1))
+    assert "note" not in capsys.readouterr().out
+
+
 def test_given_classes(tmp_path):
     name = save(tmp_path / "mine.npz")
     assert not load(name, "train").classes_known

@@ -332,5 +332,7 @@ def test_numbers_that_are_none_end_training(tmp_path: Path) -> None:
     model: Any = agent("DDPG", goal_gradient_coef=0.3).learn(80)
     with torch.no_grad():
         next(model.critic.parameters()).fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match=r"train/\w+: got nan after \d+ updates, from which training cannot recover"):
+    with pytest.raises(
+        FloatingPointError, match=r"train/\w+: got nan after \d+ updates, from which training cannot recover"
+    ):
         model.learn(10, reset_num_timesteps=False)
