@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 BaseClassifier = Callable[[Tensor], Tensor]  # copies [N, C', H, W] -> scores [N, num_classes]
 _PROBES = 4  # random images with which kernels are tried
-_FIRST_ITEMS = 100  # of lists in which modules are looked for
+_MOST_VALUES = 1_000  # among which modules are looked for
 
 
 def _exact_settings() -> list[tuple[Any, str, Any]]:
@@ -99,33 +100,40 @@ def modes(base_classifier: BaseClassifier) -> tuple[bool, ...]:
     evaluation mode anyway. What was tried in one mode may be another classifier in the other."""
     if isinstance(base_classifier, nn.Module):
         return ()
-    return tuple(part.training for module in _referred(base_classifier, 4) for part in module.modules())
+    return tuple(part.training for module in _referred(base_classifier) for part in module.modules())
 
 
-def _referred(value: object, depth: int) -> Iterator[nn.Module]:
-    """The modules in a value: in its closure, globals, attributes or items, and in turn in those, so deep."""
-    if isinstance(value, nn.Module):
-        yield value
-        return
-    if depth == 0 or isinstance(value, (type, ModuleType, str, Tensor)):
-        return
-    held: list[object] = []
+def _referred(callable_: object) -> Iterator[nn.Module]:
+    """The modules that a callable refers to, directly or by way of other values, nearest first."""
+    values, seen = deque([callable_]), set[int]()
+    while values and len(seen) < _MOST_VALUES:
+        value = values.popleft()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, nn.Module):
+            yield value
+        else:
+            values.extend(_held(value))
+
+
+def _held(value: object) -> Iterable[object]:
+    """What a value refers to: in its closure, globals and attributes, or as items."""
+    if isinstance(value, (type, ModuleType, str, bytes, Tensor)):
+        return ()
     if isinstance(value, (list, tuple)):
-        held = list(value[:_FIRST_ITEMS])
-    elif isinstance(value, dict):
-        held = list(islice(value.values(), _FIRST_ITEMS))
-    elif isinstance(value, partial):
-        held = [value.func, *value.args, *value.keywords.values()]
-    elif inspect.ismethod(value):
-        held = [value.__self__]
-    elif inspect.isfunction(value):
+        return value[:_MOST_VALUES]
+    if isinstance(value, dict):
+        return islice(value.values(), _MOST_VALUES)
+    if isinstance(value, partial):
+        return (value.func, *value.args, *value.keywords.values())
+    if inspect.ismethod(value):
+        return (value.__self__,)
+    if inspect.isfunction(value):
         with suppress(ValueError):  # a name that has no value yet
             found = inspect.getclosurevars(value)
-            held = [*found.nonlocals.values(), *found.globals.values()]
-    elif hasattr(value, "__dict__"):
-        held = list(vars(value).values())
-    for each in held:
-        yield from _referred(each, depth - 1)
+            return (*found.nonlocals.values(), *found.globals.values())
+    return vars(value).values() if hasattr(value, "__dict__") else ()
 
 
 def good_batch_size(base_classifier: BaseClassifier, copy: Tensor, inputs: int = 1) -> int:
