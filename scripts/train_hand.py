@@ -1,7 +1,7 @@
 """Train a robot hand, or any other goal environment of gymnasium-robotics, with DDPG and hindsight.
 
     python -m scripts.train_hand runs/hand-ddpg --preset laptop --seeds 0 1
-    python -m scripts.train_hand runs/hand-reengage --preset laptop --seeds 0 1 --goal-gradient-coef 3e-5
+    python -m scripts.train_hand runs/hand-reengage --preset laptop --seeds 0 1 --goal-gradient-coef 6.7e-6
     python -m scripts.evaluate runs/hand-ddpg runs/hand-reengage --baseline runs/hand-ddpg
     python -m scripts.train_hand runs/hand-ddpg-published --seeds 0 --workers 16 --device cuda --cuda-graphs
     MUJOCO_GL=egl python -m scripts.rollout runs/hand-reengage/seed-0 --fps 25
