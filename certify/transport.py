@@ -47,7 +47,7 @@ def flow_distance(x: Array, y: Array) -> float:
     if not _same_masses(x, y):
         return np.inf
     flow, divergence = shortest_flow(x, y), _divergence(*x.shape[1:])
-    left = (y - x).reshape(len(x), -1) - flow @ divergence.T.toarray()
+    left = (y - x).reshape(len(x), -1) - (divergence @ flow.T).T
     # no mass is farther away than one corner from the other
     return float(np.abs(flow).sum() + np.abs(left).sum() * sum(x.shape[1:]))
 
