@@ -2,7 +2,7 @@
 
 ``Smoothed(base_classifier, scheme, num_classes).certify(images)`` returns predictions with a radius inside which no
 perturbation of the scheme's threat model can change them; :func:`certify_dataset` does it for a data set, with one line
-per image on disk. Schemes:
+per image on disk, and :class:`StoredRun` reads what it wrote, or certifies it again without the model. Schemes:
 
 * :class:`RandomizedAblation`, :class:`BernoulliAblation`, :class:`DiscreteNoise` - l0, randomized;
   :class:`DeterministicAblation` - l0, exact
@@ -18,6 +18,7 @@ per image on disk. Schemes:
 * :class:`Undefended` - the base classifier itself, to compare with
 """
 
+from certify import poisoning, topk, topk_l2
 from certify.ablation import DeterministicAblation, RandomizedAblation
 from certify.bernoulli_ablation import BernoulliAblation
 from certify.discrete import DiscreteNoise
@@ -28,7 +29,8 @@ from certify.multi_windows import MultiBandAblation, MultiBlockAblation
 from certify.patch import PatchCertified
 from certify.randomized_variable_lambda import RandomizedVariableLambda
 from certify.randomized_windows import RandomizedBandAblation, RandomizedBlockAblation
-from certify.scheme import Certified, EnumeratedScheme, SampledScheme, Scheme
+from certify.runs import StoredRun
+from certify.scheme import Certified, EnumeratedScheme, SampledScheme, Scheme, TopKCertified
 from certify.sequential import CertifiedAt, RadiusWithin
 from certify.smooth import Smoothed
 from certify.smooth_reduce import SmoothReduce, SmoothReduceVideo
@@ -75,7 +77,9 @@ __all__ = [
     "SmoothReduceVideo",
     "Smoothed",
     "SplittingNoise",
+    "StoredRun",
     "ThresholdVote",
+    "TopKCertified",
     "Undefended",
     "UniformNoise",
     "Unproven",
@@ -85,4 +89,7 @@ __all__ = [
     "WassersteinNoise",
     "argmax_vote",
     "certify_dataset",
+    "poisoning",
+    "topk",
+    "topk_l2",
 ]

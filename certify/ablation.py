@@ -16,14 +16,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from certify import coverage
+from certify import coverage, topk
 from certify.draws import Draws
 from certify.images import Shape, check_images, to_float
 from certify.offsets import fixed_offsets
-from certify.scheme import EnumeratedScheme, SampledScheme, Scheme, check_integer
+from certify.scheme import EnumeratedScheme, SampledScheme, Scheme, TopKCertified, check_integer
 from certify.threats import L0, Unit
 
 PerChannel = tuple[float, ...]
+
+_NEEDS_SHAPE = "shape: randomized ablation needs the image shape (C, H, W), its radius depends on d"
 
 
 @lru_cache(maxsize=64)
@@ -164,9 +166,17 @@ class RandomizedAblation(Ablation, SampledScheme):
 
     def radius(self, p_lower: Tensor, p_upper: Tensor, *, shape: Shape | None = None) -> Tensor:
         if shape is None:
-            raise ValueError("shape: randomized ablation needs the image shape (C, H, W), its radius depends on d")
+            raise ValueError(_NEEDS_SHAPE)
         shares = touched_shares(self.units(shape), self.keep)
         return coverage.steps_within(coverage.margin(p_lower, p_upper), shares).to(torch.float64)
+
+    def certify_top_k(
+        self, counts: Tensor, k: int, alpha: float, *, n: int, shape: Shape | None = None
+    ) -> TopKCertified:
+        """Radii are numbers of pixels (features); see :mod:`certify.topk`."""
+        if shape is None:
+            raise ValueError(_NEEDS_SHAPE)
+        return topk.certify_counts(counts, k, self.units(shape), self.keep, alpha, n=n)
 
 
 @dataclass(frozen=True)

@@ -45,15 +45,25 @@ class Plan:
     passes_made: int
 
     @classmethod
-    def of(cls, num_copies: int, batch_size: int, copy_bytes: int, device: torch.device) -> Plan:
+    def of(cls, num_copies: int, batch_size: int, copy_bytes: int, device: torch.device, shared: int) -> Plan:
+        """The layout for so many copies of each image.
+
+        Args:
+            batch_size: rows of a pass at most.
+            shared: rows of a pass at most in which images are together: a single image costs as much.
+        """
         if num_copies <= batch_size:
-            return cls(batch_size // num_copies, num_copies, 1, 1)
+            return cls(max(1, min(batch_size, shared) // num_copies), num_copies, 1, 1)
         passes = -(-num_copies // batch_size)
         rows = -(-num_copies // passes)
         rows = min(batch_size, -(-rows // 16) * 16)  # kernels are slower on ragged batches
         passes = -(-num_copies // rows)
         budget = (1 << 27) if device.type == "cuda" else (1 << 21)
         return cls(1, rows, passes, max(1, budget // (rows * copy_bytes)))
+
+
+# A pass of so many rows is about as fast for each of them as a larger one, and the first image does not wait as long.
+_SHARED_CPU, _SHARED_CUDA = 64, 512
 
 
 def copy_bytes(scheme: Scheme, shape: Shape) -> int:
@@ -107,19 +117,33 @@ class VoteEngine:
         self.num_classes = num_classes
         self.vote = vote
         self.batch_size = batch_size
-        # what is known of the classifier, as long as it stays in its mode: of which images it takes the copies, and
-        # in batches of how many rows it scores each by itself
-        self._mode: tuple[bool, ...] = ()
+        self._given, self._chosen_batch_size = base_classifier, batch_size
+        # what is known of the classifier, as long as it is run in the same way: of which images it takes the copies,
+        # and in batches of how many rows it scores each by itself
+        self._way: tuple[object, ...] = ()
         self._taken: set[Shape] = set()
         self._independent: set[tuple[Shape, int]] = set()
         self._shared: dict[tuple[int, ...], bool] = {}  # whether images may share batches, by how they are laid out
 
+    @property
+    def shared_rows(self) -> int:
+        """Rows of a pass at most in which several images are together; ``batch_size`` if that was given."""
+        assert self.batch_size is not None  # settled by prepare
+        if self._chosen_batch_size is not None:
+            return self._chosen_batch_size
+        on_gpu = device_of(self._given, torch.device("cpu")).type == "cuda"
+        return min(self.batch_size, _SHARED_CUDA if on_gpu else _SHARED_CPU)
+
     def prepare(self, x: Tensor) -> None:
         """Check ``x`` and, for each shape once, the classifier; settle the batch size that all calls share."""
         self.scheme.check(x)
-        shape, mode = tuple(x.shape[1:]), modes(self.base_classifier)
-        if mode != self._mode:
-            self._mode = mode
+        shape, device = tuple(x.shape[1:]), device_of(self._given, x.device)
+        # kernels are others on another device or with another number of threads
+        way = (device, torch.get_num_threads(), modes(self._given))
+        if way != self._way:
+            if self._way and self._way[0] != device:
+                self.batch_size = self._chosen_batch_size
+            self._way = way
             for known in (self._taken, self._independent, self._shared):
                 known.clear()
         if shape in self._taken and self.batch_size is not None:
@@ -141,10 +165,8 @@ class VoteEngine:
             raise
         except RuntimeError as error:
             raise ValueError(
-                f"base classifier: got copies float32 {tuple(copies.shape)}, and failed: {error}; "
-                f"{type(self.scheme).__name__} makes copies with {copies.shape[1]} channels of images with {shape[0]}: "
-                "that is what the first layer has to take (scheme.channels(C)), in float32 (model.float())"
-                + ("" if channels_first(shape) else "; images [B, H, W, C] are x.permute(0, 3, 1, 2)")
+                f"base classifier: got copies float32 {tuple(copies.shape)} on {copies.device}, and failed: {error}"
+                + self._advice(copies, shape)
             ) from error
         self._check_logits(scores, len(copies))
         if isinstance(self.vote, ThresholdVote) and _are_probabilities(scores):
@@ -153,9 +175,21 @@ class VoteEngine:
                 "ThresholdVote takes itself; leave out the model's last layer, or return their logarithm"
             )
 
+    def _advice(self, copies: Tensor, shape: Shape) -> str:
+        """What may be wrong with a classifier that does not take copies."""
+        kind, advice = type(self.scheme).__name__, "; it has to take float32 (model.float())"
+        if copies.shape[1] != shape[0]:
+            advice = (
+                f"; {kind} makes copies with {copies.shape[1]} channels of images with {shape[0]}: that is what the "
+                "first layer has to take (scheme.channels(C)), in float32 (model.float())"
+            )
+            if getattr(self.scheme, "null", None) == "multichannel":
+                advice += '; or keep the first layer, and hide pixels behind a colour: null="mean", mean=(0.5, ...)'
+        return advice + ("" if channels_first(shape) else "; images [B, H, W, C] are x.permute(0, 3, 1, 2)")
+
     def _examples(self, x: Tensor) -> Tensor:
         """Four copies of the first image, on the classifier's device."""
-        image = x[:1].to(device_of(self.base_classifier, x.device))
+        image = x[:1].to(device_of(self._given, x.device))
         draws = Draws.of(0, SELECTION, torch.zeros(1, dtype=torch.int64, device=image.device), range(4))
         copies = self.scheme.sample(image, draws)
         channels = self.scheme.channels(x.shape[1])
@@ -172,7 +206,7 @@ class VoteEngine:
         does not touch must be scored with the same bits, wherever its image stands in the batch."""
         assert self.batch_size is not None  # settled by prepare
         shape = tuple(x.shape[1:])
-        plan = Plan.of(num_copies, self.batch_size, copy_bytes(self.scheme, shape), device)
+        plan = Plan.of(num_copies, self.batch_size, copy_bytes(self.scheme, shape), device, self.shared_rows)
         if plan.images > 1 and isinstance(self.scheme, EnumeratedScheme):
             layout = (plan.images, plan.rows, *shape)
             if layout not in self._shared:
@@ -238,7 +272,7 @@ class VoteEngine:
     ) -> tuple[Tensor, Tensor | None]:
         """Counts, and with ``keep`` the votes copy by copy."""
         home = x.device
-        device = device_of(self.base_classifier, home)
+        device = device_of(self._given, home)
         items = torch.arange(len(x)) if index is None else index
         if not isinstance(items, Tensor):
             raise TypeError(f"index: got {type(items).__name__}, expected a tensor int64 ({len(x)},)")
@@ -247,10 +281,11 @@ class VoteEngine:
         if items.min() < 0 or items.max() >= 1 << 32:
             raise ValueError(f"index: got {items.min().item()} to {items.max().item()}, expected 0 <= index < 2^32")
         x, items = x.to(device), items.to(device)
-        counts = torch.zeros((len(x), self.num_classes), dtype=torch.int64, device=device)
-        by_copy = torch.zeros((len(x), num_copies, self.num_classes), dtype=torch.bool, device=device) if keep else None
-        nan, several = torch.zeros((2,), dtype=torch.bool, device=device).unbind()
         with exact_inference(self.base_classifier):
+            counts = torch.zeros((len(x), self.num_classes), dtype=torch.int64, device=device)
+            shape = (len(x), num_copies, self.num_classes)
+            by_copy = torch.zeros(shape, dtype=torch.bool, device=device) if keep else None
+            nan, several = torch.zeros((2,), dtype=torch.bool, device=device).unbind()
             plan = self._plan(x, num_copies, device)
             for begin in range(0, len(x), plan.images):
                 # the last group is filled up with its last image, so that every pass has the same shape
@@ -306,10 +341,10 @@ def collect_votes(
         selection = engine.sampled(x, n0, index=index, seed=seed, stream=SELECTION)
         counts = engine.sampled(x, n, index=index, seed=seed, stream=ESTIMATION)
         items = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
-        return Votes(counts, selection, tuple(x.shape[1:]), n, items)
+        return Votes(counts, selection, tuple(x.shape[1:]), n, items, scheme=engine.scheme)
     scheme = engine.scheme
     assert isinstance(scheme, EnumeratedScheme)
     by_copy = engine.enumerated_by_copy(x) if scheme.positional else None
     counts = engine.enumerated(x) if by_copy is None else by_copy.sum(1)
     shape = tuple(x.shape[1:])
-    return Votes(counts, None, shape, scheme.num_copies(shape), by_copy=by_copy)
+    return Votes(counts, None, shape, scheme.num_copies(shape), by_copy=by_copy, scheme=scheme)

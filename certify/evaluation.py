@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from certify import spec
 from certify.data import Dataset
 from certify.draws import GENERATOR
-from certify.inference import BaseClassifier, device_of
+from certify.identity import name_of
+from certify.inference import device_of
 from certify.results import ResultFolder, Row, result_of, row_columns
 from certify.scheme import Certified, EnumeratedScheme, SampledScheme, check_integer
 from certify.sequential import Question
@@ -63,6 +63,7 @@ def configuration(smoothed: Smoothed, data: Dataset, how: dict[str, Any] | None)
         "sampling": how,
         "vote": spec.to_text(vote) if isinstance(vote, ThresholdVote) else "argmax",
         "batch_size": smoothed.engine.batch_size,
+        "shared_rows": smoothed.engine.shared_rows,
         "device": device_of(smoothed.base_classifier, torch.device("cpu")).type,
     }
 
@@ -127,7 +128,7 @@ def certify_dataset(
         wrong = outside[0] if outside else "a number twice"
         raise ValueError(f"index: got {wrong}, expected different numbers from 0 to {len(data) - 1}")
     if config is None:
-        own = {"model": model or _name(smoothed.base_classifier)}  # before it is run, which may change it
+        own = {"model": model or name_of(smoothed.base_classifier)}  # before it is run, which may change it
         smoothed.engine.prepare(data.batch([0])[0])
         config = configuration(smoothed, data, sampling(smoothed, question, max_n)) | own
     # whatever else a configuration says, whether votes were stopped by what they said decides how they may be read
@@ -143,43 +144,16 @@ def certify_dataset(
         if on_start is not None:
             on_start(len(chosen) - len(left))
         for start in range(0, len(left), step):
-            for row, votes in work(smoothed, data, left[start : start + step]):
+            part = left[start : start + step]
+            try:
+                finished = work(smoothed, data, part)
+            except ValueError as error:
+                raise ValueError(f"images {part[0]} to {part[-1]} of {data.name}: {error}") from error
+            for row, votes in finished:
                 folder.append(row, votes)
                 if on_image is not None:
                     on_image(row)
     return folder.rows_path
-
-
-def _name(base_classifier: BaseClassifier) -> str:
-    """The class of a module, and the first digits of a checksum of its layers, parameters, buffers and settings."""
-    if not isinstance(base_classifier, nn.Module):
-        raise ValueError(
-            f"model: got none for {base_classifier!r}, which has no parameters to tell it from others; give it a name, "
-            "one for each version of it"
-        )
-    digest = hashlib.sha256(str(base_classifier).encode())
-    # buffers, too, that a state dictionary leaves out, and what is neither
-    values: dict[str, Any] = {**base_classifier.state_dict(), **dict(base_classifier.named_buffers())}
-    for path, module in base_classifier.named_modules():
-        own = {name: value for name, value in vars(module).items() if name != "training" and _is_plain(value)}
-        values |= {f"{path}.{name}": value for name, value in own.items()}
-    for name, value in sorted(values.items()):
-        if isinstance(value, (Tensor, np.ndarray)):
-            dense = value.detach().cpu().to_dense().contiguous() if isinstance(value, Tensor) else torch.tensor(value)
-            digest.update(f"{name} {dense.dtype} {tuple(dense.shape)} ".encode())
-            digest.update(dense.view(-1).view(torch.uint8).numpy().tobytes())
-        else:
-            digest.update(f"{name} = {value!r} ".encode())
-    return f"{type(base_classifier).__name__} {digest.hexdigest()[:16]}"
-
-
-def _is_plain(value: object) -> bool:
-    """Whether a setting is the same whenever it is written out."""
-    if isinstance(value, (tuple, list)):
-        return all(_is_plain(each) and not isinstance(each, (Tensor, np.ndarray)) for each in value)
-    if isinstance(value, np.ndarray):
-        return value.dtype.kind in "biuf"
-    return isinstance(value, (bool, int, float, str, Tensor))
 
 
 def _finished(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,26 @@ def create_atomically(path: Path, data: bytes) -> bool:
     if path.exists():
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    temporary = temporary_of(path, ".new")
     write_atomically(temporary, data)
     try:
         os.link(temporary, path)
     except FileExistsError:
         return False
+    except OSError:  # a file system without hard links
+        try:
+            with path.open("xb") as handle:
+                handle.write(data)
+        except FileExistsError:
+            return False
     finally:
         temporary.unlink()
     return True
+
+
+def temporary_of(path: Path, ending: str = ".tmp") -> Path:
+    """A name beside ``path`` that nobody else has: neither threads nor processes, of this machine or of another."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{ending}")
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
@@ -52,7 +64,7 @@ def _different(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[tu
 
 def check_writable(folder: Path) -> None:
     """Raise ``ValueError`` unless files can be made in ``folder``: before work whose results would be lost."""
-    probe = folder / f".probe.{os.getpid()}.tmp"
+    probe = temporary_of(folder / "probe")
     try:
         write_atomically(probe, b"")
         probe.unlink()
@@ -63,7 +75,7 @@ def check_writable(folder: Path) -> None:
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data`` in one step: afterwards it holds the old or the new content, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     try:
         with temporary.open("wb") as handle:
             handle.write(data)

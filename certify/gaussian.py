@@ -33,7 +33,7 @@ from torch import Tensor
 from certify.draws import Draws
 from certify.images import IMAGES, VIDEOS, Shape, check_images, to_float, to_levels
 from certify.rounded_gaussian import RoundedGaussian, noise_of_words
-from certify.scheme import SampledScheme, check_integer
+from certify.scheme import SampledScheme, TopKCertified, check_integer
 from certify.threats import L2, Unproven
 
 _MAX_FEATURES = 1 << 24
@@ -135,6 +135,14 @@ class GaussianScheme(SampledScheme):
         rivals = quantile_above(p_upper.to(torch.float64) + slip)
         gap = (own - rivals) / 2
         return torch.where(gap > 0, gap * (1 - _BELOW) * self.deviation(shape), -1.0)
+
+    def certify_top_k(
+        self, counts: Tensor, k: int, alpha: float, *, n: int, shape: Shape | None = None
+    ) -> TopKCertified:
+        """Radii are l2 distances, if those of the scheme are certificates; see :mod:`certify.topk_l2`."""
+        from certify import topk_l2  # which is about schemes of this module
+
+        return topk_l2.certify_counts(counts, k, self, alpha, n=n, shape=shape)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,35 +29,82 @@ def _exact_settings() -> list[tuple[Any, str, Any]]:
         (backends.cudnn, "deterministic", True),
     ]
     if hasattr(backends, "fp32_precision"):
-        kernels = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
-        return settings + [(kernel, "fp32_precision", "ieee") for kernel in kernels]
+        owners = (backends.cuda, backends.cudnn, backends.mkldnn)
+        kernels = [getattr(owner, name, None) for owner in owners for name in ("matmul", "conv", "rnn")]
+        return settings + [
+            (kernel, "fp32_precision", "ieee") for kernel in kernels if hasattr(kernel, "fp32_precision")
+        ]
     return [*settings, (backends.cudnn, "allow_tf32", False), (backends.cuda.matmul, "allow_tf32", False)]
+
+
+class _Exact:
+    """What the switches and the modes of modules were before the first of several threads changed them.
+
+    They belong to the whole process: the last thread that needs them puts them back, not the first that is done.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._before: list[tuple[Any, str, Any]] = []
+        self._modules: dict[nn.Module, tuple[int, bool]] = {}  # how many use it, and whether it was in training mode
+
+    def take(self, module: nn.Module | None) -> list[nn.Module]:
+        """Change them; the modules to be given back."""
+        with self._lock:
+            if self._users == 0:
+                self._before = [(owner, name, getattr(owner, name)) for owner, name, _ in _exact_settings()]
+                for owner, name, value in _exact_settings():
+                    setattr(owner, name, value)
+            self._users += 1
+            # a frozen module is in evaluation mode for good, and does not say so
+            parts = [] if module is None else [part for part in module.modules() if hasattr(part, "training")]
+            for part in parts:
+                users, training = self._modules.get(part, (0, part.training))
+                self._modules[part] = users + 1, training
+            if any(part.training for part in parts):
+                assert module is not None
+                module.eval()
+            return parts
+
+    def give_back(self, parts: list[nn.Module]) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                for owner, name, before in self._before:
+                    setattr(owner, name, before)
+            for part in parts:
+                users, training = self._modules.pop(part)
+                if users > 1:
+                    self._modules[part] = users - 1, training
+                elif training:
+                    part.training = True
+
+
+_EXACT = _Exact()
 
 
 @contextmanager
 def exact_settings(base_classifier: BaseClassifier | None = None) -> Iterator[None]:
-    """The same copy always gets the same scores: evaluation mode (if given a module), no autocast, TF32, autotuning."""
-    module = base_classifier if isinstance(base_classifier, nn.Module) else None
-    training = [m for m in module.modules() if m.training] if module is not None else []
-    settings = [(owner, name, getattr(owner, name), value) for owner, name, value in _exact_settings()]
+    """The same copy always gets the same scores: evaluation mode (if given a module), no autocast, TF32, autotuning.
+
+    Several threads may be inside at a time, with the same module, too.
+    """
+    parts = _EXACT.take(base_classifier if isinstance(base_classifier, nn.Module) else None)
     try:
-        for owner, name, _, value in settings:
-            setattr(owner, name, value)
-        if module is not None:
-            module.eval()
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             yield
     finally:
-        for owner, name, before, _ in settings:
-            setattr(owner, name, before)
-        for m in training:
-            m.training = True
+        _EXACT.give_back(parts)
 
 
 @contextmanager
 def exact_inference(base_classifier: BaseClassifier | None = None) -> Iterator[None]:
-    """Inference under :func:`exact_settings`, without gradients."""
-    with exact_settings(base_classifier), torch.inference_mode():
+    """Inference under :func:`exact_settings`, without gradients.
+
+    Not in torch's inference mode: what a model keeps for later, a table of positions, say, could not be trained with.
+    """
+    with exact_settings(base_classifier), torch.inference_mode(False), torch.no_grad():
         yield
 
 
@@ -88,9 +136,10 @@ def deterministic(device: torch.device) -> Iterator[None]:
 
 
 def device_of(base_classifier: BaseClassifier, default: torch.device) -> torch.device:
-    """Where a classifier's parameters are; ``default`` for one without any."""
-    if isinstance(base_classifier, nn.Module):
-        for tensor in [*base_classifier.parameters(), *base_classifier.buffers()]:
+    """Where a classifier's parameters are, of a function those of the modules in it; ``default`` if there are none."""
+    modules = [base_classifier] if isinstance(base_classifier, nn.Module) else _referred(base_classifier)
+    for module in modules:
+        for tensor in [*module.parameters(), *module.buffers()]:
             return tensor.device
     return default
 
@@ -152,7 +201,8 @@ def good_batch_size(base_classifier: BaseClassifier, copy: Tensor, inputs: int =
         if isinstance(output, Tensor):
             largest.append(output.numel())
 
-    modules = base_classifier.modules() if isinstance(base_classifier, nn.Module) else []
+    compiled = isinstance(base_classifier, torch.jit.ScriptModule)  # takes no hooks: then copies are all that is known
+    modules = base_classifier.modules() if isinstance(base_classifier, nn.Module) and not compiled else []
     hooks = [m.register_forward_hook(record) for m in modules]
     try:
         base_classifier(copy)

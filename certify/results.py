@@ -149,6 +149,16 @@ class TableFile:
         data = self.path.read_bytes()
         os.truncate(self.path, data.rstrip(b"\n").rfind(b"\n") + 1)
 
+    def keep(self, indices: set[str]) -> None:
+        """Remove the lines of images that are not among these."""
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines[1:] if line.split("\t", 1)[0] in indices]
+        if len(kept) < len(lines) - 1:
+            # in place, since the file that is open is the one that is locked
+            with self.path.open("r+", encoding="utf-8") as handle:
+                handle.writelines([lines[0], *kept])
+                handle.truncate()
+
     def append(self, line: str) -> None:
         """Write one line and hand it to the operating system: it survives a kill of this process."""
         self._handle.write(line + "\n")
@@ -268,6 +278,8 @@ class ResultFolder:
             voted = read_table(self.votes_path)
             if voted and voted[-1]["idx"] not in mine:
                 self._votes.drop_last_line()
+            # after a crash of the machine, rows may be on disk whose votes are not: these images are done again
+            self._rows.keep({row["idx"] for row in voted})
         return {int(row["idx"]) for path in table_paths(self.folder, "rows") for row in read_table(path)}
 
     def append(self, row: Line, votes_line: str | None = None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -61,8 +61,37 @@ class Certified:
         return self.prediction == labels.to(self.prediction.device)
 
 
+@dataclass(frozen=True)
+class TopKCertified:
+    """For every label, how far an input may change before the label can drop out of the top-k labels.
+
+    Attributes:
+        radius: ``[B, C]``, -1 where a label is not certified at all: int64, a number of pixels, or float64 (l2).
+        top_k: number of labels that are predicted.
+    """
+
+    radius: Tensor
+    top_k: int
+
+    def radius_of(self, labels: Tensor) -> Tensor:
+        """Radii of the true labels, ``[B]``."""
+        return self.radius.gather(1, labels[:, None])[:, 0]
+
+
 class Scheme(ABC):
-    """What both kinds of scheme share. Subclasses are frozen dataclasses; see CONTRIBUTING for how to add one."""
+    """What both kinds of scheme share. Subclasses are frozen dataclasses; docs/own_method.md shows how to add one.
+
+    Attributes:
+        own: classes defined outside of this package, by name, and by module and place in it: a text may name those of
+            which there is one (:mod:`certify.spec`).
+    """
+
+    own: ClassVar[dict[str, dict[tuple[str, str], type[Scheme]]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.__module__.split(".")[0] != __package__:
+            Scheme.own.setdefault(cls.__name__, {})[cls.__module__, cls.__qualname__] = cls
 
     @property
     @abstractmethod
@@ -115,7 +144,8 @@ def check_integer(name: str, value: int, low: int, high: int | None = None) -> N
     """Raise unless ``value`` is an integer (no float, no bool) with ``low <= value <= high``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
         limits = f"at least {low}" if high is None else f"in [{low}, {high}]"
-        raise ValueError(f"{name}: got {value!r}, expected an integer {limits}")
+        python = "" if not hasattr(value, "__index__") or isinstance(value, int) else ", an int of Python: int(...)"
+        raise ValueError(f"{name}: got {value!r}, expected an integer {limits}{python}")
 
 
 def check_counts(counts: Tensor, name: str = "counts") -> None:
@@ -126,6 +156,16 @@ def check_counts(counts: Tensor, name: str = "counts") -> None:
         raise ValueError(f"{name}: got shape {tuple(counts.shape)}, expected [B, num_classes] with num_classes >= 2")
     if counts.numel() and counts.min() < 0:
         raise ValueError(f"{name}: got negative votes ({counts.min().item()}), expected counts >= 0")
+
+
+def checked_radius(scheme: Scheme, radius: Tensor, images: int) -> Tensor:
+    """What a scheme says of its radii; raises unless they are float64 ``[images]``: a conversion might round up."""
+    if not isinstance(radius, Tensor) or radius.dtype != torch.float64 or radius.shape != (images,):
+        got = f"{radius.dtype} {tuple(radius.shape)}" if isinstance(radius, Tensor) else type(radius).__name__
+        raise ValueError(f"{type(scheme).__name__}: got radii {got}, expected float64 ({images},), one for each image")
+    if radius.isnan().any():
+        raise ValueError(f"{type(scheme).__name__}: got a radius that is not a number, expected -1 where nothing holds")
+    return radius
 
 
 def leader_and_gap(counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,7 +233,8 @@ class EnumeratedScheme(Scheme):
                 f"counts: got {counts.max().item()} votes for a class, but an image of shape {shape} has only "
                 f"{self.num_copies(shape)} copies; were these votes made with another scheme?"
             )
-        return Certified(prediction, self.radius_of_flips(gap // 2, shape=shape).to(torch.float64), self.threat)
+        radius = checked_radius(self, self.radius_of_flips(gap // 2, shape=shape), len(counts))
+        return Certified(prediction, radius, self.threat)
 
     def predict_copies(self, by_copy: Tensor, *, shape: Shape) -> Tensor:
         """The class that :meth:`certify_copies` returns, int64 ``[B]``: by default the one with most votes."""
@@ -278,5 +319,25 @@ class SampledScheme(Scheme):
             p_lower, p_upper = confidence.simultaneous_bounds(counts, selected, n, alpha, uniforms=uniforms)
         else:
             raise ValueError(BAD_BOUNDS.format(bounds))
-        radius = self.radius(p_lower, p_upper, shape=shape).to(torch.float64)
+        radius = checked_radius(self, self.radius(p_lower, p_upper, shape=shape), len(counts))
         return Certified(torch.where(radius >= 0, selected, -1), radius, self.threat, p_lower)
+
+    def certify_top_k(
+        self, counts: Tensor, k: int, alpha: float, *, n: int, shape: Shape | None = None
+    ) -> TopKCertified:
+        """How far an image may change before a label can leave the ``k`` most probable ones, from stored votes.
+
+        Guarantee: for each image and each label (fixed before looking at the votes, as the true label is), with
+        probability at least 1 - alpha the label stays among the ``k`` most probable for every input within its radius.
+        Randomized ablation and Gaussian noise have this; other schemes raise.
+
+        Args:
+            counts: int64 ``[B, C]`` votes of independent copies.
+            k: number of predicted labels, 1 <= k < C.
+            alpha: failure probability, in (0, 1), of all labels of an image together.
+            n: number of copies behind ``counts``, those included that voted for no class.
+            shape: of one image (C, H, W), for schemes whose radius depends on it.
+        """
+        raise ValueError(
+            f"scheme: got {type(self).__name__}, top-k certificates are for RandomizedAblation and Gaussian noise"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import get_args
 
+import torch
 from torch import Tensor
 
 from certify.confidence import Interval, bound_uniforms, check_alpha, predict_or_abstain
@@ -12,7 +13,16 @@ from certify.draws import ESTIMATION
 from certify.engine import VoteEngine, collect_votes
 from certify.images import Shape
 from certify.inference import BaseClassifier
-from certify.scheme import BAD_BOUNDS, Bounds, Certified, EnumeratedScheme, SampledScheme, Scheme, leader_and_gap
+from certify.scheme import (
+    BAD_BOUNDS,
+    Bounds,
+    Certified,
+    EnumeratedScheme,
+    SampledScheme,
+    Scheme,
+    TopKCertified,
+    leader_and_gap,
+)
 from certify.sequential import CertifiedAt, Question, RadiusWithin, SequentialCertified, certify_sequentially
 from certify.votes import VoteRule, Votes, argmax_vote
 
@@ -73,11 +83,21 @@ class Smoothed:
                 raise ValueError(f"{name}: got {value!r}, expected at least 1 sample, as an integer")
         if not callable(base_classifier):
             raise TypeError(f"base_classifier: got {base_classifier!r}, expected a module or a function of copies")
-        self.base_classifier, self.scheme = base_classifier, scheme
+        self._base_classifier = base_classifier
         self.n0, self.n, self.alpha, self.seed = n0, n, alpha, seed
         self.bounds: Bounds = bounds
         self.interval: Interval = interval
         self.engine = VoteEngine(base_classifier, scheme, num_classes, vote=vote, batch_size=batch_size)
+
+    @property
+    def base_classifier(self) -> BaseClassifier:
+        """What was given; make another ``Smoothed`` for another one."""
+        return self._base_classifier
+
+    @property
+    def scheme(self) -> Scheme:
+        """What makes the copies; make another ``Smoothed`` for another one."""
+        return self.engine.scheme
 
     def copies_per_image(self, shape: Shape) -> int:
         """How many copies of an image of ``shape`` (C, H, W) a certificate classifies."""
@@ -114,6 +134,20 @@ class Smoothed:
         """Predictions with certified radii; see the scheme for the threat model and the guarantee."""
         return self.certificate(self.votes(x, index=index))
 
+    def certify_top_k(self, x: Tensor, k: int, *, index: Tensor | None = None) -> TopKCertified:
+        """How far each image may change before a label can leave the ``k`` most probable ones, for every label.
+
+        For randomized ablation and Gaussian noise, see :meth:`~certify.scheme.SampledScheme.certify_top_k`; from the
+        ``n`` estimation samples. ``bounds`` and ``interval`` play no part.
+        """
+        if not isinstance(self.scheme, SampledScheme):
+            got = type(self.scheme).__name__
+            raise ValueError(f"scheme: got {got}, top-k certificates are for RandomizedAblation and Gaussian noise")
+        empty, shape = torch.zeros((0, self.engine.num_classes), dtype=torch.int64), tuple(x.shape[1:])
+        self.scheme.certify_top_k(empty, k, self.alpha, n=self.n, shape=shape)  # says what is wrong before it samples
+        counts = self.engine.sampled(x, self.n, index=index, seed=self.seed, stream=ESTIMATION)
+        return self.scheme.certify_top_k(counts, k, self.alpha, n=self.n, shape=shape)
+
     def certify_at(
         self, x: Tensor, radius: float, *, max_n: int = 100_000, index: Tensor | None = None
     ) -> SequentialCertified:
@@ -140,7 +174,7 @@ class Smoothed:
 
     def prediction(self, votes: Votes) -> Tensor:
         """What :meth:`predict` returns for stored votes."""
-        _check_fixed_size(votes)
+        _check_votes(votes, self.scheme)
         if isinstance(self.scheme, EnumeratedScheme):
             if votes.by_copy is not None:
                 return self.scheme.predict_copies(votes.by_copy, shape=votes.shape)
@@ -149,7 +183,7 @@ class Smoothed:
 
     def certificate(self, votes: Votes) -> Certified:
         """What :meth:`certify` returns for stored votes."""
-        _check_fixed_size(votes)
+        _check_votes(votes, self.scheme)
         if isinstance(self.scheme, EnumeratedScheme):
             if votes.by_copy is not None:
                 return self.scheme.certify_copies(votes.by_copy, shape=votes.shape)
@@ -168,7 +202,13 @@ class Smoothed:
         )
 
 
-def _check_fixed_size(votes: Votes) -> None:
+def _check_votes(votes: Votes, scheme: Scheme) -> None:
+    """Raise unless these are votes of a fixed number of copies, as ``scheme`` makes them."""
+    made_by = votes.scheme
+    if made_by is not None and made_by is not scheme and made_by != scheme:
+        others = made_by.certificates().values() if isinstance(made_by, SampledScheme) else ()
+        if scheme not in others:
+            raise ValueError(f"votes: got those of copies by {made_by}, which certify nothing for {scheme}")
     if votes.stopped:
         raise ValueError(
             "votes: got some that were sampled until a question was settled; bounds for a fixed sample size do not "

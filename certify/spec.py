@@ -19,12 +19,16 @@ from certify.votes import ThresholdVote, VoteRule, argmax_vote
 
 
 def known() -> dict[str, type]:
-    """The classes that a text may name: every dataclass exported by :mod:`certify`."""
+    """The classes that a text may name: every dataclass exported by :mod:`certify`, and schemes defined elsewhere that
+    are the only ones of their name."""
     import certify
 
+    own = {name: next(iter(found.values())) for name, found in Scheme.own.items() if len(found) == 1}
     exported = {name: getattr(certify, name) for name in certify.__all__}
     return {
-        name: value for name, value in exported.items() if isinstance(value, type) and dataclasses.is_dataclass(value)
+        name: value
+        for name, value in (own | exported).items()
+        if isinstance(value, type) and dataclasses.is_dataclass(value) and not inspect.isabstract(value)
     }
 
 
@@ -75,6 +79,12 @@ def _literal(node: ast.expr, text: str) -> Any:
         raise ValueError(f"got {text!r}: {ast.unparse(node)} is not a number, a string or a tuple of them") from error
 
 
+def _is_literal(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_literal, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
 def parse_scheme(text: str) -> Scheme:
     """The smoothing scheme that ``text`` describes."""
     # other names are parsed, too, but not proposed
@@ -94,13 +104,26 @@ def parse_vote(text: str) -> VoteRule:
 
 
 def to_text(value: Any) -> str:
-    """The text from which :func:`parse` builds an equal object; defaults are left out."""
+    """The text from which :func:`parse` builds an equal object; defaults are left out.
+
+    Raises ``ValueError`` for an object that no text tells from others: results of both would go into one folder.
+    """
+    kind = type(value).__name__
+    if isinstance(value, Scheme) and known().get(kind, type(value)) is not type(value):
+        raise ValueError(f"got a {kind} of {type(value).__module__}, but {kind} is another scheme; rename the class")
+    if not dataclasses.is_dataclass(value):
+        raise ValueError(f"got a {kind}, which has no text; expected a frozen dataclass, whose fields tell what it is")
     arguments = []
     for field in sorted(
         dataclasses.fields(value), key=lambda field: field.kw_only is True
     ):  # positional arguments first
         argument = getattr(value, field.name)
+        argument = argument.item() if isinstance(argument, np.generic) else argument
+        if not _is_literal(argument):
+            raise ValueError(
+                f"got a {kind} whose {field.name} is a {type(argument).__name__}, which has no text that tells it from "
+                "others; expected numbers, strings and tuples of them, such as the seed from which it is made"
+            )
         if argument != field.default:
-            argument = argument.item() if isinstance(argument, np.generic) else argument
             arguments.append(f"{field.name}={argument!r}")
     return f"{type(value).__name__}({', '.join(arguments)})"

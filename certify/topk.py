@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
@@ -20,24 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from certify.confidence import check_alpha, lower_bound, upper_bound
-from certify.scheme import check_counts, check_integer
-
-
-@dataclass(frozen=True)
-class TopKCertified:
-    """For every label, how far an input may change before the label can drop out of the top-k labels.
-
-    Attributes:
-        radius: ``[B, C]``, -1 where a label is not certified at all: int64, a number of pixels, or float64 (l2).
-        top_k: number of labels that are predicted.
-    """
-
-    radius: Tensor
-    top_k: int
-
-    def radius_of(self, labels: Tensor) -> Tensor:
-        """Radii of the true labels, ``[B]``."""
-        return self.radius.gather(1, labels[:, None])[:, 0]
+from certify.scheme import TopKCertified, check_counts, check_integer
 
 
 @lru_cache(maxsize=16)

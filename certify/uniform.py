@@ -4,13 +4,21 @@ Source: Lee, Yuan, Chang and Jaakkola (NeurIPS 2019), Theorem 3.1 of the l1 chap
 
 Noise is drawn on the grid of the images. In floating point, ``x + noise`` keeps traces of x in its last digits, by
 which a base classifier could tell two inputs apart that the theorem says it cannot; on the grid there are none.
+
+``bound="box"`` uses that an image that was changed is still an image, with features in [0, 1], the idea of Voracek and
+Hein, "Improving l1-Certified Robustness via Randomized Smoothing by Leveraging Box Constraints" (ICML 2023). Noise is
+independent, so the copies of two images have the share ``prod_i (1 - |delta_i| / (2 lam))`` in common, whose logarithm
+is concave in each ``|delta_i|``. Of all changes of one l1 norm, it is least where every change but one is as large as
+it can be, which is 1 at most. Up to a norm of 1 this is the published bound; beyond, it is smaller. That a feature of a
+given image may have less room than 1 is not used.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,6 +30,8 @@ from certify.scheme import SampledScheme
 from certify.splitting import lam_of_sigma, splitting_period
 from certify.threats import L1
 
+Bound = Literal["published", "box"]
+
 
 @dataclass(frozen=True)
 class UniformNoise(SampledScheme):
@@ -30,18 +40,23 @@ class UniformNoise(SampledScheme):
     The noise takes the ``2 lam q`` values ``(j + 1/2) / q - lam``. It must be independent: see Proposition 3.1.
 
     Guarantee: class probabilities are ``1 / (2 lam)``-Lipschitz in l1 for inputs on the grid ``i / q``: the radius is
-    the largest multiple of ``1 / q`` below ``2 lam (p_lower - 1/2)``.
+    the largest multiple of ``1 / q`` below ``2 lam (p_lower - 1/2)``. With ``bound="box"`` it is at least that, and the
+    largest multiple ``k + r``, k whole and r < 1, with ``1 - (1 - 1 / (2 lam))^k (1 - r / (2 lam)) < p_lower - 1/2``.
 
     Attributes:
         lam: largest noise; ``2 lam q`` must be an integer. The papers report ``sigma = lam / sqrt(3)``.
         q: quantization steps of the input, 255 for 8-bit images.
+        bound: ``"published"``, or ``"box"``: from the same votes, larger radii above 1.
     """
 
     lam: float
     q: int = 255
+    bound: Bound = field(default="published", kw_only=True)
 
     def __post_init__(self) -> None:
         splitting_period(self.lam, self.q)
+        if self.bound not in get_args(Bound):
+            raise ValueError(f"bound: got {self.bound!r}, expected one of {', '.join(get_args(Bound))}")
 
     @classmethod
     def from_sigma(cls, sigma: float, q: int = 255) -> UniformNoise:
@@ -51,6 +66,9 @@ class UniformNoise(SampledScheme):
     @property
     def threat(self) -> L1:
         return L1(q=self.q)
+
+    def certificates(self) -> dict[str, SampledScheme]:
+        return {name: replace(self, bound=name) for name in get_args(Bound)}
 
     def check(self, x: Tensor) -> None:
         check_images(x, (IMAGES, VIDEOS))
@@ -63,7 +81,8 @@ class UniformNoise(SampledScheme):
         return _noised(values, self.q, x.device).index_select(0, index.flatten()).view(index.shape)
 
     def radius(self, p_lower: Tensor, p_upper: Tensor, *, shape: Shape | None = None) -> Tensor:
-        shares = _grid_shares(splitting_period(self.lam, self.q))
+        values = splitting_period(self.lam, self.q)
+        shares = _grid_shares(values) if self.bound == "published" else _box_shares(values, self.q)
         steps = coverage.steps_within(coverage.margin(p_lower, p_upper), shares)
         return torch.where(steps >= 0, steps.to(torch.float64) / self.q, -1.0)
 
@@ -85,3 +104,21 @@ def _grid_shares(values: int) -> tuple[Fraction, ...]:
     """
     each = Fraction(1, values) + Fraction(1, 1 << 32) + Fraction(values, 1 << 33)
     return tuple(j * each for j in range(values // 2 + 2))
+
+
+@lru_cache(maxsize=32)
+def _box_shares(values: int, q: int) -> tuple[Fraction, ...]:
+    """The same for inputs in [0, 1], none of whose features is more than q steps away from another's.
+
+    The distributions of two features are within ``values / 2^33`` of uniform ones each, in total variation.
+    """
+    linear, shares = _grid_shares(values), [Fraction(0)]
+    each = Fraction(values, 1 << 32)
+    together = Fraction(1)  # the share that noise has in common where features have changed as far as they can
+    while shares[-1] < Fraction(1, 2):
+        rest = (j := len(shares)) % q
+        if rest == 0:
+            together *= max(Fraction(0), 1 - Fraction(q, values))
+        share = 1 - together * max(Fraction(0), 1 - Fraction(rest, values)) + j * each
+        shares.append(min(share, linear[j]) if j < len(linear) else share)
+    return tuple(shares)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from certify.images import Shape
+
+if TYPE_CHECKING:
+    from certify.scheme import Scheme
 
 VoteRule = Callable[[Tensor], Tensor]
 
@@ -49,6 +53,7 @@ class Votes:
         stopped: whether sampling was stopped by what the votes said; bounds for a fixed sample size do not hold then.
         by_copy: bool ``[B, n, C]``, which copy votes for which class, for schemes whose certificate asks for it
             (:attr:`~certify.scheme.EnumeratedScheme.positional`); ``counts`` are their sums.
+        scheme: that made the copies, if it is known: votes certify nothing for another one.
     """
 
     counts: Tensor
@@ -58,6 +63,7 @@ class Votes:
     index: Tensor | None = None
     stopped: bool = False
     by_copy: Tensor | None = None
+    scheme: Scheme | None = None
 
     def each(self) -> list[Votes]:
         """The votes of each image alone."""

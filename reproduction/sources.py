@@ -42,15 +42,12 @@ class Source:
         if top_k is not None:
             (run,) = recertified.top_k_runs(self.path, [top_k], alpha)
         elif bound is not None:
-            stored = recertified.read_run(self.path, again)
-            if not recertified.known_bounds(stored, self.path):
-                raise ValueError(f"{self.path}: {stored.name} has no certificates to choose a bound from")
-            (run,) = recertified.bound_runs(stored, self.path, [bound], again)
+            run = recertified.read_run(self.path, again, bound)
         else:
             run = recertified.read_run(self.path, again)
         if p is not None:
             run = self._in_lp(run, number(str(p)))
-        return recertified.in_pixels(run, self.path) if pixels else run
+        return recertified.in_pixels(run) if pixels else run
 
     def _in_lp(self, run: Run, p: float) -> Run:
         if run.threat == str(L1()):

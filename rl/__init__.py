@@ -21,7 +21,7 @@ from rl.buffers import GoalSetReplayBuffer
 from rl.checkpoint import load_checkpoint, save_checkpoint
 from rl.dqn import DQN
 from rl.gates import GateGradient
-from rl.goals import GoalGradient
+from rl.goals import GoalGradient, GradientRule
 from rl.her import HerReplayBuffer
 from rl.multi_goal import MultiGoalPolicy
 from rl.normalization import NormalizedExtractor
@@ -38,6 +38,7 @@ __all__ = [
     "GoalConditioned",
     "GoalGradient",
     "GoalSetReplayBuffer",
+    "GradientRule",
     "HerReplayBuffer",
     "MultiGoalPolicy",
     "NormalizedExtractor",

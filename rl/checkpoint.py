@@ -10,8 +10,11 @@ environment.
 from __future__ import annotations
 
 import json
-import os
+import uuid
 import warnings
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -29,9 +32,58 @@ from rl.goals import GoalStatistics
 
 VERSION = 1
 _COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_n_calls", "exploration_rate", "_total_timesteps")
-_SETTINGS = ("gamma", "tau", "goal_gradient_coef")  # to go on with others is another experiment
 _BUFFER = ("actions", "rewards", "dones", "timeouts", "ep_start", "ep_length")
 _DICTIONARIES = ("observations", "next_observations")
+
+
+# To go on with others is another experiment; those of the algorithm, and of its replay buffer.
+_SETTINGS = (
+    *("gamma", "tau", "goal_gradient_coef", "goal_gradient", "target_range", "learning_rate", "batch_size"),
+    *("gradient_steps", "train_freq", "learning_starts", "policy_delay", "target_policy_noise", "target_noise_clip"),
+    *("action_noise", "random_action", "action_l2", "target_update_interval", "ent_coef", "target_entropy"),
+    *(
+        "exploration_initial_eps",
+        "exploration_final_eps",
+        "exploration_fraction",
+        "max_grad_norm",
+        "temperature",
+        "soft_target",
+    ),
+)
+_BUFFER_SETTINGS = ("n_sampled_goal", "goal_selection_strategy", "relabel_terminations", "n_envs", "n_steps")
+
+
+def settings_of(model: OffPolicyAlgorithm) -> dict[str, Any]:
+    """What has to be the same for a run to go on as it began, as JSON values."""
+    found = {name: getattr(model, name) for name in _SETTINGS if hasattr(model, name)}
+    found["action_noise"] = getattr(model.action_noise, "base_noise", model.action_noise)  # learn() may wrap it
+    found |= {
+        f"replay_buffer.{name}": getattr(model.replay_buffer, name)
+        for name in _BUFFER_SETTINGS
+        if hasattr(model.replay_buffer, name)
+    }
+    return {name: _plain(value) for name, value in found.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A setting that is written the same in every process: numbers and texts themselves, other things by name."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, Tensor):
+        return _plain(value.tolist())
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    kind = type(value).__qualname__
+    if is_dataclass(value):
+        return {"kind": kind} | {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+    text = repr(value)
+    return kind if " at 0x" in text else text
 
 
 def start_afresh(model: OffPolicyAlgorithm) -> None:
@@ -80,8 +132,12 @@ def check_supported(model: OffPolicyAlgorithm) -> None:
         )
 
 
-def save_checkpoint(model: OffPolicyAlgorithm, path: str | Path) -> None:
-    """Replace ``path`` by the state of ``model`` in one step: it is never half a checkpoint."""
+def save_checkpoint(model: OffPolicyAlgorithm, path: str | Path, *, settings: Mapping[str, Any] | None = None) -> None:
+    """Replace ``path`` by the state of ``model`` in one step: it is never half a checkpoint.
+
+    Args:
+        settings: further ones that have to be the same to go on, JSON values.
+    """
     check_supported(model)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,11 +158,11 @@ def save_checkpoint(model: OffPolicyAlgorithm, path: str | Path) -> None:
     tensors |= {f"buffer.{name}": torch.from_numpy(array) for name, array in _used(buffer).items()}
     state: dict[str, Any] = {name: getattr(model, name) for name in _COUNTERS if hasattr(model, name)}
     state |= {"version": VERSION, "algorithm": type(model).__name__, "pos": buffer.pos, "full": buffer.full}
-    state["settings"] = {name: float(getattr(model, name)) for name in _SETTINGS if hasattr(model, name)}
+    state["settings"] = settings_of(model) | dict(settings or {})
     statistics: GoalStatistics | None = getattr(model, "goal_statistics", None)
     if statistics is not None and statistics.count > 0:
         state["goals"] = list(statistics.state().values())
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         temporary.touch()  # with the permissions that other files get, which the writer does not give
@@ -150,11 +206,8 @@ def load_checkpoint(model: OffPolicyAlgorithm, path: str | Path, *, buffer: bool
             f"{type(model).__name__}, version {VERSION}"
         )
     _check_fit(model, state, tensors, buffer, path)
-    for name, value in state.get("settings", {}).items():
-        if buffer and value != getattr(model, name, None):
-            warnings.warn(
-                f"{path}: was trained with {name} = {value:g}, not {getattr(model, name, None)}", stacklevel=2
-            )
+    if buffer and (what := _other_settings(state, settings_of(model))):
+        warnings.warn(f"{path}: was trained with {what}", stacklevel=2)
     model.policy.load_state_dict(_part(tensors, "policy"))
     with torch.no_grad():
         for name, value in _part(tensors, "variable").items():
@@ -169,6 +222,24 @@ def load_checkpoint(model: OffPolicyAlgorithm, path: str | Path, *, buffer: bool
         model.goal_statistics = GoalStatistics.of(goals)  # type: ignore[attr-defined]
     if buffer:
         _fill(_buffer(model), _part(tensors, "buffer"), state["pos"], state["full"])
+
+
+def check_settings(model: OffPolicyAlgorithm, path: str | Path, *, settings: Mapping[str, Any] | None = None) -> None:
+    """Raise ``ValueError`` if a checkpoint is of other settings, those that it was given when saved included."""
+    try:
+        with safe_open(path, "pt") as file:
+            state = json.loads(file.metadata()["state"])
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError):
+        return  # which loading it will say
+    if what := _other_settings(state, settings_of(model) | dict(settings or {})):
+        raise ValueError(f"{path}: was trained with {what}; give what it was trained with, or choose another folder")
+
+
+def _other_settings(state: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """How the settings of a checkpoint differ from these, of those that both have."""
+    stored, own = state.get("settings", {}), json.loads(json.dumps(own))
+    other = [name for name in stored if name in own and stored[name] != own[name]]
+    return ", ".join(f"{name} = {stored[name]}, not {own[name]}" for name in other)
 
 
 def _check_fit(

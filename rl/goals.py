@@ -78,7 +78,11 @@ class GoalStatistics:
 
 
 class GradientRule(Protocol):
-    """What the training loop asks of a rule; ``GoalGradient`` and :class:`rl.gates.GateGradient` are the two."""
+    """What the training loop asks of a rule; ``GoalGradient`` and :class:`rl.gates.GateGradient` are the two.
+
+    For one of your own, give ``goal_gradient=`` an object with these methods, or inherit from ``GoalGradient`` and
+    override ``attach``: both the critic and its target are differentiated with respect to what it returns.
+    """
 
     plain: ClassVar[bool]  # whether the goal as it is observed is what is differentiated
 
@@ -133,6 +137,11 @@ class GoalGradient:
     normalize: bool = False
 
     plain: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "attach" in vars(cls) and "plain" not in vars(cls):  # it differentiates something else
+            cls.plain = False
 
     def __post_init__(self) -> None:
         if not (isinstance(self.low_reward, int | float | np.number) and math.isfinite(self.low_reward)):

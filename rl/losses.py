@@ -51,6 +51,11 @@ def goal_gradient_loss(gradient: Tensor, target: Tensor, weight: Tensor) -> Tens
         target: ``[B, goal]``, see :func:`td_target_gradient`.
         weight: ``[B, 1]`` or ``[B, goal]``: 1 or 0 for transitions that count or not, times the weight of a coordinate.
     """
+    if gradient.shape != target.shape:
+        raise ValueError(
+            f"goal gradients: got {tuple(gradient.shape)} of the critic and {tuple(target.shape)} of its target, "
+            "expected the same: both are with respect to what the rule's attach() returns"
+        )
     error = gradient - target.detach()
     return (weight * error * error).sum() / len(gradient)
 

@@ -182,7 +182,7 @@ class GoalConditioned(OffPolicyAlgorithm):
         coef = self.goal_gradient_coef
         if not (isinstance(coef, float | int | np.number) and np.isfinite(coef) and coef >= 0):
             raise ValueError(f"goal_gradient_coef: got {coef!r}, expected a number of at least 0")
-        if not hasattr(self.goal_gradient, "check"):
+        if isinstance(self.goal_gradient, type) or not hasattr(self.goal_gradient, "check"):
             raise ValueError(
                 f"goal_gradient: got {self.goal_gradient!r}, expected what is differentiated, such as "
                 "rl.GoalGradient(...); the coefficient is goal_gradient_coef"

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
-from rl.checkpoint import check_supported, load_checkpoint, save_checkpoint, start_afresh
+from rl.checkpoint import check_settings, check_supported, load_checkpoint, save_checkpoint, start_afresh
 from rl.logs import read_evaluations
 from rl.vec_env import VectorEnvAdapter
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: there folders are not locked
+    fcntl = None
 
 LOG, STATE = "evaluations.npz", "state.safetensors"
 
@@ -31,7 +39,7 @@ class Evaluations:
     successes: list[list[bool]] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npz")
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp.npz")
         try:
             arrays: dict[str, Any] = {name: np.array(values) for name, values in vars(self).items() if values}
             np.savez(temporary, **arrays)
@@ -135,7 +143,7 @@ class _Milestones(BaseCallback):
             self._evaluate(step)
         if last or step // plan.checkpoint_every > self.checkpointed // plan.checkpoint_every:
             start_afresh(self.model)  # type: ignore[arg-type]
-            save_checkpoint(self.model, self.folder / STATE)  # type: ignore[arg-type]
+            save_checkpoint(self.model, self.folder / STATE, settings=plan.settings(self.model))  # type: ignore[arg-type]
             self.checkpointed = step
 
     def _evaluate(self, step: int) -> None:
@@ -180,6 +188,10 @@ class Plan:
             if value < 1:
                 raise ValueError(f"{name}: got {value}, expected at least 1")
 
+    def settings(self, model: BaseAlgorithm) -> dict[str, Any]:
+        """What has to be the same when a run of a model goes on: all but how long it is, and the seed."""
+        return {f"plan.{name}": value for name, value in vars(self).items() if name != "steps"} | {"seed": model.seed}
+
 
 def holds_run(folder: Path) -> bool:
     """Whether there is anything to go on from, or to lose."""
@@ -206,8 +218,9 @@ def run(
         report: gets a line of text at each evaluation.
 
     Raises:
-        ValueError: if ``folder`` holds a run and ``resume`` is False, ``eval_env`` or ``plan`` is of another type, or
-            the model has no seed or state that no checkpoint holds.
+        ValueError: if ``folder`` holds a run and ``resume`` is False, or one with other settings, or one that another
+            process is at; if ``eval_env`` or ``plan`` is of another type, or the model has no seed or state that no
+            checkpoint holds.
     """
     check_supported(model)
     _check_vec_env("eval_env", eval_env)
@@ -221,23 +234,46 @@ def run(
     if model.seed is None:
         raise ValueError("seed: got None, expected an integer, from which all randomness of a run follows")
     folder = Path(folder)
-    state, log = folder / STATE, Evaluations()
     if holds_run(folder) and not resume:
         raise ValueError(f"{folder}: holds a training run; give resume=True to continue it, or choose another folder")
-    if resume and state.exists():
-        load_checkpoint(model, state)
-        if (folder / LOG).exists():
-            log = Evaluations.load(folder / LOG, model.num_timesteps)
-        elif model.num_timesteps >= plan.eval_every:
-            raise ValueError(
-                f"{folder / LOG}: is missing, and with it what was measured in {model.num_timesteps} steps; put it "
-                "back, or train in another folder"
-            )
     folder.mkdir(parents=True, exist_ok=True)
-    left = plan.steps - model.num_timesteps
-    if left <= 0:
-        return log
-    milestones = _Milestones(plan, eval_env, folder, log, report)
-    callbacks = milestones if callback is None else CallbackList([milestones, callback])
-    model.learn(left, callbacks, reset_num_timesteps=model.num_timesteps == 0, tb_log_name=log_name)
+    with _claimed(folder):
+        log = _go_on(model, plan, folder) if resume and (folder / STATE).exists() else Evaluations()
+        left = plan.steps - model.num_timesteps
+        if left > 0:
+            milestones = _Milestones(plan, eval_env, folder, log, report)
+            callbacks = milestones if callback is None else CallbackList([milestones, callback])
+            model.learn(left, callbacks, reset_num_timesteps=model.num_timesteps == 0, tb_log_name=log_name)
     return log
+
+
+def _go_on(model: OffPolicyAlgorithm, plan: Plan, folder: Path) -> Evaluations:
+    """Load the last checkpoint; what was measured before it."""
+    check_settings(model, folder / STATE, settings=plan.settings(model))
+    load_checkpoint(model, folder / STATE)
+    path = folder / LOG
+    log = Evaluations.load(path, model.num_timesteps) if path.exists() else Evaluations()
+    last = log.timesteps[-1] if log.timesteps else 0
+    if last // plan.eval_every < model.num_timesteps // plan.eval_every:
+        what = f"ends at step {last}, what was measured later" if path.exists() else "is missing, and what was measured"
+        raise ValueError(
+            f"{path}: {what} in {model.num_timesteps} steps is lost; put it back, or train in another folder"
+        )
+    return log
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Raise if another process trains in ``folder``; none may begin to, inside."""
+    if fcntl is None:
+        yield
+        return
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{folder}: another process trains here; wait, or choose another folder") from error
+        yield
+    finally:
+        os.close(place)

@@ -91,7 +91,7 @@ def read_entries(path: Path, name: str | None, *, printed: bool) -> list[Entry]:
     """A run as it is stored and, where there is one, with the certificate that is none."""
     stored = recertified.read_run(path)
     entries = [entry_of(stored, path, name)]
-    if printed and "printed" in recertified.known_bounds(stored, path) and stored.guaranteed:
+    if printed and "printed" in recertified.known_bounds(path) and stored.guaranteed:
         run = recertified.read_run(path, bound="printed")
         entries.append(entry_of(run, path, None if name is None else f"{name}, as printed"))
     return entries

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from certify import StoredRun
 from certify.data import load
 from certify.images import Shape, to_float
 from certify.patch import PatchBound, StructuredAblation, clip
 from certify.places import margins
-from certify.results import read_config
 from certify.scheme import leader_and_gap
 from certify.windows import WindowAblation
 from scripts import cli, patches
@@ -72,9 +72,8 @@ class Picture:
 
 def pictures_of(run: Path, size: patches.Size, chosen: Sequence[int] | None, root: Path | None) -> list[Picture]:
     """The images of a run that are shown."""
-    scheme, stored = patches.read_patch_votes(run)
-    config, by_copy = read_config(run), stored.votes.by_copy
-    assert by_copy is not None
+    stored = StoredRun(run)
+    config, (scheme, by_copy) = stored.config, stored.by_position()
     row_of = {idx: row for row, idx in enumerate(stored.idx.tolist())}
     indices = list(row_of)[:3] if chosen is None else list(chosen)
     for idx in indices:
@@ -172,8 +171,9 @@ def draw_pictures(run: Path, pictures: list[Picture], size: patches.Size, path: 
     from matplotlib.patches import Patch as Swatch
     from matplotlib.ticker import MaxNLocator
 
-    scheme, stored = patches.read_patch_votes(run)
-    shape, config = stored.votes.shape, read_config(run)
+    stored = StoredRun(run)
+    config, (scheme, votes) = stored.config, stored.by_position()
+    shape = stored.votes.shape
     colors = class_colors(torch.stack([p.votes for p in pictures]))
     limit = max(1, max(int(p.margins.abs().max()) for p in pictures))
     inches = (3.4 * PANEL, 1 + (0.6 + PANEL * shape[1] / shape[2]) * len(pictures))
@@ -187,7 +187,7 @@ def draw_pictures(run: Path, pictures: list[Picture], size: patches.Size, path: 
     bar.locator = MaxNLocator(integer=True)
     bar.update_ticks()
     handles = [Swatch(color=color, label=str(c)) for c, color in colors.items()]
-    if stored.votes.counts.shape[1] > len(colors):
+    if votes.shape[2] > len(colors):
         handles.append(Swatch(color=OTHER, label="other"))
     figure.legend(handles=handles, title="class", loc="outside lower center", ncols=len(handles), fontsize=8)
     figure.suptitle(
@@ -200,12 +200,13 @@ def draw_pictures(run: Path, pictures: list[Picture], size: patches.Size, path: 
 def curves(run: Path) -> dict[PatchBound, np.ndarray]:
     """Certified accuracy against a square of side 0, 1, ... up to the longer side of the image, for both certificates;
     at 0 accuracy without a patch."""
-    longest = max(read_config(run)["shape"][1:])
+    stored = StoredRun(run)
+    longest = max(stored.config["shape"][1:])
     found: dict[PatchBound, np.ndarray] = {}
     for bound in get_args(PatchBound):
-        rows = patches.rows_of_bound(run, bound)
-        right = rows["correct"] > 0
-        found[bound] = np.array([(right & (rows["radius"] >= side)).mean() for side in range(longest + 1)])
+        result = stored.certify(bound=bound)
+        right, radius = result.correct(stored.label).numpy(), result.radius.numpy()
+        found[bound] = np.array([(right & (radius >= side)).mean() for side in range(longest + 1)])
     return found
 
 
@@ -220,7 +221,7 @@ def draw_curves(runs: Sequence[Path], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     last = 1
     for i, run in enumerate(runs):
-        config = read_config(run)
+        config = StoredRun(run).config
         for bound, values in curves(run).items():
             style = {"location": "o-", "published": "x--"}[bound]
             last = max(last, int(np.flatnonzero(values).max(initial=0)) + 1)
@@ -240,8 +241,7 @@ def draw_curves(runs: Sequence[Path], path: Path) -> None:
 def main(args: Args) -> None:
     size, written = patches.parse_size(args.patch), []
     for run in args.runs:
-        _, stored = patches.read_patch_votes(run)
-        clipped = clip(stored.votes.shape, size)
+        clipped = clip(StoredRun(run).votes.shape, size)
         pictures = pictures_of(run, clipped, args.images, args.data_root)
         path = run / f"patch-{size[0]}x{size[1]}.png"
         draw_pictures(run, pictures, clipped, path)

@@ -7,13 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from certify import L0, Patch, SampledScheme, spec
+from certify import L0, Patch, SampledScheme, StoredRun
 from certify.patch import PatchBound, StructuredAblation
-from certify.results import StoredVotes, read_config, read_rows, read_votes
-from certify.scheme import leader_and_gap
-from scripts.tables import Run, aligned, percent, rows_of
+from scripts.tables import Run, aligned, percent
 
 Size = tuple[int, int]
 
@@ -57,33 +53,6 @@ class PatchAccuracy:
         }
 
 
-def is_structured(path: Path) -> bool:
-    """Whether a run has votes from which certificates for any patch size follow."""
-    return path.is_dir() and isinstance(spec.parse_scheme(read_config(path)["scheme"]), StructuredAblation)
-
-
-def read_patch_votes(path: Path) -> tuple[StructuredAblation, StoredVotes]:
-    """The scheme and the votes of a run against patches."""
-    scheme = spec.parse_scheme(read_config(path)["scheme"])
-    if not isinstance(scheme, StructuredAblation):
-        raise ValueError(
-            f"{path}: got {scheme}, expected votes of a scheme against patches such as BandAblation(width=4)"
-        )
-    stored = read_votes(path)
-    if stored.votes.by_copy is None:
-        raise ValueError(f"{path}: got no votes copy by copy, which certificates against patches need; certify again")
-    return scheme, stored
-
-
-def rows_of_bound(path: Path, bound: PatchBound) -> dict[str, np.ndarray]:
-    """The rows of a run, with the radius (side of the largest certified square) that ``bound`` gives."""
-    scheme, stored = read_patch_votes(path)
-    votes = stored.votes
-    assert votes.by_copy is not None
-    result = scheme.certify_copies(votes.by_copy, shape=votes.shape, bound=bound)
-    return rows_of(stored, result)
-
-
 def patch_accuracy(
     path: Path, sizes: Sequence[Size], bounds: Sequence[PatchBound], run: Run | None = None
 ) -> list[PatchAccuracy]:
@@ -96,12 +65,12 @@ def patch_accuracy(
         path: of the run.
         run: the run certified again, for those whose rows decide; by default as it is stored.
     """
-    config = read_config(path)
-    scheme, labels = spec.parse_scheme(config["scheme"]), tuple(f"{h}x{w}" for h, w in sizes)
+    stored = StoredRun(path)
+    config, scheme, labels = stored.config, stored.scheme, tuple(f"{h}x{w}" for h, w in sizes)
     name = f"{config['data']}, {config['scheme']}, {config['vote']}"
     sparse = scheme.threat == L0("pixel")
     if sparse or (scheme.threat == Patch() and not isinstance(scheme, StructuredAblation)):
-        rows, (_, height, width) = read_rows(path) if run is None else run.rows, config["shape"]
+        rows, (_, height, width) = stored.rows if run is None else run.rows, config["shape"]
         right = rows["correct"] > 0
         inside = [(min(h, height), min(w, width)) for h, w in sizes]
         held = [right & (rows["radius"] >= (h * w if sparse else max(h, w))) for h, w in inside]
@@ -112,13 +81,10 @@ def patch_accuracy(
         return [PatchAccuracy(name, bound, len(right), float((rows["clean"] == rows["label"]).mean()), labels, shares)]
     if not isinstance(scheme, StructuredAblation):
         raise ValueError(f"{path}: got {config['scheme']}, which certifies neither squares nor numbers of pixels")
-    structured, stored = read_patch_votes(path)
-    votes = stored.votes
-    assert votes.by_copy is not None
-    right = leader_and_gap(votes.counts)[0] == stored.label
+    right = stored.predict() == stored.label
     lines = []
     for bound in bounds:
-        held = [structured.certify_votes(votes.by_copy, s, shape=votes.shape, bound=bound).certified for s in sizes]
+        held = [stored.certify_patch(size, bound=bound).certified for size in sizes]
         shares = tuple(float((right & h).double().mean()) for h in held)
         lines.append(PatchAccuracy(name, bound, len(right), float(right.double().mean()), labels, shares))
     return lines

@@ -73,10 +73,10 @@ class Args:
     p: float | None = cli.arg("restate l1 radii in lp for this p, through norm inequalities (Eqs. 4.25, 4.26)", None)
     pixels: bool = cli.arg("restate l2 radii as numbers of pixels, all channels of which may change", False)
     patch: list[str] | None = cli.arg("also certified accuracy against patches of these sizes, such as 5 3x7", None)
-    bound: list[Literal["location", "published", "tight", "proven", "printed"]] | None = cli.arg(
+    bound: list[Literal["location", "published", "tight", "box", "proven", "printed"]] | None = cli.arg(
         "certificates from the stored votes: location or published against patches (default: location), tight or "
-        "published of Laplace noise against Wasserstein perturbations (default: the scheme's), proven or printed of "
-        "Smooth-Reduce with noise on patches (printed ones are not certified)",
+        "published of Laplace noise against Wasserstein perturbations and box or published of uniform noise (default: "
+        "the scheme's), proven or printed of Smooth-Reduce with noise on patches (printed ones are not certified)",
         None,
     )
     rho: float = cli.arg("failure probability of the bound for the whole data set", 0.001)
@@ -92,26 +92,25 @@ def again_of(args: Args) -> Again:
     return Again(args.alpha, args.bounds, args.interval)
 
 
-def read_groups(args: Args) -> dict[str, list[Run]]:
+def read_groups(args: Args, runs: dict[Path, Run]) -> dict[str, list[Run]]:
     """All runs, by threat model."""
     groups: dict[str, list[Run]] = {}
-    again = again_of(args)
     restated = {"p": False, "pixels": False, "bound": False}
-    for path in args.runs:
-        run = recertified.read_run(path, again)
+    for path, run in runs.items():
         shown = [run]
-        if args.bound and recertified.known_bounds(run, path):
-            shown, restated["bound"] = recertified.bound_runs(run, path, args.bound, again), True
+        if args.bound and recertified.known_bounds(path):
+            shown = [recertified.read_run(path, again_of(args), bound) for bound in args.bound]
+            restated["bound"] = True
         elif args.p is not None and run.threat == str(L1()):
             shown, restated["p"] = [recertified.through_norms(run, args.p)], True
         for each in (*shown, *recertified.top_k_runs(path, args.top_k or (), args.alpha)):
-            threat, each = each.threat, recertified.in_pixels(each, path) if args.pixels else each
+            threat, each = each.threat, recertified.in_pixels(each) if args.pixels else each
             restated["pixels"] |= each.threat != threat
             groups.setdefault(each.threat, []).append(each)
     if args.bound and not restated["bound"]:
         raise ValueError(
             f"bound: got {' '.join(args.bound)}, but no run has several: those against patches or Wasserstein "
-            "perturbations have, and Smooth-Reduce with noise on patches; --bounds is another option"
+            "perturbations have, uniform noise, and Smooth-Reduce with noise on patches; --bounds is another option"
         )
     for name, used, text in (
         ("p", args.p is not None, "from l1, in lp"),
@@ -144,7 +143,8 @@ def main(args: Args) -> None:
     if not folders:
         raise ValueError("runs: got none, expected result folders")
     sizes = [patches.parse_size(text) for text in args.patch or ()]
-    groups = read_groups(args)
+    stored = {path: recertified.read_run(path, again_of(args)) for path in args.runs}
+    groups = read_groups(args, stored)
     attacks = read_attacks(args, groups)
     summaries = []
     for threat in groups | attacks:
@@ -163,8 +163,8 @@ def main(args: Args) -> None:
             print()
         summaries += group + [attack.summary(radii) for attack in own]
     if sizes:
-        runs = [(path, recertified.read_run(path, again_of(args))) for path in args.runs]
-        lines = [line for path, run in runs for line in patches.patch_accuracy(path, sizes, patch_bounds(args), run)]
+        bounds = patch_bounds(args)
+        lines = [line for path, run in stored.items() for line in patches.patch_accuracy(path, sizes, bounds, run)]
         print(patches.table(lines), end="\n\n")
         summaries += [line.summary() for line in lines]
     out = args.out or (folders[0] if folders[0].is_dir() else folders[0].parent)

@@ -1,4 +1,6 @@
+import atexit
 import os
+import shutil
 import tempfile
 
 import pytest
@@ -6,7 +8,9 @@ import torch
 from hypothesis import settings
 
 # designs found once are shared by the tests of one run, and never written to the user's cache
-os.environ["CERTIFY_CACHE"] = tempfile.mkdtemp(prefix="certify-cache-")
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["CERTIFY_CACHE"] = tempfile.mkdtemp(prefix="certify-cache-")
+    atexit.register(shutil.rmtree, os.environ["CERTIFY_CACHE"], ignore_errors=True)
 
 settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("default")

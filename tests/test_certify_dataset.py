@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from certify import (
 )
 from certify.data import Dataset
 from certify.evaluation import certify_dataset
+from certify.identity import name_of
 from certify.results import read_config, read_rows, read_votes
 from certify.sequential import CertifiedAt
 from certify.training import training_copies
@@ -78,6 +81,19 @@ def test_a_stopped_run_continues_to_the_same_rows(tmp_path):
     assert without_time(tmp_path / "run" / "rows.tsv") == without_time(tmp_path / "whole" / "rows.tsv")
 
 
+def test_images_whose_votes_are_lost_are_done_again(tmp_path):
+    """A machine that crashes may lose what was written last to one file and not to the other."""
+    certify_dataset(smoothed(), images(), tmp_path / "run")
+    whole = without_time(tmp_path / "run" / "rows.tsv")
+    votes = tmp_path / "run" / "votes.tsv"
+    votes.write_text("".join(votes.read_text().splitlines(keepends=True)[:-2]))
+    with pytest.raises(ValueError, match="no votes of image 10"):
+        read_votes(tmp_path / "run")
+    certify_dataset(smoothed(), images(), tmp_path / "run", resume=True)
+    assert without_time(tmp_path / "run" / "rows.tsv") == whole
+    assert len(read_votes(tmp_path / "run").idx) == 12
+
+
 def test_shards_share_a_folder(tmp_path):
     certify_dataset(smoothed(), images(), tmp_path / "whole")
     for i in range(3):
@@ -95,6 +111,17 @@ def test_another_model_never_adds_to_a_folder(tmp_path):
     assert len(read_rows(tmp_path / "run")["idx"]) == 3
 
 
+class Plain:
+    """Settings of no kind that is known."""
+
+    def __init__(self, **settings) -> None:
+        vars(self).update(settings | {"me": self})
+
+
+def shifted(by: int):
+    return lambda values: values + by
+
+
 class Scaled(nn.Module):
     """A model with more to it than its parameters."""
 
@@ -102,7 +129,10 @@ class Scaled(nn.Module):
         super().__init__()
         self.linear = model()
         self.register_buffer("sign", torch.tensor(settings.pop("sign", 1.0)), persistent=False)
-        vars(self).update({"mean": 0.0, "scale": torch.tensor(1.0), "shift": np.zeros(2), "sides": (4, 4)} | settings)
+        torch.manual_seed(0)
+        more = {"config": {"head": {"sign": 1}}, "act": shifted(1), "dtype": torch.float32, "blocks": [nn.Linear(1, 1)]}
+        same = {"mean": 0.0, "scale": torch.tensor(1.0), "shift": np.zeros(2), "sides": (4, 4), "plain": Plain()}
+        vars(self).update(same | more | settings)
 
     def forward(self, copies: torch.Tensor) -> torch.Tensor:
         return self.linear(copies - self.mean + self.shift[0]) * self.sign * self.scale
@@ -110,7 +140,21 @@ class Scaled(nn.Module):
 
 @pytest.mark.parametrize(
     "change",
-    [{"mean": 0.9}, {"sign": -1.0}, {"scale": torch.tensor(2.0)}, {"shift": np.ones(2)}, {"sides": (2, 8)}],
+    [
+        {"mean": 0.9},
+        {"sign": -1.0},
+        {"scale": torch.tensor(2.0)},
+        {"shift": np.ones(2)},
+        {"sides": (2, 8)},
+        {"config": {"head": {"sign": -1}}},
+        {"config": Plain(sign=-1)},
+        {"config": Plain(inner=[Plain(sign=-1)])},
+        {"act": torch.tanh},
+        {"act": partial(torch.clamp, min=0)},
+        {"act": shifted(2)},
+        {"dtype": torch.float64},
+        {"blocks": [nn.Linear(2, 2)]},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_models_are_told_apart_by_all_they_have(tmp_path, change):
@@ -118,6 +162,18 @@ def test_models_are_told_apart_by_all_they_have(tmp_path, change):
     certify_dataset(smoothed(base=Scaled().train()), images(), tmp_path / "run", index=[1], resume=True)
     with pytest.raises(ValueError, match="was made with model"):
         certify_dataset(smoothed(base=Scaled(**change)), images(), tmp_path / "run", index=[2], resume=True)
+
+
+def test_compiled_models_have_the_same_name():
+    torch.manual_seed(0)
+    plain = Scaled()
+    assert name_of(torch.compile(plain)) == name_of(plain) == name_of(Scaled())
+
+
+def test_models_that_cannot_be_told_apart_need_a_name(tmp_path):
+    with pytest.raises(ValueError, match=r"a Scaled whose source is a Generator, .* give the model a name"):
+        certify_dataset(smoothed(base=Scaled(source=torch.Generator())), images(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_functions_need_a_name(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from certify import BandAblation, spec
+from certify import BandAblation, StoredRun, spec
 from certify.data import load
 from certify.models import ModelSpec
 from certify.results import read_rows, read_votes
@@ -63,7 +63,7 @@ def test_any_patch_size_afterwards(tmp_path, checkpoint, capsys):
     assert [c["name"].rsplit(", ", 1)[1] for c in curves] == ["location bound", "published bound"]
     at = dict(zip(curves[0]["radii"], curves[0]["certified_accuracy"], strict=True))
     assert at[2.0] == pytest.approx(location[1], abs=1e-12)
-    assert (rows["radius"] == patches.rows_of_bound(tmp_path, "location")["radius"]).all()
+    assert (rows["radius"] == StoredRun(tmp_path).certify(bound="location").radius.numpy()).all()
 
 
 def test_runs_are_resumed_and_sharded(tmp_path, checkpoint):
@@ -117,7 +117,7 @@ def test_an_l0_certificate_is_one_against_patches(tmp_path, capsys):
     with pytest.raises(ValueError, match="no run has several: those against patches"):
         report(capsys, tmp_path / "run", bound=["location"])
     with pytest.raises(ValueError, match="expected votes of a scheme against patches"):
-        patches.rows_of_bound(tmp_path / "run", "location")
+        StoredRun(tmp_path / "run").certify_patch(2)
 
 
 @pytest.mark.parametrize("text", ["", "0", "5x", "x5", "5x0", "3x4x5", "-1", "2.5", "5×3"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -18,8 +18,10 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
 
 import rl
-from rl.goals import GOAL, GoalGradient
+from rl.goals import GOAL, GoalGradient, Observation
+from rl.losses import goal_gradient_loss, td_target_gradient
 from rl.reengage import GoalConditioned, Logs
+from rl.slopes import slope
 from tests.agents import ALGORITHMS, agent, bits, check_plain_critic, seek
 
 
@@ -84,6 +86,38 @@ def test_the_loss_of_ddpg_is_equation_8_9() -> None:
     assert torch.allclose(naive, ours, rtol=1e-5)
     for expected, got in zip(gradients(model, naive), gradients(model, ours), strict=True):
         assert torch.allclose(expected, got, rtol=1e-4, atol=1e-6)
+
+
+@dataclass(frozen=True)
+class FirstCoordinate(GoalGradient):
+    """A rule of one's own: only the first coordinate of the goal is differentiated."""
+
+    def attach(self, observation: Observation) -> tuple[Observation, torch.Tensor]:
+        goal = observation[GOAL].detach()
+        first = goal[:, :1].clone().requires_grad_()
+        return {**observation, GOAL: torch.cat((first, goal[:, 1:]), 1)}, first
+
+
+def test_a_rule_that_differentiates_something_else_does_so_on_both_sides() -> None:
+    model: Any = agent("DDPG", goal_gradient_coef=0.3, goal_gradient=FirstCoordinate()).learn(60)
+    batch, logs = model.replay_buffer.sample(32), Logs()
+    model._critic_loss(batch, logs)
+    values, slopes = {}, {}
+    for name, rule in (("first", FirstCoordinate()), ("all", GoalGradient())):
+        model.goal_gradient = rule
+        observation, variable = rule.attach(batch.next_observations)
+        target = slope(model._next_value(batch, observation).smooth, variable, differentiable=False)
+        values[name] = td_target_gradient(batch.dones, model.gamma, target)
+        slopes[name] = model._values_and_slopes(batch)[1][0]
+    assert slopes["first"].shape == (32, 1)
+    assert torch.allclose(slopes["first"], slopes["all"][:, :1], rtol=1e-4, atol=1e-6)
+    weight = (batch.rewards == -1).float()
+    expected = 0.3 * goal_gradient_loss(slopes["all"][:, :1], values["all"][:, :1], weight)
+    assert float(logs.last()["goal_gradient_loss"]) == pytest.approx(expected.item(), rel=1e-4)
+    with pytest.raises(ValueError, match=r"got \(32, 3\) of the critic and \(32, 1\) of its target"):
+        goal_gradient_loss(slopes["all"], values["first"], weight)
+    with pytest.raises(ValueError, match="expected what is differentiated, such as"):
+        agent("DDPG", goal_gradient_coef=0.3, goal_gradient=GoalGradient)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -288,12 +289,59 @@ def test_the_environment_of_training_is_not_evaluated_in(tmp_path: Path) -> None
         rl.run(agent("DDPG", env=adapted), rl.VectorEnvAdapter(adapted.env), PLAN, tmp_path)
 
 
+def _written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "plan", "what"),
+    [
+        ({"batch_size": 8}, {}, "batch_size = .*, not 8"),
+        ({"learning_rate": 0.02}, {}, "learning_rate = .*, not 0.02"),
+        ({"seed": 9}, {}, "seed = .*, not 9"),
+        ({"target_range": (-9.0, 0.0)}, {}, r"target_range = None, not \[-9.0, 0.0\]"),
+        ({"goal_gradient": GoalGradient(normalize=True)}, {}, "goal_gradient = .*'normalize': True"),
+        ({"gradient_steps": 2}, {}, "gradient_steps = 1, not 2"),
+        ({"goal_gradient_coef": 0.4}, {}, "goal_gradient_coef = 0.3, not 0.4"),
+        ({"replay_buffer_kwargs": {"n_sampled_goal": 2}}, {}, "replay_buffer.n_sampled_goal = 4, not 2"),
+        ({}, {"eval_episodes": 6}, "plan.eval_episodes = 7, not 6"),
+        ({}, {"checkpoint_every": 50}, "plan.checkpoint_every = 75, not 50"),
+    ],
+    ids=lambda value: next(iter(value), "") if isinstance(value, dict) else "",
+)
+def test_another_experiment_is_not_gone_on_with(
+    options: dict[str, Any], plan: dict[str, Any], what: str, tmp_path: Path
+) -> None:
+    trained("DDPG", tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    arguments: dict[str, Any] = {"goal_gradient_coef": 0.3, "gradient_steps": 1, **options}
+    model = agent("DDPG", **arguments)
+    with pytest.raises(ValueError, match=f"was trained with {what}"):
+        rl.run(model, seek(3), replace(PLAN, **({"steps": 300} | plan)), tmp_path, resume=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_is_for_one_process_at_a_time(tmp_path: Path) -> None:
+    class Second(BaseCallback):
+        def _on_step(self) -> bool:
+            with pytest.raises(ValueError, match="another process trains here"):
+                rl.run(agent("DDPG"), seek(3), PLAN, tmp_path)
+            return False
+
+    rl.run(agent("DDPG"), seek(3), PLAN, tmp_path, callback=Second())
+
+
 def test_a_log_that_is_lost_is_missed(tmp_path: Path) -> None:
     trained("DDPG", tmp_path)
     log = (tmp_path / LOG).read_bytes()
     (tmp_path / LOG).unlink()
     model = agent("DDPG", goal_gradient_coef=0.3)
-    with pytest.raises(ValueError, match=r"evaluations\.npz: is missing, and with it what was measured in 200 steps"):
+    with pytest.raises(ValueError, match=r"evaluations\.npz: is missing, and what was measured in 200 steps is lost"):
+        rl.run(model, seek(), PLAN, tmp_path, resume=True)
+    short = Evaluations.load(_written(tmp_path / LOG, log), until=100)
+    short.save(tmp_path / LOG)
+    with pytest.raises(ValueError, match=r"ends at step 100, what was measured later in 200 steps is lost"):
         rl.run(model, seek(), PLAN, tmp_path, resume=True)
     (tmp_path / LOG).write_bytes(log[:-30])
     with pytest.raises(ValueError, match=r"evaluations\.npz: is cut off"):
@@ -321,7 +369,7 @@ def test_checkpoints_have_the_permissions_of_other_files(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("name", "value"), [("goal_gradient_coef", 0.3), ("gamma", 0.5), ("tau", 0.5)])
-def test_going_on_with_other_settings_is_pointed_out(name: str, value: float, tmp_path: Path) -> None:
+def test_going_on_with_other_settings_is_pointed_out(name: str, value: Any, tmp_path: Path) -> None:
     rl.save_checkpoint(agent("DDPG", **{name: value}), tmp_path / STATE)
     with pytest.warns(UserWarning, match=rf"was trained with {name} = {value}, not "):
         rl.load_checkpoint(agent("DDPG"), tmp_path / STATE)

@@ -118,7 +118,7 @@ def test_numbers_of_numpy(scheme):
 
 
 def test_every_exported_dataclass_is_known():
-    assert set(spec.known()) <= set(certify.__all__)
+    assert set(spec.known()) - certify.Scheme.own.keys() <= set(certify.__all__)
     assert {"RandomizedAblation", "DeterministicSplittingNoise", "SplittingNoise", "ThresholdVote"} <= set(spec.known())
     assert not {"Smoothed", "argmax_vote", "Scheme"} & set(spec.known())
 

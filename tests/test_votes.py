@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
 from functools import partial
 
 import pytest
@@ -19,9 +21,11 @@ from certify import (
     RandomizedAblation,
     RandomizedBandAblation,
     Smoothed,
+    SmoothReduce,
     SplittingNoise,
     ThresholdVote,
     UniformNoise,
+    WassersteinNoise,
 )
 from certify.draws import ESTIMATION, SELECTION, Draws
 from certify.engine import VoteEngine
@@ -314,6 +318,133 @@ def test_a_wrapped_model_that_goes_back_to_training_is_tried_again(wrap):
     smoothed.votes(images(1))
 
 
+def test_a_classifier_of_patches_that_goes_back_to_training_is_tried_again():
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(16, 10)).eval()
+    smoothed = Smoothed(lambda patches: model(patches), SmoothReduce(0.25, 4, stride=4), 10, n0=10, n=20)
+    smoothed.votes(images(1))
+    model.train()
+    with pytest.raises(ValueError, match="depend on the other copies in its batch"):
+        smoothed.votes(images(1))
+
+
+def test_threads_do_not_disturb_each_other():
+    """What belongs to the process, modes of modules among it, stays as it has to be until the last of them is done."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(128, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+    for _ in range(5):
+        model(torch.rand(64, 2, 8, 8))
+    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    inside, done = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with exact_inference(model):
+            inside.set()
+            done.wait(30)
+
+    other = threading.Thread(target=stay)
+    other.start()
+    assert inside.wait(30)
+    with exact_inference(nn.Sequential(model)):  # a part of another module
+        assert not model.training
+    still = model.training, torch.backends.cudnn.deterministic
+    done.set()
+    other.join()
+    assert still == (False, True)
+    assert model.training
+    assert all(part.training for part in model)
+    assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == before
+
+
+class Positions(nn.Module):
+    """Keeps a table from its first pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.table = nn.Linear(128, 10), None
+
+    def forward(self, copies: torch.Tensor) -> torch.Tensor:
+        self.table = torch.arange(128.0) / 128 if self.table is None else self.table
+        return self.linear(copies.flatten(1) + self.table)
+
+
+@pytest.mark.parametrize("outer", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_a_model_can_be_trained_after_it_was_certified(outer):
+    model = Positions()
+    with outer():
+        Smoothed(model, RandomizedAblation(6), 10, n0=10, n=20).certify(images(1))
+        reduce = SmoothReduce(0.25, 4, stride=4, resize=12, sound=False)
+        Smoothed(nn.Sequential(nn.Flatten(), nn.Linear(16, 10)), reduce, 10, n0=10, n=20).certify(images(1))
+    model(torch.rand(2, 2, 8, 8)).sum().backward()
+    copies = reduce.sample(images(1) / 255, Draws.of(0, SELECTION, torch.zeros(1, dtype=torch.int64), range(2)))
+    (copies * torch.ones(1, requires_grad=True)).sum().backward()
+
+
+@pytest.mark.parametrize("kind", ["script", "freeze", "trace"])
+def test_compiled_modules(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(128, 10)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that they are deprecated
+        compiled = torch.jit.trace(model, torch.rand(1, 2, 8, 8)) if kind == "trace" else torch.jit.script(model)
+        compiled = torch.jit.freeze(compiled) if kind == "freeze" else compiled
+    smoothed = Smoothed(compiled, RandomizedAblation(30), 10, n0=10, n=50)
+    assert torch.equal(
+        smoothed.votes(images()).counts, Smoothed(model, RandomizedAblation(30), 10, n=50).votes(images()).counts
+    )
+
+
+@pytest.mark.parametrize("scheme", [DeterministicAblation(20), BandAblation(2), RandomizedAblation(6)])
+def test_one_image_does_not_wait_for_a_whole_batch(scheme):
+    rows: list[int] = []
+    model = classifier(scheme.channels(1))
+    model.register_forward_hook(lambda _module, inputs, _output: rows.append(len(inputs[0])))
+    smoothed = Smoothed(model, scheme, 10, n0=8, n=8)
+    for _ in range(2):
+        rows.clear()
+        smoothed.certify(images(1))
+    assert max(rows) <= 64 < smoothed.engine.batch_size
+    fixed = Smoothed(model, scheme, 10, n0=8, n=8, batch_size=256)
+    for _ in range(2):
+        rows.clear()
+        fixed.certify(images(1))
+    assert max(rows) > 128
+
+
+@pytest.mark.skipif(torch.get_num_threads() < 2, reason="one thread")
+def test_what_is_known_of_a_classifier_is_of_one_number_of_threads():
+    smoothed, looks = smooth(DeterministicAblation(20)), []
+    smoothed.engine.prepare(images(1))
+    number = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("certify.engine.check_independence", lambda *_: looks.append(torch.get_num_threads()))
+        smoothed.engine.prepare(images(1))
+        try:
+            torch.set_num_threads(1)
+            smoothed.engine.prepare(images(1))
+        finally:
+            torch.set_num_threads(number)
+    assert looks == [1]
+
+
+def test_votes_are_of_one_scheme():
+    """keep = 30 with the radii of keep = 3 would be certified at 12 pixels in place of 1."""
+    many, few = smooth(RandomizedAblation(30)), smooth(RandomizedAblation(3))
+    votes = many.votes(images(1))
+    for ask in (few.certificate, few.prediction):
+        with pytest.raises(ValueError, match=r"copies by RandomizedAblation\(.*keep=30\), which certify nothing for"):
+            ask(votes)
+    with pytest.raises(AttributeError):
+        many.scheme = few.scheme  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        many.base_classifier = few.base_classifier  # type: ignore[misc]
+    # the same copies, and another rule
+    flow = WassersteinNoise(0.01)
+    tight = Smoothed(classifier(1), flow, 10, n0=10, n=20)
+    published = Smoothed(classifier(1), flow.certificates()["published"], 10, n0=10, n=20)
+    votes = tight.votes(images(1))
+    assert published.certificate(votes).radius <= tight.certificate(votes).radius
+
+
 @pytest.mark.parametrize(
     "scheme", [RandomizedAblation(30, null="mean", mean=(0.0,)), RandomizedAblation(64), GaussianNoise(1e-4)]
 )
@@ -377,7 +508,7 @@ def test_probabilities_are_not_scores():
 @pytest.mark.parametrize("model", [classifier(1), classifier(2).double()], ids=["channels", "dtype"])
 def test_a_classifier_that_does_not_take_copies(model):
     with pytest.raises(
-        ValueError, match=r"copies float32 \(4, 2, 8, 8\), and failed: .* BandAblation makes copies with 2"
+        ValueError, match=r"copies float32 \(4, 2, 8, 8\) on cpu, and failed: .* BandAblation makes copies with 2"
     ):
         Smoothed(model, BandAblation(2), 10).votes(images(1))
 

@@ -130,7 +130,9 @@ def _over_copies(
     """
     engine = smoothed.engine
     assert engine.batch_size is not None
-    plan = Plan.of(count, engine.batch_size, copy_bytes(smoothed.scheme, tuple(x.shape[1:])), x.device)
+    plan = Plan.of(
+        count, engine.batch_size, copy_bytes(smoothed.scheme, tuple(x.shape[1:])), x.device, engine.shared_rows
+    )
     with exact_gradients(engine.base_classifier):
         votes = torch.zeros((len(x), count, engine.num_classes), dtype=torch.bool, device=x.device)
         total = torch.zeros_like(x)

@@ -46,6 +46,12 @@ class Ensemble:
     learned: bool = False
 
     def __post_init__(self) -> None:
+        for name, value, kind in (("partitioner", self.partitioner, Partitioner), ("learner", self.learner, Learner)):
+            if not isinstance(value, kind):
+                raise TypeError(
+                    f"{name}: got {value!r}, expected a {kind.__name__} of certify.poisoning, or a dataclass that "
+                    "inherits from it"
+                )
         check_integer("num_classes", self.num_classes, 2)
         check_integer("spread", self.spread, 1, self.partitioner.num_partitions)
         if self.seeds not in get_args(Seeds):

@@ -25,7 +25,7 @@ from certify import spec
 from certify.images import check_images, to_float
 from certify.inference import deterministic, exact_gradients, exact_inference
 from certify.models import Normalize
-from certify.poisoning.job import environment_of
+from certify.poisoning.job import environment_of, images_checksum
 from certify.poisoning.neighbors import fixed_batches
 from certify.poisoning.network import normalization
 from certify.poisoning.partition import sample_keys
@@ -220,13 +220,6 @@ def load_features(path: str | Path) -> Features:
 def read_method(text: str) -> Pretext:
     """What :class:`Pretext` a text describes."""
     return spec.parse(text, PRETEXTS, example="RotNet('small_cnn', epochs=5)")
-
-
-def images_checksum(images: Tensor) -> str:
-    """SHA-256 of images in the given order."""
-    digest = hashlib.sha256(f"{images.dtype} {tuple(images.shape)}".encode())
-    digest.update(images.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def sorted_by_content(images: Tensor, *, distinct: bool = False) -> tuple[list[int], list[int]]:

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -78,15 +78,21 @@ def _processor() -> str:
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def check_environment(expected: dict[str, Any]) -> None:
-    """Use as many threads as :func:`environment_of` said, and raise unless all else is as it said, too."""
+@contextlib.contextmanager
+def same_environment(expected: dict[str, Any]) -> Iterator[None]:
+    """As many threads as :func:`environment_of` said; raises unless all else is as it said, too."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(expected["threads"])  # a worker begins with a number of its own
-    here = environment_of(expected["device"])
-    if here != expected:
-        raise ValueError(
-            f"environment: got {here} where the work is done, expected {expected}; use machines of one kind, with the "
-            "same software"
-        )
+    try:
+        here = environment_of(expected["device"])
+        if here != expected:
+            raise ValueError(
+                f"environment: got {here} where the work is done, expected {expected}; use machines of one kind, with "
+                "the same software"
+            )
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,8 @@ class Job:
     Attributes:
         folder: where.
         ensemble: what.
-        data: identity of the training set and of anything else that the models depend on, as JSON values.
+        data: identity of the training set and of anything else that the models depend on, as JSON values. Files of
+            models carry a checksum of the samples and labels, too.
         at_once: models in a group, which are trained together and share a file.
         mode: ``"stacked"`` trains a group at once, ``"sequential"`` one model after the other.
         environment: see :func:`environment_of`; what may change the last bits of a model.
@@ -155,12 +162,18 @@ class Job:
         """
         if len(parts) != self.ensemble.size:
             raise ValueError(f"parts: got {len(parts)}, expected {self.ensemble.size}, one for each model")
-        groups = self._unfinished(shard, self._models, None, on_group)
+        groups = self._unfinished(shard, self._models, on_group, parts=parts)
         tasks = ((group, [parts[i] for i in group]) for group in groups)
         self._run(executor, _trained, self, tasks, groups, self._models, on_group)
 
     def _unfinished(
-        self, shard: tuple[int, int], path: PathOf, inputs: dict[str, Any] | None, on_group: OnGroup | None
+        self,
+        shard: tuple[int, int],
+        path: PathOf,
+        on_group: OnGroup | None,
+        *,
+        inputs: dict[str, Any] | None = None,
+        parts: list[Part] | None = None,
     ) -> list[range]:
         """The groups of this shard without a file; the files of the others are checked."""
         unfinished = []
@@ -168,7 +181,7 @@ class Job:
             if not path(group).exists():
                 unfinished.append(group)
                 continue
-            self._read(path(group), inputs)
+            self._read(path(group), inputs, None if parts is None else [parts[i] for i in group])
             if on_group is not None:
                 on_group(len(group))
         return unfinished
@@ -212,14 +225,14 @@ class Job:
 
         Args:
             name: of the folder for the votes.
-            inputs: identity of ``x``, as JSON values; every file of votes carries it.
+            inputs: identity of ``x``, as JSON values; every file of votes carries it, and a checksum of ``x``.
             executor: see :meth:`train`.
         """
-        inputs = json.loads(json.dumps(inputs))
+        inputs = json.loads(json.dumps(inputs | {"x_sha256": images_checksum(x)}))
         environment = environment_of(device)
         claim_config(self.folder / name / "votes.json", {"inputs": inputs, "environment": environment})
         path = partial(self._votes, name)
-        groups = self._unfinished(shard, path, inputs, on_group)
+        groups = self._unfinished(shard, path, on_group, inputs=inputs)
         tasks = (self.states(group) for group in groups)
         header = {"identity": self.identity, "inputs": inputs}
         self._run(executor, _voted, (self.ensemble, x, header, environment), tasks, groups, path, on_group)
@@ -247,7 +260,7 @@ class Job:
     def _read_votes(self, path: Path, inputs: dict[str, Any]) -> Tensor:
         return self._read(path, inputs)["rankings"]
 
-    def _read(self, path: Path, inputs: dict[str, Any] | None = None) -> State:
+    def _read(self, path: Path, inputs: dict[str, Any] | None = None, parts: list[Part] | None = None) -> State:
         if not path.exists():
             raise FileNotFoundError(f"{path}: not there yet; resume the training and voting of this ensemble first")
         tensors, header = read_tensors(path)
@@ -255,26 +268,47 @@ class Job:
             raise ValueError(f"{path}: belongs to another ensemble than {self.folder / 'ensemble.json'}; remove it")
         if header.get("inputs", inputs) != inputs:
             raise ValueError(f"{path}: holds votes on {header['inputs']}, not on {inputs}; remove it")
+        if parts is not None and header.get("parts") != _parts_checksum(parts):
+            raise ValueError(
+                f"{path}: its models were trained on other samples or labels than those given now, under the same name "
+                f"{self.data}; name data sets apart, and train into another folder"
+            )
         return tensors
 
 
 def _trained(job: Job, task: tuple[range, list[Part]]) -> bytes:
     """The file of a group of models: a task of :meth:`Job.train`."""
     group, parts = task
-    check_environment(job.environment)
     at_once = len(parts) if job.mode == "stacked" else 1
-    states = job.ensemble.fit(parts, at_once=at_once, device=job.environment["device"])
+    with same_environment(job.environment):
+        states = job.ensemble.fit(parts, at_once=at_once, device=job.environment["device"])
     named = {f"{i}/{name}": own[name] for i, own in zip(group, states, strict=True) for name in own}
-    return tensor_bytes(named, {"identity": job.identity})
+    return tensor_bytes(named, {"identity": job.identity, "parts": _parts_checksum(parts)})
+
+
+def _parts_checksum(parts: list[Part]) -> str:
+    """SHA-256 of what models are trained on."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{part.seed} {images_checksum(part.samples)} {images_checksum(part.labels)} ".encode())
+    return digest.hexdigest()
 
 
 def _voted(shared: tuple[Ensemble, Tensor, dict[str, Any], dict[str, Any]], states: list[State]) -> bytes:
     """The file of the votes of a group: a task of :meth:`Job.vote`."""
     ensemble, x, header, environment = shared
-    check_environment(environment)
     device = environment["device"]
-    moved = [{name: tensor.to(device) for name, tensor in state.items()} for state in states]
-    return tensor_bytes({"rankings": ensemble.rankings(moved, x)}, header)
+    with same_environment(environment):
+        moved = [{name: tensor.to(device) for name, tensor in state.items()} for state in states]
+        rankings = ensemble.rankings(moved, x)
+    return tensor_bytes({"rankings": rankings}, header)
+
+
+def images_checksum(images: Tensor) -> str:
+    """SHA-256 of images, or of any tensor, in the given order."""
+    digest = hashlib.sha256(f"{images.dtype} {tuple(images.shape)}".encode())
+    digest.update(images.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_job(folder: Path) -> Job:

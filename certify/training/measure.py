@@ -15,7 +15,7 @@ from certify.scheme import Scheme
 from certify.training.copies import one_copy
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def copy_statistics(
     scheme: Scheme | None, data: Dataset, *, images: int = 2_048, seed: int = 0
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -38,7 +38,7 @@ def copy_statistics(
     return tuple(round(m, 4) for m in mean.tolist()), tuple(max(1e-4, round(s, 4)) for s in std.tolist())
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def base_accuracy(
     module: nn.Module,
     scheme: Scheme | None,
@@ -61,7 +61,7 @@ def base_accuracy(
     return right / len(data)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def denoising_errors(
     module: Denoised,
     scheme: Scheme,

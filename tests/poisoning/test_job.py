@@ -7,7 +7,7 @@ import torch
 
 from certify.data import load
 from certify.poisoning import ContentHash, Ensemble, NearestNeighbors, Network, SortedIndex
-from certify.poisoning.job import Job, ensemble_config, read_ensemble, read_job
+from certify.poisoning.job import Job, ensemble_config, environment_of, read_ensemble, read_job
 from certify.results import read_rows, read_votes
 from scripts import poisoning, report
 
@@ -73,6 +73,27 @@ def test_votes_are_stored_and_read_again(tmp_path):
         job.vote("test", data[0][:3], {"data": "other"})
     with pytest.raises(ValueError, match="holds votes on"):
         job.rankings("test")
+
+
+def test_other_data_under_the_same_name_are_refused(tmp_path):
+    ensemble, (images, labels) = _ensemble(), _data()
+    job = _job(tmp_path)
+    job.start(resume=False)
+    job.train(ensemble.parts((images, labels)))
+    job.train(ensemble.parts((images, labels)))
+    with pytest.raises(ValueError, match="trained on other samples or labels than those given now"):
+        job.train(ensemble.parts((images, (labels + 1) % 10)))
+    job.vote("test", images, {"data": "digits"})
+    with pytest.raises(ValueError, match=r"was made with inputs\.x_sha256 = "):
+        job.vote("test", images.flip(0), {"data": "digits"})
+
+
+def test_the_number_of_threads_is_put_back(tmp_path):
+    threads = torch.get_num_threads()
+    job = _job(tmp_path, environment=environment_of("cpu") | {"threads": threads + 1})
+    job.start(resume=False)
+    job.train(_ensemble().parts(_data()))
+    assert torch.get_num_threads() == threads
 
 
 def test_folders_never_mix_ensembles(tmp_path):

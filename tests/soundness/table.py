@@ -341,6 +341,8 @@ TOYS: tuple[Toy, ...] = (
     _random_cells("centre", RandomizedVariableLambda(0.5, alpha=2, q=3, encoding="centre"), (1, 1, 2)),
     _uniform("uniform noise, lam = 1", UniformNoise(1.0, q=2), (1, 1, 3)),
     _uniform("uniform noise, lam = 1/2", UniformNoise(0.5, q=5), (1, 2, 1)),
+    _uniform("uniform noise in a box, lam = 2", UniformNoise(2.0, q=1, bound="box"), (1, 1, 3)),
+    _uniform("uniform noise in a box, lam = 1.5", UniformNoise(1.5, q=2, bound="box"), (1, 2, 1)),
     _splitting("SSN, lam = 1", SplittingNoise(1.0, q=2), (1, 1, 3)),
     _splitting("SSN, lam = 3/8, several cells", SplittingNoise(3 / 8, q=4), (1, 1, 3)),
     _gaussian("one pixel", GaussianNoise(0.3, q=6), (1, 1, 1)),

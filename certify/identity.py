@@ -1,0 +1,124 @@
+"""Telling base classifiers apart, so that results of different ones never go into one folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from enum import Enum
+from types import CodeType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from certify.inference import BaseClassifier
+
+# parameters, hooks, and what else torch keeps in every module, or leaves there when it compiles one
+_OF_TORCH = frozenset({*vars(nn.Module()), "_is_torch_compile"})
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device, torch.Size)
+
+
+def name_of(base_classifier: BaseClassifier) -> str:
+    """The class of a module, and the first digits of a checksum of its layers, parameters, buffers and settings.
+
+    Raises ``ValueError`` where two different ones could get the same name.
+    """
+    if not isinstance(base_classifier, nn.Module):
+        raise ValueError(
+            f"model: got none for {base_classifier!r}, which has no parameters to tell it from others; give it a name, "
+            "one for each version of it"
+        )
+    module = getattr(base_classifier, "_orig_mod", base_classifier)  # of torch.compile
+    digest = hashlib.sha256(str(module).encode())
+    # buffers, too, that a state dictionary leaves out, and what is neither
+    values: dict[str, Any] = {**module.state_dict(), **dict(module.named_buffers())}
+    for path, part in module.named_modules():
+        for name, value in vars(part).items():
+            if name not in _OF_TORCH and not isinstance(value, nn.Module):
+                values[f"{path}.{name}"] = value
+    for name, value in sorted(values.items()):
+        try:
+            for piece in _pieces(value, set()):
+                digest.update(f"{name} ".encode() + piece)
+        except _UnknownError as error:
+            owner = module.get_submodule(name.rpartition(".")[0])
+            if type(owner).__module__.startswith("torch."):
+                continue  # the settings of torch's own layers are plain
+            raise ValueError(
+                f"model: got a {type(base_classifier).__name__} whose {name.lstrip('.')} is {error}, which cannot be "
+                "told from others of its kind; give the model a name, one for each version of it: model=..."
+            ) from None
+    return f"{type(module).__name__} {digest.hexdigest()[:16]}"
+
+
+class _UnknownError(Exception):
+    pass
+
+
+def _pieces(value: object, above: set[int]) -> Iterator[bytes]:
+    """What a value is, the same whenever it is written out."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        yield _dense(value)
+    elif isinstance(value, (np.generic, *_PLAIN)):
+        yield f"{type(value).__name__} {value!r} ".encode()
+    elif isinstance(value, (type, ModuleType)):
+        yield f"{getattr(value, '__module__', '')} {getattr(value, '__qualname__', value.__name__)} ".encode()
+    elif id(value) in above:
+        yield b"above "
+    else:
+        above = above | {id(value)}
+        yield f"{type(value).__module__} {type(value).__qualname__} ".encode()
+        for part in _parts(value):
+            yield from _pieces(part, above)
+
+
+def _dense(value: Tensor | np.ndarray) -> bytes:
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "biufc":
+        if value.dtype.hasobject:
+            raise _UnknownError(f"an array of {value.dtype}")
+        return f"{value.dtype} {value.shape} ".encode() + value.tobytes()
+    dense = value.detach().cpu().to_dense().contiguous() if isinstance(value, Tensor) else torch.tensor(value)
+    return f"{dense.dtype} {tuple(dense.shape)} ".encode() + dense.view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _parts(value: Any) -> list[Any]:
+    """What a value is made of, in an order of its own; raises ``_UnknownError`` if that cannot be told."""
+    if isinstance(value, Mapping):
+        return sorted(value.items(), key=lambda item: repr(item[0]))
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=repr)
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if isinstance(value, nn.Module):  # it is among the modules, or a shared one
+        return [*value.state_dict().items(), str(value)]
+    if inspect.ismethod(value):
+        return [value.__func__, type(value.__self__)]
+    if inspect.isfunction(value):
+        cells = []
+        for cell in value.__closure__ or ():
+            with suppress(ValueError):  # a name that has no value yet
+                cells.append(cell.cell_contents)
+        return [
+            value.__module__,
+            value.__qualname__,
+            _code(value.__code__),
+            value.__defaults__,
+            value.__kwdefaults__,
+            cells,
+        ]
+    if inspect.isbuiltin(value):
+        return [value.__module__, value.__qualname__]
+    if dataclasses.is_dataclass(value):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    if hasattr(value, "__dict__") and type(value).__module__ != "builtins":
+        return sorted(vars(value).items())
+    raise _UnknownError(f"a {type(value).__name__}")
+
+
+def _code(code: CodeType) -> list[Any]:
+    inner = [_code(each) if isinstance(each, CodeType) else each for each in code.co_consts]
+    return [code.co_code, code.co_names, inner]

@@ -1,0 +1,247 @@
+"""A run on disk, certified again from its stored votes: other levels, bounds, patch sizes, top-k; without the model."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from torch import Tensor
+
+from certify import spec
+from certify.confidence import Interval, predict_or_abstain
+from certify.logs import consistent
+from certify.patch import PatchBound, PatchCertified, PatchSize, StructuredAblation
+from certify.results import UNPROVEN_RADIUS
+from certify.scheme import Bounds, Certified, EnumeratedScheme, SampledScheme, Scheme, TopKCertified
+from certify.smooth import vote_uniforms
+from certify.stored import StoredVotes, read_config, read_rows, read_votes
+from certify.threats import NOT_CERTIFIED
+from certify.votes import Votes
+
+
+class StoredRun:
+    """A result folder of :func:`~certify.evaluation.certify_dataset` or ``scripts.certify``.
+
+    Example::
+
+        run = StoredRun("runs/mine")
+        run.rows["radius"], run.label              # as they were certified
+        run.certify(alpha=0.001).radius            # from the same votes; settle on alpha before looking at them
+        run.certify_top_k(3).radius_of(run.label)
+        run.certify_patch((3, 7)).certified        # of a scheme against patches
+
+    What is computed is in the order of the images' indices, as ``idx`` and ``label`` are.
+
+    Args:
+        folder: of the run.
+        scheme: that of the run, if it is one of your own: the text in the folder is of known classes only.
+    """
+
+    def __init__(self, folder: str | Path, *, scheme: Scheme | None = None) -> None:
+        self.folder = Path(folder)
+        self.config: dict[str, Any] = read_config(folder)
+        if "attack" in self.config:
+            raise ValueError(f"{folder}: holds an attack, not certificates; name it after --attack")
+        self._own_scheme = scheme
+        if scheme is not None:
+            self._check(scheme)
+
+    def _check(self, scheme: Scheme) -> None:
+        """Raise unless votes were made with this scheme, whose radii may depend on what its fingerprint says."""
+        got, expected = spec.to_text(scheme), self.config["scheme"]
+        if got != expected:
+            raise ValueError(f"{self.folder}: got the scheme {got} for votes that were made with {expected}")
+        mine, stored = scheme.fingerprint(), self.config.get("design")
+        if mine != stored:
+            raise ValueError(
+                f"{self.folder}: was made with {expected} of the design {stored}, which is {mine} here; votes of other "
+                "copies give no certificate, certify again into a new folder"
+            )
+
+    @cached_property
+    def scheme(self) -> Scheme:
+        """The scheme that made the copies."""
+        if self._own_scheme is not None:
+            return self._own_scheme
+        try:
+            scheme = spec.parse_scheme(self.config["scheme"])
+        except ValueError as error:
+            raise ValueError(
+                f"{self.folder}: {error}; a scheme of your own has to be given, StoredRun(folder, scheme=...)"
+            ) from error
+        if type(scheme).__module__.split(".")[0] != __package__:
+            self._check(scheme)
+        # of the schemes here, radii follow from the arguments alone: another design would be another classifier
+        return scheme
+
+    @property
+    def threat(self) -> str:
+        """The threat model of the rows, as text."""
+        return self.config["threat"]
+
+    @property
+    def sampling(self) -> dict[str, Any] | None:
+        """How the votes came about; None for exact schemes."""
+        return self.config["sampling"]
+
+    @cached_property
+    def rows(self) -> dict[str, np.ndarray]:
+        """The rows as they were written, one array per column, ordered by index; radii have the name ``radius`` even
+        where they are not certified (:attr:`guaranteed`)."""
+        rows = read_rows(self.folder)
+        if (UNPROVEN_RADIUS in rows) == self.guaranteed:
+            raise ValueError(
+                f"{self.folder}: got the threat model {self.threat!r} and the column "
+                f"{UNPROVEN_RADIUS if UNPROVEN_RADIUS in rows else 'radius'}; one of both was changed, certify again"
+            )
+        if UNPROVEN_RADIUS in rows:
+            rows["radius"] = rows.pop(UNPROVEN_RADIUS)
+        return consistent(rows, self.folder)
+
+    @property
+    def guaranteed(self) -> bool:
+        """Whether the radii of the rows are certificates."""
+        return NOT_CERTIFIED not in self.threat
+
+    @cached_property
+    def stored(self) -> StoredVotes:
+        """Indices, labels and votes."""
+        if "until" in (self.sampling or {}):
+            raise ValueError(
+                f"{self.folder}: was sampled until {(self.sampling or {})['until']} was settled; bounds for a fixed "
+                "number of samples do not hold for such votes, certify again for other ones"
+            )
+        return read_votes(self.folder)
+
+    @property
+    def votes(self) -> Votes:
+        """The votes of all images."""
+        return self.stored.votes
+
+    @property
+    def idx(self) -> Tensor:
+        """Indices of the images, int64 ``[N]``."""
+        return self.stored.idx
+
+    @property
+    def label(self) -> Tensor:
+        """Their true classes, int64 ``[N]``."""
+        return self.stored.label
+
+    def bounds(self) -> list[str]:
+        """The names that :meth:`certify` takes for ``bound``: the certificates that there are for these votes; none if
+        there is but one."""
+        if isinstance(self.scheme, StructuredAblation):
+            return list(get_args(PatchBound))
+        return list(self.scheme.certificates()) if isinstance(self.scheme, SampledScheme) else []
+
+    def scheme_of(self, bound: str | None) -> Scheme:
+        """The scheme whose radii are those of ``bound``; by default, and for patches, that of the run."""
+        if bound is None:
+            return self.scheme
+        text, known = self.config["scheme"], self.bounds()
+        if not known:
+            raise ValueError(f"bound: got {bound}, but {text} has no certificates to choose a bound from; leave it out")
+        if bound not in known:
+            raise ValueError(f"bound: got {bound}, expected one that {text} has: {', '.join(known)}")
+        return self.scheme.certificates()[bound] if isinstance(self.scheme, SampledScheme) else self.scheme
+
+    def predict(self, *, alpha: float | None = None) -> Tensor:
+        """The classes that the smoothed classifier returns, int64 ``[N]``; -1 where it abstains."""
+        self._check_exact(alpha)
+        votes = self.votes
+        if isinstance(self.scheme, EnumeratedScheme):
+            by_copy = votes.by_copy
+            return votes.counts.argmax(1) if by_copy is None else self.scheme.predict_copies(by_copy, shape=votes.shape)
+        return predict_or_abstain(votes.counts, self._level(alpha))
+
+    def certify(
+        self,
+        *,
+        alpha: float | None = None,
+        bounds: Bounds | None = None,
+        interval: Interval | None = None,
+        bound: str | None = None,
+    ) -> Certified:
+        """Certificates of the prediction from the stored votes; what is None is as in the run.
+
+        Args:
+            alpha, bounds, interval: of sampled schemes, see :class:`~certify.smooth.Smoothed`. They have to be settled
+                before the votes are looked at: the best of several is not covered by alpha.
+            bound: one of :meth:`bounds`.
+        """
+        self._check_exact(alpha, bounds, interval)
+        scheme, votes = self.scheme_of(bound), self.votes
+        if isinstance(scheme, EnumeratedScheme):
+            if isinstance(scheme, StructuredAblation):
+                chosen: PatchBound = "published" if bound == "published" else "location"
+                return scheme.certify_copies(self.by_position()[1], shape=votes.shape, bound=chosen)
+            if votes.by_copy is not None:
+                return scheme.certify_copies(votes.by_copy, shape=votes.shape)
+            return scheme.certify_counts(votes.counts, shape=votes.shape)
+        assert isinstance(scheme, SampledScheme)
+        assert self.sampling is not None
+        if votes.selection is None:
+            raise ValueError(f"{self.folder}: got stored votes without a selection, expected those of a sampled scheme")
+        interval = interval or self.sampling.get("interval", "clopper-pearson")
+        if interval not in get_args(Interval):
+            raise ValueError(f"interval: got {interval!r}, expected one of {', '.join(get_args(Interval))}")
+        return scheme.certify_counts(
+            votes.selection,
+            votes.counts,
+            self._level(alpha),
+            shape=votes.shape,
+            n=votes.n,
+            bounds=bounds or self.sampling["bounds"],
+            uniforms=vote_uniforms(votes, self.sampling["seed"]) if interval == "randomized" else None,
+        )
+
+    def certify_top_k(self, k: int, *, alpha: float | None = None) -> TopKCertified:
+        """How far an image may change before a label can leave the ``k`` most probable ones, for every label.
+
+        For randomized ablation and Gaussian noise, see :mod:`certify.topk` and :mod:`certify.topk_l2`.
+
+        Args:
+            alpha: failure probability; by default that of the run.
+        """
+        if not isinstance(self.scheme, SampledScheme):
+            raise ValueError(
+                f"{self.folder}: got {self.config['scheme']}, top-k certificates are for RandomizedAblation and "
+                "Gaussian noise"
+            )
+        votes = self.votes
+        return self.scheme.certify_top_k(votes.counts, k, self._level(alpha), n=votes.n, shape=votes.shape)
+
+    def certify_patch(self, patch_size: PatchSize, *, bound: PatchBound = "location") -> PatchCertified:
+        """Which predictions no patch of one size can change; for schemes against patches with a vote per position.
+
+        Args:
+            patch_size: m for m x m pixels, or (height, width).
+        """
+        scheme, votes = self.by_position()
+        return scheme.certify_votes(votes, patch_size, shape=self.votes.shape, bound=bound)
+
+    def by_position(self) -> tuple[StructuredAblation, Tensor]:
+        """The scheme and the votes of a run against patches, position by position: bool ``[N, positions, C]``."""
+        if not isinstance(self.scheme, StructuredAblation):
+            raise ValueError(
+                f"{self.folder}: got {self.config['scheme']}, expected votes of a scheme against patches such as "
+                "BandAblation(width=4)"
+            )
+        if self.votes.by_copy is None:
+            raise ValueError(
+                f"{self.folder}: got no votes copy by copy, which certificates against patches need; certify again"
+            )
+        return self.scheme, self.votes.by_copy
+
+    def _level(self, alpha: float | None) -> float:
+        return (self.sampling or {})["alpha"] if alpha is None else alpha
+
+    def _check_exact(self, *settings: object) -> None:
+        """Raise if a run without samples is asked for another level."""
+        if self.sampling is None and any(setting is not None for setting in settings):
+            raise ValueError(
+                f"{self.folder}: {self.config['scheme']} is exact; alpha, bounds and interval are for sampled schemes"
+            )
