@@ -297,6 +297,7 @@ class VoteEngine:
                     for number, rows in enumerate(made.split(plan.images * plan.rows), start=first):
                         logits = self.base_classifier(rows)
                         self._check_logits(logits, plan.images * plan.rows)
+                        logits = logits.to(device)
                         nan |= torch.isnan(logits).any()
                         votes = self.one_hot(logits)
                         if isinstance(self.scheme, SampledScheme):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from enum import Enum
+from functools import partial
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -33,26 +35,49 @@ def name_of(base_classifier: BaseClassifier) -> str:
             "one for each version of it"
         )
     module = getattr(base_classifier, "_orig_mod", base_classifier)  # of torch.compile
-    digest = hashlib.sha256(str(module).encode())
-    # buffers, too, that a state dictionary leaves out, and what is neither
-    values: dict[str, Any] = {**module.state_dict(), **dict(module.named_buffers())}
-    for path, part in module.named_modules():
-        for name, value in vars(part).items():
-            if name not in _OF_TORCH and not isinstance(value, nn.Module):
-                values[f"{path}.{name}"] = value
-    for name, value in sorted(values.items()):
-        try:
-            for piece in _pieces(value, set()):
-                digest.update(f"{name} ".encode() + piece)
-        except _UnknownError as error:
-            owner = module.get_submodule(name.rpartition(".")[0])
-            if type(owner).__module__.startswith("torch."):
-                continue  # the settings of torch's own layers are plain
-            raise ValueError(
-                f"model: got a {type(base_classifier).__name__} whose {name.lstrip('.')} is {error}, which cannot be "
-                "told from others of its kind; give the model a name, one for each version of it: model=..."
-            ) from None
+    digest = hashlib.sha256()
+    try:
+        for piece in _of_module(module, set()):
+            digest.update(piece)
+    except _UnknownError as error:
+        raise ValueError(
+            f"model: got a {type(base_classifier).__name__} whose {error}, which cannot be told from others of its "
+            "kind; give the model a name, one for each version of it: model=..."
+        ) from None
     return f"{type(module).__name__} {digest.hexdigest()[:16]}"
+
+
+def _of_module(module: nn.Module, above: set[int]) -> Iterator[bytes]:
+    """The layers of a module, and all that they have."""
+    yield str(module).encode()
+    # buffers, too, that a state dictionary leaves out
+    for name, value in sorted({**module.state_dict(), **dict(module.named_buffers())}.items()):
+        yield from _named(name, value, above)
+    for path, part in module.named_modules():
+        kind = type(part)
+        if isinstance(part, torch.jit.ScriptModule):
+            raise _UnknownError(f"{path or 'code'} is compiled by TorchScript")
+        yield f"{path} {kind.__module__} {kind.__qualname__} ".encode()
+        settings = {name: value for name, value in vars(part).items() if name not in _OF_TORCH}
+        hooks = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
+        if not kind.__module__.startswith("torch."):
+            settings |= {"forward": kind.forward}
+        for name, value in sorted((settings | ({"hooks": hooks} if hooks else {})).items()):
+            if not isinstance(value, nn.Module):
+                try:
+                    yield from _named(f"{path}.{name}", value, above)
+                except _UnknownError:
+                    if not kind.__module__.startswith("torch.") or name == "hooks":  # torch's own settings are plain
+                        raise
+
+
+def _named(name: str, value: object, above: set[int]) -> Iterator[bytes]:
+    try:
+        for piece in _pieces(value, above):
+            yield f"{name} ".encode() + piece
+    except _UnknownError as error:
+        text = str(error)
+        raise _UnknownError(text if " is " in text else f"{name.lstrip('.')} is {text}") from None
 
 
 class _UnknownError(Exception):
@@ -69,6 +94,8 @@ def _pieces(value: object, above: set[int]) -> Iterator[bytes]:
         yield f"{getattr(value, '__module__', '')} {getattr(value, '__qualname__', value.__name__)} ".encode()
     elif id(value) in above:
         yield b"above "
+    elif isinstance(value, nn.Module):
+        yield from _of_module(value, above | {id(value)})
     else:
         above = above | {id(value)}
         yield f"{type(value).__module__} {type(value).__qualname__} ".encode()
@@ -93,10 +120,10 @@ def _parts(value: Any) -> list[Any]:
         return sorted(value, key=repr)
     if isinstance(value, (list, tuple)):
         return list(value)
-    if isinstance(value, nn.Module):  # it is among the modules, or a shared one
-        return [*value.state_dict().items(), str(value)]
     if inspect.ismethod(value):
-        return [value.__func__, type(value.__self__)]
+        return [value.__func__, value.__self__]
+    if isinstance(value, partial):
+        return [value.func, value.args, value.keywords]
     if inspect.isfunction(value):
         cells = []
         for cell in value.__closure__ or ():
@@ -114,7 +141,7 @@ def _parts(value: Any) -> list[Any]:
         return [value.__module__, value.__qualname__]
     if dataclasses.is_dataclass(value):
         return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
-    if hasattr(value, "__dict__") and type(value).__module__ != "builtins":
+    if hasattr(value, "__dict__") and all(map(_is_python, type(value).__mro__[:-1])):
         return sorted(vars(value).items())
     raise _UnknownError(f"a {type(value).__name__}")
 
@@ -122,3 +149,9 @@ def _parts(value: Any) -> list[Any]:
 def _code(code: CodeType) -> list[Any]:
     inner = [_code(each) if isinstance(each, CodeType) else each for each in code.co_consts]
     return [code.co_code, code.co_names, inner]
+
+
+def _is_python(kind: type) -> bool:
+    """Whether a class is defined in Python, so that its objects have no state but their attributes."""
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
+    return kind.__module__ not in sys.builtin_module_names and not file.endswith((".so", ".pyd"))

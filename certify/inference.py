@@ -44,7 +44,7 @@ class _Exact:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._users = 0
         self._before: list[tuple[Any, str, Any]] = []
         self._modules: dict[nn.Module, tuple[int, bool]] = {}  # how many use it, and whether it was in training mode
@@ -60,11 +60,15 @@ class _Exact:
             # a frozen module is in evaluation mode for good, and does not say so
             parts = [] if module is None else [part for part in module.modules() if hasattr(part, "training")]
             for part in parts:
-                users, training = self._modules.get(part, (0, part.training))
-                self._modules[part] = users + 1, training
+                users, training = self._modules.get(part, (0, False))
+                self._modules[part] = users + 1, training or part.training
             if any(part.training for part in parts):
                 assert module is not None
-                module.eval()
+                try:
+                    module.eval()
+                except BaseException:
+                    self.give_back(parts)
+                    raise
             return parts
 
     def give_back(self, parts: list[nn.Module]) -> None:
@@ -137,11 +141,13 @@ def deterministic(device: torch.device) -> Iterator[None]:
 
 def device_of(base_classifier: BaseClassifier, default: torch.device) -> torch.device:
     """Where a classifier's parameters are, of a function those of the modules in it; ``default`` if there are none."""
-    modules = [base_classifier] if isinstance(base_classifier, nn.Module) else _referred(base_classifier)
-    for module in modules:
-        for tensor in [*module.parameters(), *module.buffers()]:
+    if isinstance(base_classifier, nn.Module):
+        for tensor in [*base_classifier.parameters(), *base_classifier.buffers()]:
             return tensor.device
-    return default
+        return default
+    modules = list(_referred(base_classifier))
+    found = {tensor.device for module in modules for tensor in (*module.parameters(), *module.buffers())}
+    return found.pop() if len(found) == 1 else default  # of several, the function knows which
 
 
 def modes(base_classifier: BaseClassifier) -> tuple[bool, ...]:
@@ -201,9 +207,9 @@ def good_batch_size(base_classifier: BaseClassifier, copy: Tensor, inputs: int =
         if isinstance(output, Tensor):
             largest.append(output.numel())
 
-    compiled = isinstance(base_classifier, torch.jit.ScriptModule)  # takes no hooks: then copies are all that is known
-    modules = base_classifier.modules() if isinstance(base_classifier, nn.Module) and not compiled else []
-    hooks = [m.register_forward_hook(record) for m in modules]
+    modules = base_classifier.modules() if isinstance(base_classifier, nn.Module) else []
+    # compiled ones take no hooks: what is in them is not known then
+    hooks = [m.register_forward_hook(record) for m in modules if not isinstance(m, torch.jit.ScriptModule)]
     try:
         base_classifier(copy)
     finally:

@@ -151,13 +151,16 @@ class TableFile:
 
     def keep(self, indices: set[str]) -> None:
         """Remove the lines of images that are not among these."""
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines[1:] if line.split("\t", 1)[0] in indices]
-        if len(kept) < len(lines) - 1:
-            # in place, since the file that is open is the one that is locked
-            with self.path.open("r+", encoding="utf-8") as handle:
-                handle.writelines([lines[0], *kept])
-                handle.truncate()
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        fine = [number == 0 or line.split(b"\t", 1)[0].decode() in indices for number, line in enumerate(lines)]
+        if all(fine):
+            return
+        first = fine.index(False)
+        # cut off, then appended again: whatever stops this, the file has whole lines, and what it lacks is done again
+        os.truncate(self.path, sum(map(len, lines[:first])))
+        for line, keep in zip(lines[first:], fine[first:], strict=True):
+            if keep:
+                self.append(line.decode().rstrip("\n"))
 
     def append(self, line: str) -> None:
         """Write one line and hand it to the operating system: it survives a kill of this process."""

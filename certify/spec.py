@@ -109,8 +109,10 @@ def to_text(value: Any) -> str:
     Raises ``ValueError`` for an object that no text tells from others: results of both would go into one folder.
     """
     kind = type(value).__name__
-    if isinstance(value, Scheme) and known().get(kind, type(value)) is not type(value):
-        raise ValueError(f"got a {kind} of {type(value).__module__}, but {kind} is another scheme; rename the class")
+    if isinstance(value, Scheme):
+        several = len(Scheme.own.get(kind, ())) > 1
+        if several or known().get(kind, type(value)) is not type(value):
+            raise ValueError(f"got a {kind} of {type(value).__module__}, but {kind} is another scheme, too; rename it")
     if not dataclasses.is_dataclass(value):
         raise ValueError(f"got a {kind}, which has no text; expected a frozen dataclass, whose fields tell what it is")
     arguments = []

@@ -238,7 +238,7 @@ def check_settings(model: OffPolicyAlgorithm, path: str | Path, *, settings: Map
 def _other_settings(state: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     """How the settings of a checkpoint differ from these, of those that both have."""
     stored, own = state.get("settings", {}), json.loads(json.dumps(own))
-    other = [name for name in stored if name in own and stored[name] != own[name]]
+    other = [name for name in stored if name in own and json.dumps(stored[name]) != json.dumps(own[name])]
     return ", ".join(f"{name} = {stored[name]}, not {own[name]}" for name in other)
 
 

@@ -140,7 +140,8 @@ class GoalGradient:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "attach" in vars(cls) and "plain" not in vars(cls):  # it differentiates something else
+        stated = any("plain" in vars(base) for base in cls.__mro__[: cls.__mro__.index(GoalGradient)])
+        if cls.attach is not GoalGradient.attach and not stated:  # it differentiates something else
             cls.plain = False
 
     def __post_init__(self) -> None:

@@ -274,6 +274,8 @@ def _claimed(folder: Path) -> Iterator[None]:
             fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(f"{folder}: another process trains here; wait, or choose another folder") from error
+        except OSError:  # a file system that has no locks
+            pass
         yield
     finally:
         os.close(place)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import warnings
 from functools import partial
 
 import numpy as np
@@ -117,9 +119,26 @@ class Plain:
     def __init__(self, **settings) -> None:
         vars(self).update(settings | {"me": self})
 
+    def get(self) -> int:
+        return vars(self).get("sign", 0)
+
 
 def shifted(by: int):
     return lambda values: values + by
+
+
+class Nested(nn.Module):
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+
+def other_class() -> type[Scaled]:
+    class Scaled(globals()["Scaled"]):
+        def forward(self, copies):
+            return -super().forward(copies)
+
+    return Scaled
 
 
 class Scaled(nn.Module):
@@ -132,6 +151,8 @@ class Scaled(nn.Module):
         torch.manual_seed(0)
         more = {"config": {"head": {"sign": 1}}, "act": shifted(1), "dtype": torch.float32, "blocks": [nn.Linear(1, 1)]}
         same = {"mean": 0.0, "scale": torch.tensor(1.0), "shift": np.zeros(2), "sides": (4, 4), "plain": Plain()}
+        if (hook := settings.pop("hook", None)) is not None:
+            self.register_forward_hook(hook)
         vars(self).update(same | more | settings)
 
     def forward(self, copies: torch.Tensor) -> torch.Tensor:
@@ -154,14 +175,20 @@ class Scaled(nn.Module):
         {"act": shifted(2)},
         {"dtype": torch.float64},
         {"blocks": [nn.Linear(2, 2)]},
+        {"act": partial(shifted, 2)},
+        {"act": Plain(sign=2).get},
+        {"blocks": [Nested(2)]},
+        {"hook": lambda _module, _inputs, output: output * 2},
+        {"kind": "other"},
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_models_are_told_apart_by_all_they_have(tmp_path, change):
     certify_dataset(smoothed(base=Scaled()), images(), tmp_path / "run", index=[0])
     certify_dataset(smoothed(base=Scaled().train()), images(), tmp_path / "run", index=[1], resume=True)
+    other = other_class()() if "kind" in change else Scaled(**change)
     with pytest.raises(ValueError, match="was made with model"):
-        certify_dataset(smoothed(base=Scaled(**change)), images(), tmp_path / "run", index=[2], resume=True)
+        certify_dataset(smoothed(base=other), images(), tmp_path / "run", index=[2], resume=True)
 
 
 def test_compiled_models_have_the_same_name():
@@ -173,7 +200,15 @@ def test_compiled_models_have_the_same_name():
 def test_models_that_cannot_be_told_apart_need_a_name(tmp_path):
     with pytest.raises(ValueError, match=r"a Scaled whose source is a Generator, .* give the model a name"):
         certify_dataset(smoothed(base=Scaled(source=torch.Generator())), images(), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"a Scaled whose source is a Random, .* give the model a name"):
+        name_of(Scaled(source=random.Random(1)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is deprecated
+        scripted = nn.Sequential(nn.Identity(), torch.jit.script(model().eval()))
+    with pytest.raises(ValueError, match=r"a Sequential whose 1 is compiled by TorchScript, .* give the model a name"):
+        certify_dataset(smoothed(base=scripted), images(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    certify_dataset(smoothed(base=scripted), images(), tmp_path / "run", index=[0], model="scripted")
 
 
 def test_functions_need_a_name(tmp_path):

@@ -98,6 +98,28 @@ class FirstCoordinate(GoalGradient):
         return {**observation, GOAL: torch.cat((first, goal[:, 1:]), 1)}, first
 
 
+class Halves:
+    def attach(self, observation: Observation) -> tuple[Observation, torch.Tensor]:
+        raise NotImplementedError
+
+
+def test_rules_that_override_attach_are_not_plain() -> None:
+    class Mixed(Halves, GoalGradient):
+        pass
+
+    class Stated(GoalGradient):
+        plain = True
+        attach = Halves.attach  # type: ignore[assignment]
+
+    class Further(Stated):
+        pass
+
+    class Same(GoalGradient):
+        pass
+
+    assert [rule.plain for rule in (GoalGradient, Mixed, Stated, Further, Same)] == [True, False, True, True, True]
+
+
 def test_a_rule_that_differentiates_something_else_does_so_on_both_sides() -> None:
     model: Any = agent("DDPG", goal_gradient_coef=0.3, goal_gradient=FirstCoordinate()).learn(60)
     batch, logs = model.replay_buffer.sample(32), Logs()

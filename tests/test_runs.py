@@ -156,7 +156,7 @@ def test_names_of_schemes_are_of_one_class(tmp_path):
     class RandomizedAblation(DeterministicAblation):  # not the one of that name
         pass
 
-    with pytest.raises(ValueError, match=r"got a RandomizedAblation of tests\.test_runs, but .* rename the class"):
+    with pytest.raises(ValueError, match=r"RandomizedAblation of tests\.test_runs, but .* is another scheme, too"):
         certify_dataset(smoothed(RandomizedAblation(5)), images(), tmp_path / "run")
 
     @dataclass(frozen=True)

@@ -379,6 +379,37 @@ def test_a_model_can_be_trained_after_it_was_certified(outer):
     (copies * torch.ones(1, requires_grad=True)).sum().backward()
 
 
+def test_a_model_that_cannot_be_put_into_evaluation_mode_changes_nothing_else():
+    class Exported(nn.Module):
+        def train(self, mode: bool = True):
+            raise NotImplementedError("Calling train() is not supported yet.")
+
+        def forward(self, copies):
+            return copies.flatten(1)[:, :10]
+
+    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    with pytest.raises(NotImplementedError):
+        Smoothed(Exported(), RandomizedAblation(6), 10).certify(images(1))
+    assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == before
+    model = classifier(2).train()
+    with exact_inference(model):
+        assert not model.training
+    assert model.training
+    with exact_inference(model):
+        model.train()  # of another thread, which goes on training
+        with exact_inference(model):
+            assert not model.training
+    assert model.training
+
+
+def test_functions_choose_among_the_devices_of_their_modules():
+    """Of several devices, the function knows which; scores come back from anywhere."""
+    model, other = classifier(2), nn.Linear(1, 1, device="meta")
+    wrapped = lambda copies: model(copies) if copies.device != other.weight.device else None  # noqa: E731
+    expected = smooth(RandomizedAblation(6)).votes(images(1)).counts
+    assert torch.equal(Smoothed(wrapped, RandomizedAblation(6), 10, n0=70, n=300).votes(images(1)).counts, expected)
+
+
 @pytest.mark.parametrize("kind", ["script", "freeze", "trace"])
 def test_compiled_modules(kind):
     torch.manual_seed(0)

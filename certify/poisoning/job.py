@@ -268,7 +268,9 @@ class Job:
             raise ValueError(f"{path}: belongs to another ensemble than {self.folder / 'ensemble.json'}; remove it")
         if header.get("inputs", inputs) != inputs:
             raise ValueError(f"{path}: holds votes on {header['inputs']}, not on {inputs}; remove it")
-        if parts is not None and header.get("parts") != _parts_checksum(parts):
+        if parts is not None and "parts" not in header:
+            raise ValueError(f"{path}: was made by an earlier version, without a checksum of its samples; train anew")
+        if parts is not None and header["parts"] != _parts_checksum(parts):
             raise ValueError(
                 f"{path}: its models were trained on other samples or labels than those given now, under the same name "
                 f"{self.data}; name data sets apart, and train into another folder"
