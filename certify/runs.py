@@ -10,12 +10,12 @@ import numpy as np
 from torch import Tensor
 
 from certify import spec
-from certify.confidence import Interval, predict_or_abstain
+from certify.confidence import Interval
 from certify.logs import consistent
 from certify.patch import PatchBound, PatchCertified, PatchSize, StructuredAblation
 from certify.results import UNPROVEN_RADIUS
-from certify.scheme import Bounds, Certified, EnumeratedScheme, SampledScheme, Scheme, TopKCertified
-from certify.smooth import vote_uniforms
+from certify.scheme import Bounds, Certified, SampledScheme, Scheme, TopKCertified
+from certify.smooth import certified, predicted
 from certify.stored import StoredVotes, read_config, read_rows, read_votes
 from certify.threats import NOT_CERTIFIED
 from certify.votes import Votes
@@ -151,11 +151,7 @@ class StoredRun:
     def predict(self, *, alpha: float | None = None) -> Tensor:
         """The classes that the smoothed classifier returns, int64 ``[N]``; -1 where it abstains."""
         self._check_exact(alpha)
-        votes = self.votes
-        if isinstance(self.scheme, EnumeratedScheme):
-            by_copy = votes.by_copy
-            return votes.counts.argmax(1) if by_copy is None else self.scheme.predict_copies(by_copy, shape=votes.shape)
-        return predict_or_abstain(votes.counts, self._level(alpha))
+        return predicted(self.scheme, self.votes, self._level(alpha))
 
     def certify(
         self,
@@ -173,29 +169,17 @@ class StoredRun:
             bound: one of :meth:`bounds`.
         """
         self._check_exact(alpha, bounds, interval)
-        scheme, votes = self.scheme_of(bound), self.votes
-        if isinstance(scheme, EnumeratedScheme):
-            if isinstance(scheme, StructuredAblation):
-                chosen: PatchBound = "published" if bound == "published" else "location"
-                return scheme.certify_copies(self.by_position()[1], shape=votes.shape, bound=chosen)
-            if votes.by_copy is not None:
-                return scheme.certify_copies(votes.by_copy, shape=votes.shape)
-            return scheme.certify_counts(votes.counts, shape=votes.shape)
-        assert isinstance(scheme, SampledScheme)
-        assert self.sampling is not None
-        if votes.selection is None:
-            raise ValueError(f"{self.folder}: got stored votes without a selection, expected those of a sampled scheme")
-        interval = interval or self.sampling.get("interval", "clopper-pearson")
-        if interval not in get_args(Interval):
-            raise ValueError(f"interval: got {interval!r}, expected one of {', '.join(get_args(Interval))}")
-        return scheme.certify_counts(
-            votes.selection,
-            votes.counts,
+        scheme, sampling = self.scheme_of(bound), self.sampling or {}
+        if isinstance(scheme, StructuredAblation):
+            chosen: PatchBound = "published" if bound == "published" else "location"
+            return scheme.certify_copies(self.by_position()[1], shape=self.votes.shape, bound=chosen)
+        return certified(
+            scheme,
+            self.votes,
             self._level(alpha),
-            shape=votes.shape,
-            n=votes.n,
-            bounds=bounds or self.sampling["bounds"],
-            uniforms=vote_uniforms(votes, self.sampling["seed"]) if interval == "randomized" else None,
+            bounds=bounds or sampling.get("bounds", "one-sided"),
+            interval=interval or sampling.get("interval", "clopper-pearson"),
+            seed=sampling.get("seed", 0),
         )
 
     def certify_top_k(self, k: int, *, alpha: float | None = None) -> TopKCertified:
@@ -237,7 +221,8 @@ class StoredRun:
         return self.scheme, self.votes.by_copy
 
     def _level(self, alpha: float | None) -> float:
-        return (self.sampling or {})["alpha"] if alpha is None else alpha
+        """A failure probability; that of the run, or any if it is exact."""
+        return (self.sampling or {}).get("alpha", 0.0) if alpha is None else alpha
 
     def _check_exact(self, *settings: object) -> None:
         """Raise if a run without samples is asked for another level."""

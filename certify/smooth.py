@@ -74,8 +74,7 @@ class Smoothed:
         check_alpha(alpha)
         if bounds not in get_args(Bounds):
             raise ValueError(BAD_BOUNDS.format(bounds))
-        if interval not in get_args(Interval):
-            raise ValueError(f"interval: got {interval!r}, expected one of {', '.join(get_args(Interval))}")
+        check_interval(interval)
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 64:
             raise ValueError(f"seed: got {seed!r}, expected an integer in [0, 2^64)")
         for name, value in (("n0", n0), ("n", n)):
@@ -175,31 +174,54 @@ class Smoothed:
     def prediction(self, votes: Votes) -> Tensor:
         """What :meth:`predict` returns for stored votes."""
         _check_votes(votes, self.scheme)
-        if isinstance(self.scheme, EnumeratedScheme):
-            if votes.by_copy is not None:
-                return self.scheme.predict_copies(votes.by_copy, shape=votes.shape)
-            return leader_and_gap(votes.counts)[0]
-        return predict_or_abstain(votes.counts, self.alpha)
+        return predicted(self.scheme, votes, self.alpha)
 
     def certificate(self, votes: Votes) -> Certified:
         """What :meth:`certify` returns for stored votes."""
         _check_votes(votes, self.scheme)
-        if isinstance(self.scheme, EnumeratedScheme):
-            if votes.by_copy is not None:
-                return self.scheme.certify_copies(votes.by_copy, shape=votes.shape)
-            return self.scheme.certify_counts(votes.counts, shape=votes.shape)
-        assert isinstance(self.scheme, SampledScheme)
-        if votes.selection is None:
-            raise ValueError("votes: got no selection votes, expected those of a sampled scheme")
-        return self.scheme.certify_counts(
-            votes.selection,
-            votes.counts,
-            self.alpha,
-            shape=votes.shape,
-            n=votes.n,
-            bounds=self.bounds,
-            uniforms=None if self.interval == "clopper-pearson" else vote_uniforms(votes, self.seed),
-        )
+        return certified(self.scheme, votes, self.alpha, bounds=self.bounds, interval=self.interval, seed=self.seed)
+
+
+def predicted(scheme: Scheme, votes: Votes, alpha: float) -> Tensor:
+    """The classes that follow from votes, int64 ``[B]``: the exact ones, or -1 where a sampled scheme abstains."""
+    if not isinstance(scheme, EnumeratedScheme):
+        return predict_or_abstain(votes.counts, alpha)
+    if votes.by_copy is not None:
+        return scheme.predict_copies(votes.by_copy, shape=votes.shape)
+    return leader_and_gap(votes.counts)[0]
+
+
+def certified(
+    scheme: Scheme, votes: Votes, alpha: float, *, bounds: Bounds, interval: Interval, seed: int
+) -> Certified:
+    """The certificates that follow from votes.
+
+    Args:
+        alpha, bounds, interval, seed: of sampled schemes, see :class:`Smoothed`.
+    """
+    if isinstance(scheme, EnumeratedScheme):
+        if votes.by_copy is not None:
+            return scheme.certify_copies(votes.by_copy, shape=votes.shape)
+        return scheme.certify_counts(votes.counts, shape=votes.shape)
+    assert isinstance(scheme, SampledScheme)
+    if votes.selection is None:
+        raise ValueError("votes: got no selection votes, expected those of a sampled scheme")
+    check_interval(interval)
+    return scheme.certify_counts(
+        votes.selection,
+        votes.counts,
+        alpha,
+        shape=votes.shape,
+        n=votes.n,
+        bounds=bounds,
+        uniforms=None if interval == "clopper-pearson" else vote_uniforms(votes, seed),
+    )
+
+
+def check_interval(interval: str) -> None:
+    """Raise unless there is such an interval."""
+    if interval not in get_args(Interval):
+        raise ValueError(f"interval: got {interval!r}, expected one of {', '.join(get_args(Interval))}")
 
 
 def _check_votes(votes: Votes, scheme: Scheme) -> None:
