@@ -55,7 +55,8 @@ def parse(text: str, names: dict[str, type] | None = None, *, example: str = "Ra
     if isinstance(function, ast.Attribute) and function.attr.startswith("from_"):
         constructor, function = function.attr, function.value
     if not isinstance(function, ast.Name) or function.id not in names:
-        raise ValueError(f"got {text!r}, {usage}")
+        own = "" if close else "; one of your own is known once its module is imported (--import MODULE)"
+        raise ValueError(f"got {text!r}, {usage}{own}")
     build = names[function.id]
     if constructor is not None:
         if not hasattr(build, constructor):

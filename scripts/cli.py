@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
+import importlib
 import os
 import re
 import shlex
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 ArgsT = TypeVar("ArgsT")
+imported: list[str] = []  # modules of the user's own that --import named in this process
 
 
 def arg(help_text: str, default: Any = dataclasses.MISSING, *, positional: bool = False) -> Any:
@@ -38,6 +40,14 @@ def parse_args(cls: type[ArgsT], argv: list[str] | None, prog: str) -> ArgsT:
         description=cls.__doc__,
         epilog=sys.modules[cls.__module__].__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        metavar="MODULE",
+        action="append",
+        default=[],
+        help="import a module of your own first, which defines a scheme or registers a model; may be repeated",
     )
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
@@ -65,12 +75,28 @@ def parse_args(cls: type[ArgsT], argv: list[str] | None, prog: str) -> ArgsT:
         else:
             parser.add_argument(flag, type=kind, default=default, required=not has_default, **options)
     values = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
+    imports = values.pop("imports")
+    import_modules(imports)
+    imported[:] = imports
     return cls(**values)
+
+
+def import_modules(names: list[str]) -> None:
+    """Import the modules that ``--import`` names, of this folder or PYTHONPATH; raises ValueError if one is missing."""
+    for name in names:
+        if name.endswith(".py") or not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(f"import: got {name!r}, expected the name of a module: my_schemes for my_schemes.py")
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # the module is there, what it needs is not
+            raise ValueError(f"import: found no module {name}; is it in this folder, or on PYTHONPATH?") from error
 
 
 def command_line(prog: str, args: Any) -> str:
     """The command that gives these arguments; defaults are left out."""
-    words = ["python", "-m", prog]
+    words = ["python", "-m", prog, *(word for name in imported for word in ("--import", name))]
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
         if value == field.default:
@@ -134,8 +160,8 @@ def check_device(text: str) -> None:
 
 def run(main: Callable[[ArgsT], None], cls: type[ArgsT], prog: str, argv: list[str] | None = None) -> None:
     """Run a script: expected failures end in one line and exit status 1, Ctrl-C in 130, never in a traceback."""
-    args = parse_args(cls, argv, prog)
     try:
+        args = parse_args(cls, argv, prog)
         main(args)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output, "head" perhaps, has seen enough

@@ -296,14 +296,16 @@ def train_all(run_: Run, args: RunArgs, prog: str, workers: int = 1) -> None:
     print(f"wrote {args.out}; see python -m scripts.evaluate {args.out}{metric}")
 
 
-def _prepare_worker() -> None:
+def _prepare_worker(modules: list[str]) -> None:
+    cli.import_modules(modules)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
 
 
 def _train_in_parallel(work: dict[Path, Run], args: RunArgs, workers: int) -> None:
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.jobs, mp_context=context, initializer=_prepare_worker) as pool:
+    own = list(cli.imported)
+    with ProcessPoolExecutor(args.jobs, context, initializer=_prepare_worker, initargs=(own,)) as pool:
         jobs = [pool.submit(each.train, folder, args, workers) for folder, each in work.items()]
         try:
             for job in as_completed(jobs):

@@ -52,7 +52,7 @@ class Args:
     model: str = cli.arg(
         "mnist_cnn, resnet18, resnet50, resnet110, wide_resnet40_2, network_in_network; of point clouds pointnet, "
         "pointnet_basic or pointnet_small; of clips cnn3d; partition_mlp, one network for each copy of a "
-        "DeterministicAblation",
+        "DeterministicAblation; one of your own, see --import",
         "mnist_cnn",
     )
     epochs: int = cli.arg("passes over the training set", 30)

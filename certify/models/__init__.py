@@ -1,10 +1,21 @@
 """Base classifiers of the papers, for any number of input channels.
 
-``build(name, in_channels, num_classes, image_size)`` makes one by name. Normalization, if any, is the first layer of
-the model, so that noise always comes before it. ``Denoised`` puts a denoiser in front of one.
+``build(name, in_channels, num_classes, image_size)`` makes one by name, ``register_model`` gives a name to your own.
+Normalization, if any, is the first layer of the model, so that noise always comes before it. ``Denoised`` puts a
+denoiser in front of one.
 """
 
-from certify.models.build import CLIPS, MODELS, PARTITION_MLP, POINT_CLOUDS, ModelSpec, Normalize, build
+from certify.models.build import (
+    CLIPS,
+    MODELS,
+    PARTITION_MLP,
+    POINT_CLOUDS,
+    ModelSpec,
+    Normalize,
+    build,
+    own_models,
+    register_model,
+)
 from certify.models.denoise import DENOISERS, Denoised, DenoisedSpec, DnCNN, read_spec
 
 __all__ = [
@@ -19,5 +30,7 @@ __all__ = [
     "ModelSpec",
     "Normalize",
     "build",
+    "own_models",
     "read_spec",
+    "register_model",
 ]

@@ -22,7 +22,9 @@ from certify.spec import parse_scheme
 
 Size = tuple[int, ...]  # height, width; of clips frames, height, width
 
-MODELS: dict[str, Callable[[int, int, Any], nn.Module]] = {
+Builder = Callable[[int, int, Any], nn.Module]  # channels of a copy, classes, size of an image
+
+MODELS: dict[str, Builder] = {
     "mnist_cnn": mnist_cnn,
     "resnet18": resnet18,
     "resnet50": resnet50,
@@ -40,6 +42,27 @@ MODELS: dict[str, Callable[[int, int, Any], nn.Module]] = {
 PARTITION_MLP = "partition_mlp"  # needs to know the scheme, see ModelSpec
 POINT_CLOUDS = ("pointnet", "pointnet_basic", "pointnet_small")  # models of [C, N, 1] clouds, in any order of points
 CLIPS = ("cnn3d",)  # models of clips [C, T, H, W]
+own_models: dict[str, Builder] = {}  # those of register_model, which are in MODELS, too
+
+
+def register_model(name: str, build: Builder) -> None:
+    """Make an architecture of your own known by a name: to :class:`ModelSpec`, checkpoints and command lines.
+
+    Call it in a module of yours, which a command line reads with ``--import MODULE``; a checkpoint holds the name and
+    parameters, so the module has to be imported wherever it is loaded, too.
+
+    Args:
+        name: as in ``--model NAME``; letters, digits and underscores.
+        build: ``build(in_channels, num_classes, (height, width))`` makes a new network, copies ``[N, C, H, W]`` ->
+            scores ``[N, num_classes]``; a function or class at the top level of its module, so that worker processes
+            find it.
+    """
+    if not name.isidentifier() or name in (PARTITION_MLP, *MODELS.keys() - own_models.keys()):
+        raise ValueError(f"model: got the name {name!r}, expected letters, digits and underscores, and a new name")
+    before = own_models.get(name, build)
+    if (before.__module__, before.__qualname__) != (build.__module__, build.__qualname__):
+        raise ValueError(f"model: got {name!r} of {build.__module__}, but {before.__module__} has one, too; rename it")
+    own_models[name] = MODELS[name] = build
 
 
 class Normalize(nn.Module):
@@ -101,7 +124,10 @@ class ModelSpec:
         if self.name == PARTITION_MLP:
             return self._build_partition_mlp()
         if self.name not in MODELS:
-            raise ValueError(f"model: got {self.name!r}, expected one of {', '.join((*MODELS, PARTITION_MLP))}")
+            raise ValueError(
+                f"model: got {self.name!r}, expected one of {', '.join((*MODELS, PARTITION_MLP))}; one of your own is "
+                "known once the module that calls certify.models.register_model is imported (--import MODULE)"
+            )
         if self.scheme is not None:
             raise ValueError(f"scheme: got {self.scheme}, expected none; only {PARTITION_MLP} follows a scheme")
         if (len(self.size) == 3) != (self.name in CLIPS):

@@ -23,6 +23,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
+from certify.models import own_models, register_model
 from certify.scheme import check_integer
 
 _DONE = "What was finished is on disk, --resume continues"
@@ -67,7 +68,7 @@ class Processes(Executor):
 
     def run(self, work: Work, shared: Any, tasks: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
         # Tensors in plain pickles, which stay in memory: what torch does by default needs shared memory and many files.
-        common = pickle.dumps((work, shared))
+        common = _common(work, shared)
         waiting = ((number, pickle.dumps(task)) for number, task in enumerate(tasks))
         running: dict[Future[bytes], tuple[int, bytes]] = {}
         deaths = 0
@@ -108,6 +109,24 @@ class Processes(Executor):
         return ProcessPoolExecutor(self.count, mp_context=spawn, initializer=_begin, initargs=(common,))
 
 
+def _common(work: Work, shared: Any) -> bytes:
+    """What all tasks share, and the models of one's own, which a new process does not know."""
+    try:
+        own = pickle.dumps(own_models)
+    except (pickle.PicklingError, AttributeError) as error:
+        raise ValueError(
+            f"workers: models of your own have to be defined at the top level of a module ({error})"
+        ) from error
+    return pickle.dumps((own, pickle.dumps((work, shared))))
+
+
+def _of_common(common: bytes) -> tuple[Work, Any]:
+    own, work_and_shared = pickle.loads(common)
+    for name, build in pickle.loads(own).items():
+        register_model(name, build)
+    return pickle.loads(work_and_shared)
+
+
 _shared: dict[str, Any] = {}  # in a worker: the work and what its tasks share
 
 
@@ -115,7 +134,7 @@ def _begin(common: bytes) -> None:
     """Prepare a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _shared["work"], _shared["of"] = pickle.loads(common)
+    _shared["work"], _shared["of"] = _of_common(common)
 
 
 def _end_with_parent() -> None:
@@ -153,7 +172,7 @@ class RayCluster(Executor):
         ray: Any = importlib.import_module("ray")
         with self._cluster(ray):
             remote = ray.remote(num_cpus=1, num_gpus=self.gpus, max_retries=self.retries)(_anywhere)
-            common = ray.put(pickle.dumps((work, shared)))
+            common = ray.put(_common(work, shared))
             waiting = enumerate(tasks)
             running: dict[Any, int] = {}
             while True:
@@ -188,5 +207,5 @@ class RayCluster(Executor):
 
 
 def _anywhere(common: bytes, task: bytes) -> bytes:
-    work, shared = pickle.loads(common)
+    work, shared = _of_common(common)
     return work(shared, pickle.loads(task))

@@ -1,0 +1,175 @@
+"""Modules of one's own in the commands: --import, own schemes and own models, in this process and in workers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import certify
+from certify import StoredRun, models
+from certify.data import load
+from certify.poisoning import ContentHash, Ensemble, Network
+from certify.poisoning.executors import Processes
+from certify.poisoning.job import Job
+from certify.scheme import Scheme
+from certify.training import load_checkpoint
+from scripts import certify as certify_script
+from scripts import cli
+from scripts import train as train_script
+
+MODULE = '''
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from certify import L0, EnumeratedScheme
+from certify.images import to_float
+from certify.models import register_model
+
+
+@dataclass(frozen=True)
+class OwnRows(EnumeratedScheme):
+    """Copy number t shows every ``count``-th row, beginning with the t-th."""
+
+    count: int
+
+    @property
+    def threat(self) -> L0:
+        return L0("pixel")
+
+    def channels(self, channels: int) -> int:
+        return 2 * channels
+
+    def num_copies(self, shape: tuple[int, ...]) -> int:
+        return self.count
+
+    def copies(self, x: Tensor, index: Tensor) -> Tensor:
+        image = to_float(x)
+        shown = torch.arange(x.shape[2], device=x.device) % self.count == index[..., None]  # [B, n, H]
+        return torch.where(shown[:, :, None, :, None], torch.cat((image, 1 - image), 1)[:, None], 0.0)
+
+    def radius_of_flips(self, flips: Tensor, *, shape: tuple[int, ...] | None = None) -> Tensor:
+        return flips.to(torch.float64)
+
+
+def own_net(channels: int, classes: int, size: tuple[int, int]) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * size[0] * size[1], classes))
+
+
+register_model("own_net", own_net)
+'''
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A module in a folder of its own, as its text; everything that importing it leaves is taken back."""
+    (tmp_path / "own_things.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "own_things"
+    sys.modules.pop("own_things", None)
+    Scheme.own.pop("OwnRows", None)
+    models.MODELS.pop("own_net", None)
+    models.own_models.pop("own_net", None)
+    cli.imported.clear()
+
+
+def test_own_scheme_and_model_in_the_commands(own, tmp_path, capsys):
+    folder = str(tmp_path / "run")
+    words = [folder, "--scheme", "OwnRows(count=4)", "--model", "own_net", "--epochs", "3", "--import", own]
+    cli.run(train_script.main, train_script.Args, "scripts.train", words)
+    checkpoint = load_checkpoint(folder)[1]
+    assert (type(checkpoint.scheme).__name__, checkpoint.model.name) == ("OwnRows", "own_net")
+    words = [f"{folder}/test", "--checkpoint", folder, "--max", "40", "--import", own]
+    cli.run(certify_script.main, certify_script.Args, "scripts.certify", words)
+    run = StoredRun(f"{folder}/test")
+    assert run.scheme == checkpoint.scheme
+    assert run.certify().correct(run.label).float().mean() > 0.5
+    assert "--import own_things" in (tmp_path / "run/test/config.json").read_text()
+
+
+def test_a_new_process_reads_them_with_import(own, tmp_path):
+    folder = str(tmp_path / "run")
+    words = [folder, "--scheme", "OwnRows(count=4)", "--model", "own_net", "--epochs", "1", "--import", own]
+    cli.run(train_script.main, train_script.Args, "scripts.train", words)
+    root = Path(certify.__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{tmp_path}"}
+    command = [sys.executable, "-m", "scripts.certify", f"{folder}/test", "--checkpoint", folder, "--max", "4"]
+
+    def call(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [*command, *words], cwd=root, env=environment, capture_output=True, text=True, timeout=300
+        )
+
+    unknown = call()
+    assert unknown.returncode == 1
+    assert "expected e.g. RandomizedAblation(keep=45)" in unknown.stderr
+    assert "--import MODULE" in unknown.stderr
+    assert call("--import", own).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_module", "found no module no_such_module; is it in this folder, or on PYTHONPATH"),
+        ("own_things.py", "expected the name of a module: my_schemes for my_schemes.py"),
+        ("own_things.sub", "found no module own_things.sub"),
+    ],
+)
+def test_wrong_imports_are_refused_in_one_line(own, tmp_path, capsys, name, message):
+    with pytest.raises(SystemExit):
+        cli.run(
+            train_script.main,
+            train_script.Args,
+            "scripts.train",
+            [str(tmp_path / "x"), "--scheme", "none", "--import", name],
+        )
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_a_module_lacks_is_named(own, tmp_path, monkeypatch, capsys):
+    (tmp_path / "needs_more.py").write_text("import not_installed_here\n")
+    with pytest.raises(SystemExit):
+        cli.run(
+            train_script.main,
+            train_script.Args,
+            "scripts.train",
+            [str(tmp_path / "x"), "--scheme", "none", "--import", "needs_more"],
+        )
+    assert "not_installed_here" in capsys.readouterr().err
+
+
+def test_workers_know_own_models(own, tmp_path):
+    __import__(own)
+    data = load("digits", "train")
+    files = []
+    for folder, executor in (("here", None), ("workers", Processes(1))):
+        ensemble = Ensemble(ContentHash(2), Network("own_net", steps=2, batch_size=8), 10)
+        job = Job(tmp_path / folder, ensemble, {"name": "digits"})
+        job.start(resume=False)
+        job.train(ensemble.parts((data.images[:40], data.labels[:40])), executor=executor)
+        files.append([path.read_bytes() for path in (tmp_path / folder).glob("*.safetensors")])
+    assert files[0] == files[1]
+    assert len(files[0]) == 1
+    models.own_models["lambda_net"] = lambda channels, classes, size: torch.nn.Identity()
+    with pytest.raises(ValueError, match="have to be defined at the top level of a module"):
+        next(Processes(1).run(_other, None, [1]))
+    models.own_models.pop("lambda_net")
+
+
+def test_names_of_models_are_unique(own):
+    module = __import__(own)
+    models.register_model("own_net", module.own_net)  # once more is no other
+    with pytest.raises(ValueError, match=r"got 'own_net' of tests\.test_own_modules, but own_things has one, too"):
+        models.register_model("own_net", _other)
+    for name in ("mnist_cnn", "partition_mlp", "two words", ""):
+        with pytest.raises(ValueError, match="and a new name"):
+            models.register_model(name, _other)
+
+
+def _other(channels: int, classes: int, size: tuple[int, int]) -> torch.nn.Module:
+    return torch.nn.Linear(1, 1)
