@@ -176,7 +176,7 @@ class RandomizedAblation(Ablation, SampledScheme):
         """Radii are numbers of pixels (features); see :mod:`certify.topk`."""
         if shape is None:
             raise ValueError(_NEEDS_SHAPE)
-        return topk.certify_counts(counts, k, self.units(shape), self.keep, alpha, n=n)
+        return topk.certify_counts(counts, k, self.units(shape), self.keep, alpha, n=n, unit=self.unit)
 
 
 @dataclass(frozen=True)

@@ -153,9 +153,12 @@ def device_of(base_classifier: BaseClassifier, default: torch.device) -> torch.d
 def modes(base_classifier: BaseClassifier) -> tuple[bool, ...]:
     """Which of the modules that a callable refers to are in training mode; empty for a module, which is set to
     evaluation mode anyway. What was tried in one mode may be another classifier in the other."""
-    if isinstance(base_classifier, nn.Module):
-        return ()
-    return tuple(part.training for module in _referred(base_classifier) for part in module.modules())
+    return () if isinstance(base_classifier, nn.Module) else tuple(part.training for part in _modules(base_classifier))
+
+
+def _modules(base_classifier: BaseClassifier) -> Iterator[nn.Module]:
+    """All modules in it, or in those that a callable refers to."""
+    return (part for module in _referred(base_classifier) for part in module.modules())
 
 
 def _referred(callable_: object) -> Iterator[nn.Module]:
@@ -230,6 +233,7 @@ def check_independence(base_classifier: BaseClassifier, copies: Tensor, rows: in
     a perturbation then moves votes of copies that it does not touch. Batches of ``rows`` are scored, half of their rows
     again and again, beside other ones: copies, noise, black and white, and numbers out of range. Copies alone are not
     enough, those of a blank image may all be equal. A classifier that takes nothing but copies is tried with these.
+    Then the other half stays; in a small batch, each row also stays once beside each other one that changes.
 
     Args:
         copies: a few different ones, ``[N, C', H, W]``, that the classifier takes.
@@ -239,11 +243,16 @@ def check_independence(base_classifier: BaseClassifier, copies: Tensor, rows: in
     noise = torch.rand((rows, *copies.shape[1:]), generator=generator).to(copies)
     own = copies[torch.arange(rows, device=copies.device) % len(copies)]
 
-    def scores(kept: Tensor, others: Tensor) -> Tensor | None:
-        batch = kept.clone()
-        batch[1::2] = others[1::2]
+    by_mask = any(getattr(part, "lists_by_mask", False) for part in _modules(base_classifier))
+    number = torch.arange(rows, device=copies.device)
+    odd, *further = _halves(number) if rows > 1 else [number < 0]
+
+    def scores(kept: Tensor, others: Tensor, replaced: Tensor) -> Tensor | None:
+        if by_mask:  # 0 is a hidden value: hidden ones stay, and no others are hidden
+            others = torch.where(kept == 0, 0.0, torch.where(others == 0, 0.5, others))
+        batch = torch.where(replaced.view(-1, *[1] * (kept.ndim - 1)), others, kept)
         try:
-            return base_classifier(batch)[::2].nan_to_num()
+            return base_classifier(batch).nan_to_num()
         except torch.OutOfMemoryError:
             raise
         except Exception:
@@ -251,12 +260,17 @@ def check_independence(base_classifier: BaseClassifier, copies: Tensor, rows: in
 
     far = (lambda: own.flip(0), lambda: 0 * noise, lambda: 255 * noise, lambda: -255 * noise)
     near = (lambda: own, lambda: torch.ones_like(noise))
-    for kept, others in ((own, (lambda: own, *far)), (noise / 2, near)):
-        expected = scores(kept, kept)
-        for make in others:  # one at a time, since batches may be large
+    other_rows = [(half, make) for half in further for make in far[1:3]]
+    probes = (
+        (own, [(odd, make) for make in (lambda: own, *far)] + other_rows),
+        (noise / 2, [(odd, make) for make in near]),
+    )
+    for kept, others in probes:
+        expected = scores(kept, kept, odd)
+        for replaced, make in others:  # one at a time, since batches may be large
             other = make()
-            got = scores(kept, other)
-            if expected is None or got is None or torch.equal(got, expected):
+            got = scores(kept, other, replaced)
+            if expected is None or got is None or torch.equal(got[~replaced], expected[~replaced]):
                 continue
             if other is kept:
                 raise ValueError(
@@ -268,6 +282,13 @@ def check_independence(base_classifier: BaseClassifier, copies: Tensor, rows: in
                 "wrapping function, or numbers rounded by the range of the batch?); call .eval() on the model, or pass "
                 "the module itself; with batch_size=1 each copy is scored alone"
             )
+
+
+def _halves(number: Tensor) -> list[Tensor]:
+    """Halves of a batch, bool ``[rows]`` each: the odd rows, the even ones; in a small batch so many that for any two
+    rows there is one with the first and without the second."""
+    bits = range(max(1, (len(number) - 1).bit_length()) if len(number) <= 8 else 1)
+    return [(number >> bit & 1) == value for bit in bits for value in (1, 0)]
 
 
 def position_matters(base_classifier: BaseClassifier, copies: Tensor, rows: int) -> bool:

@@ -82,7 +82,7 @@ def clean_accuracy(prediction: ArrayLike, label: ArrayLike) -> float:
     predictions, labels = np.asarray(prediction), np.asarray(label)
     if predictions.shape != labels.shape:
         raise ValueError(f"label: got shape {labels.shape}, expected that of prediction, {predictions.shape}")
-    return float((predictions == labels).mean())
+    return float(((predictions == labels) & (predictions >= 0)).mean())
 
 
 def abstention_rate(prediction: ArrayLike) -> float:

@@ -58,7 +58,7 @@ class Certified:
         """bool ``[B]``: predicted, not abstained, and right."""
         if labels.shape != self.prediction.shape:
             raise ValueError(f"labels: got shape {tuple(labels.shape)}, expected {tuple(self.prediction.shape)}")
-        return self.prediction == labels.to(self.prediction.device)
+        return (self.prediction == labels.to(self.prediction.device)) & (self.prediction >= 0)
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,17 @@ class TopKCertified:
     Attributes:
         radius: ``[B, C]``, -1 where a label is not certified at all: int64, a number of pixels, or float64 (l2).
         top_k: number of labels that are predicted.
+        threat: the threat model of the radii; if it is ``Unproven``, they are for comparison only.
     """
 
     radius: Tensor
     top_k: int
+    threat: Threat
+
+    @property
+    def guaranteed(self) -> bool:
+        """Whether the radii are certificates; those of an :class:`~certify.threats.Unproven` threat are not."""
+        return not isinstance(self.threat, Unproven)
 
     def radius_of(self, labels: Tensor) -> Tensor:
         """Radii of the true labels, ``[B]``."""
@@ -334,7 +341,7 @@ class SampledScheme(Scheme):
         Args:
             counts: int64 ``[B, C]`` votes of independent copies.
             k: number of predicted labels, 1 <= k < C.
-            alpha: failure probability, in (0, 1), of all labels of an image together.
+            alpha: failure probability, in (0, 1), of each label: of its bound and those of all others together.
             n: number of copies behind ``counts``, those included that voted for no class.
             shape: of one image (C, H, W), for schemes whose radius depends on it.
         """

@@ -24,7 +24,7 @@ from certify.confidence import check_alpha
 from certify.draws import ESTIMATION, SELECTION
 from certify.engine import VoteEngine
 from certify.images import Shape
-from certify.scheme import Certified, SampledScheme, check_integer
+from certify.scheme import Certified, SampledScheme, check_integer, checked_radius
 from certify.votes import Votes
 
 # Logarithms of likelihoods are sums of a few terms of size n; their rounding errors stay below this for n <= 10^9.
@@ -235,4 +235,4 @@ def certify_sequentially(
 
 
 def _radius(scheme: SampledScheme, p: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return scheme.radius(p, 1 - p, shape=shape).to(torch.float64)
+    return checked_radius(scheme, scheme.radius(p, 1 - p, shape=shape), len(p))

@@ -8,7 +8,14 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from certify.confidence import Interval, bound_uniforms, check_alpha, predict_or_abstain
+from certify.confidence import (
+    Interval,
+    bound_uniforms,
+    check_alpha,
+    lower_bound,
+    predict_or_abstain,
+    simultaneous_bounds,
+)
 from certify.draws import ESTIMATION
 from certify.engine import VoteEngine, collect_votes
 from certify.images import Shape
@@ -87,6 +94,8 @@ class Smoothed:
         self.bounds: Bounds = bounds
         self.interval: Interval = interval
         self.engine = VoteEngine(base_classifier, scheme, num_classes, vote=vote, batch_size=batch_size)
+        if isinstance(scheme, SampledScheme):
+            check_bounds_exist(n, alpha, bounds, num_classes)
 
     @property
     def base_classifier(self) -> BaseClassifier:
@@ -216,6 +225,15 @@ def certified(
         bounds=bounds,
         uniforms=None if interval == "clopper-pearson" else vote_uniforms(votes, seed),
     )
+
+
+def check_bounds_exist(n: int, alpha: float, bounds: Bounds, num_classes: int) -> None:
+    """Raise, before anything is sampled, unless probabilities can be bounded with so many samples at this level."""
+    none = torch.zeros((0, num_classes), dtype=torch.int64)
+    if bounds == "simultaneous":
+        simultaneous_bounds(none, none[:, 0], n, alpha)
+    else:
+        lower_bound(none[:, 0], n, alpha)
 
 
 def check_interval(interval: str) -> None:

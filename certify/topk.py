@@ -20,6 +20,7 @@ from torch import Tensor
 
 from certify.confidence import check_alpha, lower_bound, upper_bound
 from certify.scheme import TopKCertified, check_counts, check_integer
+from certify.threats import L0, Unit
 
 
 @lru_cache(maxsize=16)
@@ -89,7 +90,9 @@ def label_bounds(counts: Tensor, k: int, alpha: float, n: int) -> tuple[Tensor, 
     return lower_bound(counts, n, share), upper_bound(counts, n, share)
 
 
-def certify_counts(counts: Tensor, k: int, d: int, e: int, alpha: float, *, n: int) -> TopKCertified:
+def certify_counts(
+    counts: Tensor, k: int, d: int, e: int, alpha: float, *, n: int, unit: Unit = "pixel"
+) -> TopKCertified:
     """Certified radii of all labels from the votes of randomized ablation.
 
     Guarantee: for each image and each label (fixed before looking at the votes, as the true label is), with probability
@@ -99,10 +102,11 @@ def certify_counts(counts: Tensor, k: int, d: int, e: int, alpha: float, *, n: i
     Args:
         counts: int64 ``[B, C]`` votes of independent ablations.
         k: number of predicted labels, 1 <= k < C.
-        d: number of pixels.
-        e: number of retained pixels.
+        d: number of pixels, or of features.
+        e: how many of them are retained.
         alpha: failure probability, in (0, 1).
         n: number of ablations behind ``counts``, those included that voted for no class.
+        unit: what d and e count, and radii.
     """
     check_integer("e (retained pixels)", e, 1, d)
     lower, upper = label_bounds(counts, k, alpha, n)
@@ -116,7 +120,7 @@ def certify_counts(counts: Tensor, k: int, d: int, e: int, alpha: float, *, n: i
             out = place.get(c, k)
             own = -_floor_times(-lower[b, c].item(), total)
             radius[b, c] = _radius(own, (ahead[:out] + ahead[out + 1 :])[::-1], total, touched)
-    return TopKCertified(radius.to(counts.device), k)
+    return TopKCertified(radius.to(counts.device), k, L0(unit))
 
 
 def certified_top_k_accuracy(radius: ArrayLike, at: Sequence[float]) -> NDArray[np.float64]:

@@ -40,7 +40,7 @@ def certify_counts(
     """
     lower, upper = label_bounds(counts, k, alpha, n)
     radius = certified_radius(lower, upper, k, scheme.slip(shape))
-    return TopKCertified(torch.where(radius >= 0, radius * scheme.deviation(shape), -1.0), k)
+    return TopKCertified(torch.where(radius >= 0, radius * scheme.deviation(shape), -1.0), k, scheme.threat)
 
 
 def certified_radius(lower: Tensor, upper: Tensor, k: int, slip: float = 0.0) -> Tensor:

@@ -52,7 +52,7 @@ class _ActorCritic(GoalConditioned):
         scaled = np.where(chosen.reshape(-1, *[1] * (scaled.ndim - 1)), uniform, scaled)
         return self.policy.unscale_action(scaled), scaled
 
-    def _optimizers(self) -> list[torch.optim.Optimizer]:
+    def optimizers(self) -> list[torch.optim.Optimizer]:
         return [self.actor.optimizer, self.critic.optimizer]
 
     def _targets(self) -> list[tuple[nn.Module, nn.Module]]:
@@ -113,7 +113,7 @@ class _DeterministicActor(_ActorCritic):
     def _encode(self, observation: Observation, networks: Networks) -> Observation:
         return self.policy.encode(observation, networks) if isinstance(self.policy, MultiGoalPolicy) else observation
 
-    def _can_be_recorded(self) -> bool:
+    def updates_are_alike(self) -> bool:
         return not isinstance(self.policy, MultiGoalPolicy)
 
     def _kind(self, step: int) -> Hashable:
@@ -177,8 +177,8 @@ class SAC(_ActorCritic, sb3.SAC):
 
     gradient_scale: ClassVar[float] = 0.5
 
-    def _optimizers(self) -> list[torch.optim.Optimizer]:
-        own = super()._optimizers()
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        own = super().optimizers()
         return own if self.ent_coef_optimizer is None else [*own, self.ent_coef_optimizer]
 
     def _update(self, batch: Batch, step: int) -> Results:

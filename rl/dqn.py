@@ -48,7 +48,7 @@ class DQN(GoalConditioned, sb3.DQN):
         self.temperature, self.soft_target = float(temperature), soft_target
         super().__init__(*args, **kwargs)
 
-    def _optimizers(self) -> list[torch.optim.Optimizer]:
+    def optimizers(self) -> list[torch.optim.Optimizer]:
         return [self.policy.optimizer]
 
     def _targets(self) -> list[tuple[nn.Module, nn.Module]]:

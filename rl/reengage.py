@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import warnings
 from collections import defaultdict
 from collections.abc import Hashable
 from contextlib import nullcontext
@@ -29,28 +28,16 @@ from rl.graphs import Recorder, Results
 from rl.her import HerReplayBuffer
 from rl.losses import goal_gradient_loss, td_target, td_target_gradient
 from rl.normalization import share_statistics
+from rl.recording import check_recordable, surroundings
+from rl.reward_watch import RewardWatch
 from rl.slopes import PlainCritic, slope
 from rl.transfer import to_device
-from rl.updates import Follower, can_be_recorded, make_faster
+from rl.updates import Follower, make_faster
 
 Batch = DictReplayBufferSamples
 Discount = Tensor | float
 AlgorithmT = TypeVar("AlgorithmT", bound="GoalConditioned")
 Networks = Literal["target", "critic", "actor"]
-
-# Warn after so many steps and sampled transitions without a low reward: enough for some episodes, since one that
-# happens to begin at its goal may have none.
-PATIENCE = 1_000
-
-
-# Attributes that change with every step and that recorded updates do not read: no part of _surroundings.
-_CHANGING = frozenset(
-    {
-        *("num_timesteps", "_num_timesteps_at_start", "_total_timesteps", "_current_progress_remaining", "start_time"),
-        *("_n_updates", "_n_calls", "_episode_num", "exploration_rate", "_without_low"),
-        *("_entropy_coef", "_actions", "_log_prob", "_looked_at"),
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -129,8 +116,7 @@ class GoalConditioned(OffPolicyAlgorithm):
         if goal_gradient is not None:
             self.goal_gradient = goal_gradient
         self.goal_statistics = GoalStatistics()  # stays empty without GoalGradient.normalize
-        self._without_low: int | None = 0  # transitions sampled without any low reward; None once that is settled
-        self._looked_at: tuple[Any, Any] = (None, None)  # the rule and the environment for which it is settled
+        self._reward_watch = RewardWatch()
         self.cuda_graphs = cuda_graphs
         if kwargs.get("policy_kwargs") is not None:  # Stable-Baselines3 adds options of the algorithm
             kwargs["policy_kwargs"] = dict(kwargs["policy_kwargs"])
@@ -154,25 +140,8 @@ class GoalConditioned(OffPolicyAlgorithm):
         self._followers = [Follower(network, target) for network, target in self._targets()]
         self._recorder = None
         if self.cuda_graphs and self.device.type == "cuda":  # one that was saved may be loaded without a GPU
-            self._check_cuda_graphs()
+            check_recordable(self)
             self._recorder = Recorder.on(self.device)
-
-    def _check_cuda_graphs(self) -> None:
-        """Raise unless updates can be recorded."""
-        if callable(self.learning_rate):
-            raise ValueError("cuda_graphs: got a learning rate that follows a schedule, expected a number")
-        if self.use_sde:
-            raise ValueError("cuda_graphs: got use_sde=True, whose noise belongs to no recording; expected one of both")
-        for optimizer in self._optimizers():
-            if not can_be_recorded(optimizer):
-                name = type(optimizer).__name__
-                raise ValueError(
-                    f"cuda_graphs: got {name}, which counts its steps in Python; expected torch.optim.Adam"
-                )
-        if not self._can_be_recorded():
-            raise ValueError(
-                f"cuda_graphs: got {type(self.policy).__name__}, whose updates are not all alike; leave it False"
-            )
 
     def _check_goal_gradient(self) -> None:
         """Raise if the term is switched on, and model or environment do not allow it.
@@ -197,7 +166,7 @@ class GoalConditioned(OffPolicyAlgorithm):
 
     # The adapters.
 
-    def _optimizers(self) -> list[torch.optim.Optimizer]:
+    def optimizers(self) -> list[torch.optim.Optimizer]:
         """Those that follow the learning rate."""
         raise NotImplementedError
 
@@ -242,7 +211,7 @@ class GoalConditioned(OffPolicyAlgorithm):
         """What :meth:`_finish` makes of the number of the update."""
         return None
 
-    def _can_be_recorded(self) -> bool:
+    def updates_are_alike(self) -> bool:
         """Whether updates do the same work on the device, whatever is in a minibatch."""
         return True
 
@@ -251,7 +220,7 @@ class GoalConditioned(OffPolicyAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         return [
             *super()._excluded_save_params(),
-            *("_followers", "_entropy_coef", "_normalization", "_without_low", "_looked_at", "_recorder"),
+            *("_followers", "_entropy_coef", "_normalization", "_reward_watch", "_recorder"),
         ]
 
     def update_statistics(self) -> None:
@@ -271,17 +240,16 @@ class GoalConditioned(OffPolicyAlgorithm):
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         assert self.replay_buffer is not None
         self._check_goal_gradient()
-        if (looked_at := (self.goal_gradient, self.env)) != self._looked_at:  # another rule, or other rewards
-            self._looked_at, self._without_low = looked_at, 0
+        self._reward_watch.begin(self.goal_gradient, self.env)
         self.policy.set_training_mode(True)
         recorder = self._recorder
-        for optimizer in self._optimizers():  # here, since loading replaces the options of optimizers
+        for optimizer in self.optimizers():  # here, since loading replaces the options of optimizers
             exact = self.goal_gradient_coef == 0 and recorder is None
             make_faster(optimizer, exact=exact, recorded=recorder is not None)
-        self._update_learning_rate(self._optimizers())
+        self._update_learning_rate(self.optimizers())
         self.update_statistics()
         logs = Logs()
-        with nullcontext() if recorder is None else recorder.session(self._surroundings()):
+        with nullcontext() if recorder is None else recorder.session(surroundings(self)):
             for step in range(gradient_steps):
                 self._n_updates += 1
                 batch = cast(Batch, self.replay_buffer.sample(batch_size, env=self._vec_normalize_env))
@@ -313,19 +281,7 @@ class GoalConditioned(OffPolicyAlgorithm):
 
     def _waits(self) -> bool:
         """Whether the update that comes waits for the device to tell something."""
-        return self.goal_gradient_coef > 0 and self._without_low is not None
-
-    def _surroundings(self) -> Hashable:
-        """What Python reads in an update, but for the minibatch: options, the rule, and where the tensors are."""
-        options = [(name, _fixed(value)) for name, value in vars(self).items() if name not in _CHANGING]
-        options += [(name, _fixed(value)) for name, value in vars(self.goal_statistics).items()]
-        tensors = [*self.policy.parameters(), *self.policy.buffers()]
-        for optimizer in self._optimizers():
-            for group in optimizer.param_groups:
-                options += [(name, _fixed(value)) for name, value in group.items()]
-            for state in optimizer.state.values():
-                tensors += [value for value in state.values() if isinstance(value, Tensor)]
-        return self.goal_gradient, tuple(options), _fixed(tensors)
+        return self.goal_gradient_coef > 0 and not self._reward_watch.settled
 
     def _critic_loss(self, batch: Batch, logs: Logs) -> Tensor:
         """The TD loss, and the goal-gradient term if it is switched on."""
@@ -345,8 +301,8 @@ class GoalConditioned(OffPolicyAlgorithm):
         target = self._clip(td_target(batch.rewards, batch.dones, discount, value.target.detach()))
         reward_gradient = self.goal_gradient.reward_gradient(batch.next_observations)
         target_gradient = td_target_gradient(batch.dones, discount, next_gradient, reward_gradient)
-        if self._without_low is not None:
-            self._look_at_rewards(batch, discount, reward_gradient)
+        if not self._reward_watch.settled:
+            self._reward_watch.look(batch, discount, self.gamma, reward_gradient, steps=self.num_timesteps)
 
         statistics = self.goal_statistics if self.goal_gradient.normalize else None
         if statistics is not None:
@@ -359,43 +315,6 @@ class GoalConditioned(OffPolicyAlgorithm):
         logs.add(self.loss_name, td_loss)
         logs.add("goal_gradient_loss", term)
         return td_loss + term
-
-    def _look_at_rewards(self, batch: Batch, discount: Discount, reward_gradient: Tensor | None) -> None:
-        """Warn once if the rule does not fit the rewards; the first batch that has what it takes settles it."""
-        rule, rewards = self.goal_gradient, batch.rewards
-        assert self._without_low is not None
-        if reward_gradient is not None and not reward_gradient.isfinite().all():
-            raise ValueError(
-                "goal_gradient: got a reward whose gradient is not finite for all goals of a batch, after which no "
-                "parameter would be; a square root of 0 has none: add something small under it, such as 1e-8"
-            )
-        explained = rule.explained(batch.next_observations)
-        # what is added under a square root, so that it has a gradient at 0, is no other reward
-        near = 1e-4 + 1e-2 * float(rewards.max() - rewards.min())
-        if explained is not None and not torch.allclose(explained.to(rewards), rewards[:, 0], rtol=1e-3, atol=near):
-            worst = (explained.to(rewards) - rewards[:, 0]).abs().argmax()
-            warnings.warn(
-                f"goal_gradient: got a rule by which a reward is {explained[worst]:g} and that in the replay buffer is "
-                f"{rewards[worst, 0]:g}, so that it differentiates another reward than is learned; expected the same",
-                UserWarning,
-            )
-        dense = isinstance(rule, GoalGradient) and rule.reward is not None
-        if not isinstance(rule, GoalGradient) or dense or rule.is_low(rewards, discount, self.gamma).any():
-            self._without_low = None
-            return
-        self._without_low += len(rewards)
-        if min(self._without_low, self.num_timesteps) < PATIENCE:
-            return
-        kind = "n-step returns" if isinstance(discount, Tensor) else "rewards"
-        warnings.warn(
-            f"goal_gradient: got {kind} from {rewards.min():g} to {rewards.max():g} in a batch, and in "
-            f"{self._without_low} sampled transitions none of low_reward={rule.low_reward:g}, without which the "
-            "goal-gradient loss is 0: the coefficient has no effect. Expected low_reward for steps that do not reach "
-            "the goal; say goal_gradient=rl.GoalGradient(low_reward=...), or rl.GoalGradient(reward=...) with the "
-            "function of dense rewards",
-            UserWarning,
-        )
-        self._without_low = None
 
     def _clip(self, target: Tensor) -> Tensor:
         return target if self.target_range is None else target.clamp(*self.target_range)
@@ -428,17 +347,6 @@ def show_arguments(algorithm: type[AlgorithmT]) -> type[AlgorithmT]:
     own.__signature__ = inspect.Signature(shown)
     algorithm.__init__ = own
     return algorithm
-
-
-def _fixed(value: Any) -> Hashable:
-    """An option as it can be compared later: numbers and texts themselves, tensors by their place, nothing else."""
-    if isinstance(value, bool | int | float | str | np.number | None):
-        return value
-    if isinstance(value, Tensor):
-        return value.data_ptr()
-    if isinstance(value, np.ndarray):
-        return value.item() if value.ndim == 0 else None
-    return tuple(_fixed(own) for own in value) if isinstance(value, list | tuple) else None
 
 
 def add_up(losses: list[Tensor]) -> Tensor:

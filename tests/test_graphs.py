@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import rl
 from rl.goals import GoalGradient
 from rl.graphs import WARM_UP, Recorder, Results
+from rl.recording import check_recordable, surroundings
 from rl.updates import make_faster
 from tests.agents import ALGORITHMS, agent, seek, vector
 
@@ -96,7 +97,7 @@ def both(name: str, train: Callable[[Any], Any], **options: Any) -> list[Any]:
 
 def state(model: Any) -> dict[str, Tensor]:
     own = {f"policy.{name}": value for name, value in model.policy.state_dict().items()}
-    for i, optimizer in enumerate(model._optimizers()):
+    for i, optimizer in enumerate(model.optimizers()):
         for j, moments in optimizer.state_dict()["state"].items():
             own |= {f"{i}.{j}.{key}": value for key, value in moments.items()}
     return own
@@ -167,7 +168,7 @@ def test_what_python_reads_may_change() -> None:
         more()
         model.lr_schedule = lambda progress: 0.01
         more()
-        for optimizer in model._optimizers():
+        for optimizer in model.optimizers():
             optimizer.load_state_dict(deepcopy(optimizer.state_dict()))
         more()
 
@@ -196,11 +197,11 @@ CHANGES: dict[str, tuple[str, Callable[[Any], None]]] = {
 @pytest.mark.parametrize(("name", "change"), CHANGES.values(), ids=CHANGES)
 def test_changes_are_seen(name: str, change: Callable[[Any], None]) -> None:
     model: Any = agent(name, goal_gradient_coef=0.5, **({"ent_coef": 0.1} if name == "SAC" else {})).learn(60)
-    before = model._surroundings()
+    before = surroundings(model)
     model.learn(10, reset_num_timesteps=False)
-    assert model._surroundings() == before
+    assert surroundings(model) == before
     change(model)
-    assert model._surroundings() != before
+    assert surroundings(model) != before
 
 
 def test_recordings_belong_to_one_model(tmp_path: Path) -> None:
@@ -267,8 +268,9 @@ def test_what_cannot_be_recorded() -> None:
     }
     for message, model in unfit.items():
         with pytest.raises(ValueError, match=f"cuda_graphs: got.*{message}"):
-            model._check_cuda_graphs()
-    agent("DQN", policy_kwargs={"optimizer_class": torch.optim.SGD})._check_cuda_graphs()  # type: ignore[attr-defined]
+            check_recordable(model)
+    plain: Any = agent("DQN", policy_kwargs={"optimizer_class": torch.optim.SGD})
+    check_recordable(plain)
 
 
 def test_steps_are_counted_where_they_are_read() -> None:

@@ -21,6 +21,7 @@ import rl
 from rl.goals import GOAL, GoalGradient, Observation
 from rl.losses import goal_gradient_loss, td_target_gradient
 from rl.reengage import GoalConditioned, Logs
+from rl.reward_watch import RewardWatch
 from rl.slopes import slope
 from tests.agents import ALGORITHMS, agent, bits, check_plain_critic, seek
 
@@ -273,7 +274,7 @@ def shifted() -> gymnasium.Env[Any, Any]:
 
 def test_rewards_without_a_low_one_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The term is 0 with them, which would otherwise show only in the logs."""
-    monkeypatch.setattr("rl.reengage.PATIENCE", 100)
+    monkeypatch.setattr("rl.reward_watch.PATIENCE", 100)
     model: Any = agent("DDPG", env=shifted(), goal_gradient_coef=0.3).learn(99)
     with pytest.warns(UserWarning, match=r"rewards from 0 to 1 in a batch.* none of low_reward=-1") as told:
         model.learn(100, reset_num_timesteps=False)
@@ -291,12 +292,12 @@ def test_rewards_without_a_low_one_are_told_once(monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_other_rewards_that_are_told_of_are_fine(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rl.reengage.PATIENCE", 1)
+    monkeypatch.setattr("rl.reward_watch.PATIENCE", 1)
     agent("DDPG", env=shifted(), **{"goal_gradient_coef": 0.3, **options}).learn(80)  # warnings are errors
 
 
 def test_another_rule_or_environment_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rl.reengage.PATIENCE", 50)
+    monkeypatch.setattr("rl.reward_watch.PATIENCE", 50)
     model: Any = agent("DDPG", goal_gradient_coef=0.3).learn(80)
     model.goal_gradient = GoalGradient(low_reward=5.0)
     with pytest.warns(UserWarning, match="none of low_reward=5"):
@@ -304,8 +305,8 @@ def test_another_rule_or_environment_is_looked_at_again(monkeypatch: pytest.Monk
     model: Any = agent("DDPG", goal_gradient_coef=0.3).learn(80)
     model.set_env(rl.VectorEnvAdapter(model.env.env))
     model.learn(60, reset_num_timesteps=False)
-    assert model._without_low is None
-    assert model._looked_at == (model.goal_gradient, model.env)
+    assert model._reward_watch.settled
+    assert model._reward_watch._subject == (model.goal_gradient, model.env)
 
 
 def test_something_small_under_a_root_is_no_other_reward() -> None:
@@ -350,10 +351,10 @@ def test_dense_rewards_beside_normalized_observations() -> None:
 
 def test_looking_for_low_rewards_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     looking: Any = agent("TD3", goal_gradient_coef=0.3).learn(120)
-    monkeypatch.setattr(GoalConditioned, "_look_at_rewards", lambda *args: None)
+    monkeypatch.setattr(RewardWatch, "look", lambda *args, **kwargs: None)
     blind: Any = agent("TD3", goal_gradient_coef=0.3).learn(120)
-    assert looking._without_low is None
-    assert blind._without_low == 0
+    assert looking._reward_watch.settled
+    assert not blind._reward_watch.settled
     assert all(torch.equal(value, parameters(blind)[key]) for key, value in parameters(looking).items())
 
 

@@ -113,7 +113,7 @@ def test_top_k(scheme, tmp_path):
     direct = classifier.certify_top_k(x, 2)
     assert torch.equal(run.certify_top_k(2).radius, direct.radius)
     assert (run.certify_top_k(2, alpha=1e-5).radius <= direct.radius).all()
-    assert direct.top_k == 2
+    assert (direct.top_k, direct.threat, direct.guaranteed) == (2, scheme.threat, True)
     assert (direct.radius_of(run.label) >= 0).any()
     with pytest.raises(ValueError, match=r"k \(predicted labels\): got 3"):
         classifier.certify_top_k(x, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -203,6 +204,17 @@ def test_unanimous_votes_do_not_certify_everything():
     assert (result.radius_upper < 300).all()
     few = torch.tensor([1e-6], dtype=torch.float64)
     assert confidence.lower_bound(torch.tensor([100]), 100, 0.05, uniforms=few).item() < 1
+
+
+def test_radii_that_are_not_float64_are_refused():
+    @dataclass(frozen=True)
+    class Coarse(RandomizedAblation):
+        def radius(self, p_lower, p_upper, *, shape=None):
+            return super().radius(p_lower, p_upper, shape=shape).float()
+
+    smoothed = Smoothed(Lookup(3, seed=0), Coarse(2), 3, n0=10)
+    with pytest.raises(ValueError, match=r"Coarse: got radii torch\.float32"):
+        smoothed.certify_at(IMAGES, 1)
 
 
 def test_exact_schemes_have_nothing_to_sample():

@@ -302,6 +302,9 @@ def test_the_printed_rule_is_marked_wherever_it_shows():
     assert not result.guaranteed
     with pytest.raises(ValueError, match="nothing is certified"):
         result.certified_at(0.1)
+    ranked = scheme.certify_top_k(torch.tensor([[99, 1, 0]]), 1, 0.01, n=100, shape=(1, 4, 4))
+    assert ranked.threat == scheme.threat
+    assert not ranked.guaranteed
     both = SmoothReduce(0.25, 4, count=2, noise="patch", as_printed=True, sound=False)
     assert "as printed, floating-point noise" in str(both.threat)
     assert SmoothReduce(0.25, 4, count=2, noise="patch").threat == L2()

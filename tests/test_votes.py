@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import warnings
 from functools import partial
@@ -11,8 +12,10 @@ import torch
 from torch import nn
 
 from certify import (
+    L0,
     BandAblation,
     BernoulliAblation,
+    Certified,
     DeterministicAblation,
     DeterministicSplittingNoise,
     DiscreteNoise,
@@ -26,6 +29,7 @@ from certify import (
     ThresholdVote,
     UniformNoise,
     WassersteinNoise,
+    metrics,
 )
 from certify.draws import ESTIMATION, SELECTION, Draws
 from certify.engine import VoteEngine
@@ -280,6 +284,35 @@ def test_each_kind_of_neighbour_is_tried(change):
         check(copies, 1)
 
 
+def test_every_pair_of_rows_is_tried_in_a_small_batch():
+    """One row that looks at one other."""
+    copies = torch.rand((4, 1, 2, 2), generator=torch.Generator().manual_seed(0))
+    for rows in (2, 3, 4, 7, 8):
+        for reader, read in itertools.permutations(range(rows), 2):
+
+            def base_classifier(batch, reader=reader, read=read, rows=rows):
+                scores = batch.flatten(1)[:, :2].clone()
+                if len(batch) == rows:
+                    scores[reader] += (batch[read].sum() > 3).float()
+                return scores
+
+            with pytest.raises(ValueError, match="depend on the other copies in its batch"):
+                check_independence(base_classifier, copies, rows)
+
+
+def test_a_classifier_that_looks_at_the_first_row_is_refused():
+    """Its copy number 0 would decide all votes: one pixel in reach of it would break any radius."""
+
+    def first(batch: torch.Tensor) -> torch.Tensor:
+        bright = (batch[:1].flatten(1).sum(1) > 0.75).float().expand(len(batch))
+        return torch.stack((1 - bright, bright), 1)
+
+    blank = torch.zeros((1, 1, 8, 8), dtype=torch.uint8)
+    for scheme in (BandAblation(width=1, null="mean", mean=(0.0,)), DeterministicAblation(8, null="mean", mean=(0.0,))):
+        with pytest.raises(ValueError, match="depend on the other copies in its batch"):
+            Smoothed(first, scheme, 2, batch_size=64).certify(blank)
+
+
 class Holder:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -522,7 +555,7 @@ def test_a_classifier_is_checked_once():
     first = len(sizes)
     smoothed.votes(images(1))
     assert len(sizes) - first == 2
-    assert first == 2 + 1 + 9 + 9  # scores, a first look, the batches to come
+    assert first == 2 + 1 + (9 + 6) + (9 + 2)  # scores, a first look at all rows, the batches to come
 
 
 def test_probabilities_are_not_scores():
@@ -796,6 +829,23 @@ def test_labels_are_as_many_as_predictions():
     for labels in (torch.zeros(1, dtype=torch.int64), torch.zeros(3, 1, dtype=torch.int64)):
         with pytest.raises(ValueError, match=r"labels: got shape .*, expected \(3,\)"):
             result.correct(labels)
+
+
+def test_an_abstention_is_never_right():
+    result = Certified(torch.tensor([-1, 0]), torch.tensor([-1.0, 2.0]).double(), L0())
+    assert result.correct(torch.tensor([-1, 0])).tolist() == [False, True]
+    assert metrics.clean_accuracy([-1, 0], [-1, 0]) == 0.5
+
+
+@pytest.mark.parametrize(("options", "message"), [({"n": 2 * 10**8}, "n "), ({"alpha": 1e-160}, "alpha")])
+def test_bounds_that_do_not_exist_are_told_before_anything_is_sampled(options, message):
+    with pytest.raises(ValueError, match=message):
+        Smoothed(Silent(), RandomizedAblation(3), 3, bounds="simultaneous", **options)
+
+
+class Silent:
+    def __call__(self, copies: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("no copy is classified")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ encoding, (x, 1 - x) for a point and (0, 0) for NULL.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +131,13 @@ class PointNet(nn.Module):
         feature_transform: a T-Net on the local features.
         dropout: before the last layer.
         orthogonality: weight of the feature transform's regularization, see :class:`TransformNet`.
+
+    Attributes:
+        lists_by_mask: how many rows a matrix product has depends on the masks of all copies in a batch, which are the
+            same for all images (see :class:`KeptPoints`): only copies with the same masks can stand for others.
     """
+
+    lists_by_mask: ClassVar[bool] = True
 
     def __init__(
         self,
