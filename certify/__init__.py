@@ -18,7 +18,7 @@ per image on disk, and :class:`StoredRun` reads what it wrote, or certifies it a
 * :class:`Undefended` - the base classifier itself, to compare with
 """
 
-from certify import poisoning, topk, topk_l2
+from certify import metrics, poisoning, topk, topk_l2
 from certify.ablation import DeterministicAblation, RandomizedAblation
 from certify.bernoulli_ablation import BernoulliAblation
 from certify.discrete import DiscreteNoise
@@ -31,7 +31,7 @@ from certify.randomized_variable_lambda import RandomizedVariableLambda
 from certify.randomized_windows import RandomizedBandAblation, RandomizedBlockAblation
 from certify.runs import StoredRun
 from certify.scheme import Certified, EnumeratedScheme, SampledScheme, Scheme, TopKCertified
-from certify.sequential import CertifiedAt, RadiusWithin
+from certify.sequential import CertifiedAt, RadiusWithin, SequentialCertified
 from certify.smooth import Smoothed
 from certify.smooth_reduce import SmoothReduce, SmoothReduceVideo
 from certify.splitting import DeterministicSplittingNoise, SplittingNoise
@@ -73,6 +73,7 @@ __all__ = [
     "RandomizedVariableLambda",
     "SampledScheme",
     "Scheme",
+    "SequentialCertified",
     "SmoothReduce",
     "SmoothReduceVideo",
     "Smoothed",
@@ -89,6 +90,7 @@ __all__ = [
     "WassersteinNoise",
     "argmax_vote",
     "certify_dataset",
+    "metrics",
     "poisoning",
     "topk",
     "topk_l2",

@@ -22,6 +22,7 @@ from certify.images import Shape, channels_first
 from certify.inference import (
     BaseClassifier,
     check_independence,
+    check_rows,
     device_of,
     exact_inference,
     good_batch_size,
@@ -117,6 +118,8 @@ class VoteEngine:
         self.num_classes = num_classes
         self.vote = vote
         self.batch_size = batch_size
+        if vote is not argmax_vote and not isinstance(vote, ThresholdVote):
+            self._check_rule()
         self._given, self._chosen_batch_size = base_classifier, batch_size
         # what is known of the classifier, as long as it is run in the same way: of which images it takes the copies,
         # and in batches of how many rows it scores each by itself
@@ -124,6 +127,16 @@ class VoteEngine:
         self._taken: set[Shape] = set()
         self._independent: set[tuple[Shape, int]] = set()
         self._shared: dict[tuple[int, ...], bool] = {}  # whether images may share batches, by how they are laid out
+
+    def _check_rule(self) -> None:
+        """Raise if a vote by a rule of one's own depends on more than the scores of its copy."""
+        try:
+            check_rows(lambda scores: self.one_hot(scores).float(), self.num_classes)
+        except ValueError as error:
+            raise ValueError(
+                f"vote: got {self.vote}, by which the vote of a copy changes with the scores of the others or with "
+                "chance; expected a rule that looks at each row alone, and always gives the same"
+            ) from error
 
     @property
     def shared_rows(self) -> int:

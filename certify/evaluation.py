@@ -19,7 +19,7 @@ from torch import Tensor
 from certify import spec
 from certify.data import Dataset
 from certify.draws import GENERATOR
-from certify.identity import name_of
+from certify.identity import code_of, name_of
 from certify.inference import device_of
 from certify.results import ResultFolder, Row, result_of, row_columns
 from certify.scheme import Certified, EnumeratedScheme, SampledScheme, check_integer
@@ -50,22 +50,27 @@ def configuration(smoothed: Smoothed, data: Dataset, how: dict[str, Any] | None)
     scheme, vote = smoothed.scheme, smoothed.engine.vote
     if vote is not argmax_vote and not isinstance(vote, ThresholdVote):
         raise ValueError(f"vote: got {vote}, which has no text to store; expected argmax_vote or ThresholdVote(theta)")
-    passes = scheme.inputs_per_copy(data.shape)
-    return ({} if passes == 1 else {"inputs_per_copy": passes}) | {
-        "scheme": spec.to_text(scheme),
-        "threat": str(scheme.threat),
-        "design": scheme.fingerprint(),
-        "data": data.name,
-        "data_sha256": data.checksum(),
-        "split": data.split,
-        "shape": list(data.shape),
-        "num_classes": data.num_classes,
-        "sampling": how,
-        "vote": spec.to_text(vote) if isinstance(vote, ThresholdVote) else "argmax",
-        "batch_size": smoothed.engine.batch_size,
-        "shared_rows": smoothed.engine.shared_rows,
-        "device": device_of(smoothed.base_classifier, torch.device("cpu")).type,
-    }
+    passes, code = scheme.inputs_per_copy(data.shape), code_of([type(scheme)])
+    own = {} if code is None else {"scheme_code": code}
+    return (
+        ({} if passes == 1 else {"inputs_per_copy": passes})
+        | own
+        | {
+            "scheme": spec.to_text(scheme),
+            "threat": str(scheme.threat),
+            "design": scheme.fingerprint(),
+            "data": data.name,
+            "data_sha256": data.checksum(),
+            "split": data.split,
+            "shape": list(data.shape),
+            "num_classes": data.num_classes,
+            "sampling": how,
+            "vote": spec.to_text(vote) if isinstance(vote, ThresholdVote) else "argmax",
+            "batch_size": smoothed.engine.batch_size,
+            "shared_rows": smoothed.engine.shared_rows,
+            "device": device_of(smoothed.base_classifier, torch.device("cpu")).type,
+        }
+    )
 
 
 def certify_dataset(
@@ -109,6 +114,11 @@ def certify_dataset(
     Returns:
         the path of the rows.
     """
+    if not isinstance(data, Dataset):
+        raise TypeError(
+            f"data: got {type(data).__name__}, expected a certify.data.Dataset; certify.data.from_torch makes one of a "
+            "data set of PyTorch"
+        )
     if smoothed.engine.num_classes != data.num_classes:
         raise ValueError(
             f"num_classes: got {smoothed.engine.num_classes} of the classifier and {data.num_classes} of {data.name}, "

@@ -284,6 +284,19 @@ def check_independence(base_classifier: BaseClassifier, copies: Tensor, rows: in
             )
 
 
+def check_rows(rule: Callable[[Tensor], Tensor], num_classes: int) -> None:
+    """Raise if what a rule makes of a row of scores changes with the other rows, or with chance.
+
+    Args:
+        rule: maps scores ``[N, num_classes]`` to ``[N, ...]``.
+    """
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn((64, num_classes), generator=generator)
+    for scale in (0.01, 1.0, 20.0):
+        for rows in (8, 64):
+            check_independence(rule, scale * scores, rows)
+
+
 def _halves(number: Tensor) -> list[Tensor]:
     """Halves of a batch, bool ``[rows]`` each: the odd rows, the even ones; in a small batch so many that for any two
     rows there is one with the first and without the second."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from typing import get_args
 
 import torch
@@ -20,6 +21,7 @@ from certify.draws import ESTIMATION
 from certify.engine import VoteEngine, collect_votes
 from certify.images import Shape
 from certify.inference import BaseClassifier
+from certify.patch import PatchBound, PatchCertified, PatchSize, StructuredAblation
 from certify.scheme import (
     BAD_BOUNDS,
     Bounds,
@@ -88,7 +90,9 @@ class Smoothed:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: got {value!r}, expected at least 1 sample, as an integer")
         if not callable(base_classifier):
-            raise TypeError(f"base_classifier: got {base_classifier!r}, expected a module or a function of copies")
+            got = type(base_classifier).__name__
+            hint = "; load_state_dict puts it into a module" if isinstance(base_classifier, Mapping) else ""
+            raise TypeError(f"base_classifier: got a {got}, expected a module or a function of copies{hint}")
         self._base_classifier = base_classifier
         self.n0, self.n, self.alpha, self.seed = n0, n, alpha, seed
         self.bounds: Bounds = bounds
@@ -155,6 +159,19 @@ class Smoothed:
         self.scheme.certify_top_k(empty, k, self.alpha, n=self.n, shape=shape)  # says what is wrong before it samples
         counts = self.engine.sampled(x, self.n, index=index, seed=self.seed, stream=ESTIMATION)
         return self.scheme.certify_top_k(counts, k, self.alpha, n=self.n, shape=shape)
+
+    def certify_patch(self, x: Tensor, patch_size: PatchSize, *, bound: PatchBound = "location") -> PatchCertified:
+        """Which predictions no patch of one size can change; for schemes against patches with a vote per position.
+
+        Args:
+            patch_size: m for m x m pixels, or (height, width).
+            bound: see :meth:`~certify.patch.StructuredAblation.certify_votes`.
+        """
+        if not isinstance(self.scheme, StructuredAblation):
+            got = type(self.scheme).__name__
+            raise ValueError(f"scheme: got {got}, expected one against patches such as BandAblation(width=4)")
+        by_copy, shape = self.engine.enumerated_by_copy(x), tuple(x.shape[1:])
+        return self.scheme.certify_votes(by_copy, patch_size, shape=shape, bound=bound)
 
     def certify_at(
         self, x: Tensor, radius: float, *, max_n: int = 100_000, index: Tensor | None = None

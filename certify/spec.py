@@ -98,7 +98,8 @@ def parse_scheme(text: str) -> Scheme:
 
 def parse_vote(text: str) -> VoteRule:
     """The vote rule that ``text`` describes: ``argmax`` or e.g. ``ThresholdVote(theta=0.6)``."""
-    vote = argmax_vote if text == "argmax" else parse(text, example="ThresholdVote(theta=0.6)")
+    rules = {"ThresholdVote": ThresholdVote} if text.split("(")[0].strip() not in known() else None
+    vote = argmax_vote if text == "argmax" else parse(text, rules, example="ThresholdVote(theta=0.6)")
     if not isinstance(vote, ThresholdVote) and vote is not argmax_vote:
         raise ValueError(f"vote: got {text!r}, expected argmax or a vote rule such as ThresholdVote(theta=0.6)")
     return vote

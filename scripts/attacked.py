@@ -89,7 +89,9 @@ def within_certificates(attack: AttackRun, config: dict[str, Any], rows: dict[st
     ``predict`` abstains from too few samples is no contradiction, but counts as broken: with fewer samples than the
     certificate took, accuracy under attack may even start below certified accuracy.
     """
-    if any(attack.config[key] != config[key] for key in ("checkpoint_sha256", "scheme", "vote")):
+    checkpoint = config.get("checkpoint_sha256")  # certify_dataset has its own names for models
+    same = all(attack.config.get(key) == config.get(key) for key in ("checkpoint_sha256", "scheme", "vote"))
+    if checkpoint is None or not same:
         return None
     inside = (rows["correct"] > 0) & (attack.rows["magnitude"] <= rows["radius"])
     found, before = attack.rows["predict"], attack.rows["clean"]

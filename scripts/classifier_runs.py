@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from certify import Smoothed, evaluation, spec
+from certify import EnumeratedScheme, Smoothed, evaluation, spec
 from certify.data import Dataset, load
+from certify.identity import code_of
 from certify.training import Checkpoint, load_checkpoint
 from certify.training.copies import scheme_text
 from scripts import cli
@@ -75,20 +76,39 @@ def configuration(
         how: how a sampled scheme samples; None for exact ones.
     """
     path = args.checkpoint / "model.safetensors" if args.checkpoint.is_dir() else args.checkpoint
-    return evaluation.configuration(smoothed, data, how) | {
-        "trained_with": scheme_text(checkpoint.scheme),
-        "model": checkpoint.model.name,
-        "checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "device": torch.device(args.device).type,
-        "provenance": {
-            "command": cli.command_line(prog, args),
-            "commit": cli.commit(),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-        },
-    }
+    module = smoothed.base_classifier
+    code = code_of(type(part) for part in module.modules()) if isinstance(module, torch.nn.Module) else None
+    own = {} if code is None else {"model_code": code}
+    return (
+        evaluation.configuration(smoothed, data, how)
+        | own
+        | {
+            "trained_with": scheme_text(checkpoint.scheme),
+            "model": checkpoint.model.name,
+            "checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "device": torch.device(args.device).type,
+            "provenance": {
+                "command": cli.command_line(prog, args),
+                "commit": cli.commit(),
+                "started": datetime.now(UTC).isoformat(timespec="seconds"),
+                "torch": torch.__version__,
+                "threads": torch.get_num_threads(),
+                "python": platform.python_version(),
+            },
+        }
+    )
+
+
+def check_exact(args: Args, scheme: EnumeratedScheme) -> None:
+    """Refuse options that a scheme without samples would ignore."""
+    for field in fields(args):
+        if field.name in ("n", "n0", "alpha", "bounds", "interval", "max_n"):
+            value = getattr(args, field.name)
+            if value != field.default:
+                flag = "--" + field.name.replace("_", "-")
+                raise ValueError(
+                    f"{flag}: got {value}, but {type(scheme).__name__} is exact and samples nothing; leave it out"
+                )
 
 
 def build(args: Args, **sampling: Any) -> tuple[Smoothed, Checkpoint, Dataset]:
@@ -121,6 +141,8 @@ def build(args: Args, **sampling: Any) -> tuple[Smoothed, Checkpoint, Dataset]:
         raise ValueError(
             f"{args.checkpoint}: has one network for each copy of {follows}, not of {spec.to_text(scheme)}"
         )
+    if isinstance(scheme, EnumeratedScheme):
+        check_exact(args, scheme)
     smoothed = Smoothed(
         base_classifier.to(args.device),
         scheme,

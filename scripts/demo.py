@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from certify import SampledScheme
+from certify.spec import parse_scheme
 from scripts import certify, cli, evaluate, report, train, train_continuous_seek
 
 METHODS = (
@@ -41,7 +43,8 @@ def certified_classifiers(args: Args) -> None:
         print(f"\n{name}: {scheme}")
         train.main(train.Args(out=folder, scheme=scheme, data="digits", epochs=args.epochs, batch_size=64, lr=0.05))
         runs.append(folder / "test")
-        certify.main(certify.Args(out=runs[-1], checkpoint=folder, max=args.images, n=args.n))
+        n = args.n if isinstance(parse_scheme(scheme), SampledScheme) else certify.Args.n
+        certify.main(certify.Args(out=runs[-1], checkpoint=folder, max=args.images, n=n))
     print()
     report.main(report.Args(runs=runs, out=args.out))
 

@@ -35,6 +35,8 @@ from certify.training import EpochResult, Trainer, TrainingConfig, base_accuracy
 from certify.training.copies import input_shape, parse_scheme
 from scripts import cli
 
+Statistics = tuple[float, ...] | None  # of each channel
+
 
 @dataclass
 class Args:
@@ -67,6 +69,8 @@ class Args:
     normalize: Literal["none", "images", "copies"] = cli.arg(
         "normalize inside the model, by the channel statistics of the training images or of the scheme's copies", "none"
     )
+    mean: list[float] = cli.arg("normalize images by these numbers, one for each channel, in place of --normalize", [])
+    std: list[float] = cli.arg("likewise", [])
     amp: bool = cli.arg("bfloat16 autocast (CUDA only)", False)
     loss: Literal["cross_entropy", "stability", "smoothadv", "macer"] = cli.arg(
         "stability: two copies of each image should also get the same scores; smoothadv: the copies are of adversarial "
@@ -118,11 +122,22 @@ def check_options(args: Args) -> None:
             )
 
 
+def given_statistics(args: Args, data: Dataset) -> tuple[Statistics, Statistics]:
+    """--mean and --std, or None."""
+    if not args.mean and not args.std:
+        return None, None
+    if args.normalize != "none":
+        raise ValueError(f"mean, std: got them and --normalize {args.normalize}, expected one of both")
+    if not len(args.mean) == len(args.std) == data.shape[0] or min(args.std) <= 0:
+        raise ValueError(f"mean, std: got {args.mean} and {args.std}, expected {data.shape[0]} numbers each, std > 0")
+    return tuple(args.mean), tuple(args.std)
+
+
 def model_of(args: Args, scheme: Scheme | None, data: Dataset) -> ModelSpec | DenoisedSpec:
     """The architecture; behind the denoiser of another run if there is one."""
     channels, *sides = input_shape(scheme, data.shape)
     size = tuple(sides)
-    mean, std = None, None
+    mean, std = given_statistics(args, data)
     if args.normalize == "images":
         mean, std = data.channel_statistics()
     elif args.normalize == "copies":

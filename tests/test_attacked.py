@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from certify import L0, LInf, Patch, Wasserstein
+from certify import L0, LInf, Patch, Smoothed, Wasserstein, certify_dataset
 from certify.data import load
 from certify.images import to_float
 from certify.models import ModelSpec
 from certify.results import read_rows
 from certify.spec import parse
-from certify.training import Trainer, TrainingConfig
+from certify.training import Trainer, TrainingConfig, load_checkpoint
 from scripts import attack as attack_script
 from scripts import attack_pictures, attacks, cli
 from scripts import certify as certify_script
@@ -76,6 +76,16 @@ def test_broken_certificates_are_told(runs, tmp_path, capsys):
     broken = round(8 * (certified["certified_accuracy"][0] - attacked["attacked_accuracy"][-1]))
     assert broken > 0
     assert f" {broken} got another class within the certified radius" in capsys.readouterr().out
+
+
+def test_runs_of_the_library_beside_attacks(runs, tmp_path, capsys):
+    """Which know nothing of a checkpoint's file, and so of no certificate that an attack would contradict."""
+    module, checkpoint = load_checkpoint(runs / "ablated")
+    assert checkpoint.scheme is not None
+    smoothed = Smoothed(module, checkpoint.scheme, 10)
+    certify_dataset(smoothed, load("digits", "test"), tmp_path / "run", index=range(8))
+    report_script.main(report_script.Args([tmp_path / "run"], attack=[runs / "pointwise"], out=tmp_path))
+    assert "within the certified radius" not in capsys.readouterr().out
 
 
 def test_attacks_alone_and_in_their_own_panels(runs, tmp_path, capsys):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from certify import spec
+from certify import EnumeratedScheme, spec
 from certify.models.build import MODELS, PARTITION_MLP
 from certify.poisoning.job import LEARNERS
 from certify.poisoning.partition import PARTITIONERS
@@ -21,7 +21,7 @@ from reproduction.catalogue import Run
 from reproduction.quantities import Source
 from reproduction.reading import load
 from reproduction.running import parsed, run_commands
-from scripts import attack, cli
+from scripts import attack, classifier_runs, cli
 
 CATALOGUE = load()
 
@@ -108,8 +108,16 @@ def check_arguments(words: list[str]) -> None:
 @pytest.mark.parametrize("run", CATALOGUE.runs.values(), ids=list(CATALOGUE.runs))
 def test_commands_of_every_budget_are_understood(run):
     for budget in run.budgets:
+        trained_on = None
         for words in run.words(budget):
             check_arguments(words)
+            args: Any = parsed(words)[1]
+            trained_on = args.scheme if words[0] == "scripts.train" else trained_on
+            if words[0] in ("scripts.certify", "scripts.attack"):
+                text = args.scheme or trained_on
+                scheme = None if text in (None, "none") else spec.parse_scheme(text)
+                if isinstance(scheme, EnumeratedScheme):
+                    classifier_runs.check_exact(args, scheme)
 
 
 # Runs whose smoke commands are the same words are done once.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -21,8 +22,9 @@ from certify import (
 )
 from certify.data import Dataset
 from certify.evaluation import certify_dataset
-from certify.identity import name_of
+from certify.identity import code_of, name_of
 from certify.results import read_config, read_rows, read_votes
+from certify.scheme import Scheme
 from certify.sequential import CertifiedAt
 from certify.training import training_copies
 from scripts import report
@@ -270,3 +272,60 @@ def test_training_copies_change_with_epoch_and_image_only():
     assert not torch.equal(training_copies(L0, pixels, index, epoch=0, seed=1), first)
     with pytest.raises(ValueError, match="index"):
         training_copies(L0, pixels, index[:3], epoch=0)
+
+
+def test_other_kinds_of_data_are_told_how_to_become_one(tmp_path):
+    with pytest.raises(TypeError, match=r"got TensorDataset, .* certify\.data\.from_torch makes one"):
+        certify_dataset(smoothed(), torch.utils.data.TensorDataset(torch.zeros(3)), tmp_path / "run")
+    with pytest.raises(TypeError, match=r"images as a NumPy array, expected a tensor: torch.from_numpy"):
+        Dataset("mine", "test", np.zeros((2, 1, 4, 4), np.uint8), torch.zeros(2).long(), 3)
+
+
+class Indexed(nn.Module):
+    """What is in its code has no order of its own, or no value."""
+
+    def forward(self, x):
+        return x.flatten(1)[..., :3] if x.ndim in {3, 4, 5} else x
+
+
+def test_code_with_ellipses_and_sets_has_a_name():
+    assert name_of(Indexed()) == name_of(Indexed())
+
+
+def _as_it_was(self, p_lower, p_upper, *, shape=None):
+    return RandomizedAblation.radius(self, p_lower, p_upper, shape=shape)
+
+
+def _twice(self, p_lower, p_upper, *, shape=None):
+    return 2 * RandomizedAblation.radius(self, p_lower, p_upper, shape=shape)
+
+
+def test_another_version_of_a_scheme_does_not_continue_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(Scheme, "own", {})
+
+    def version(radius) -> Smoothed:
+        Scheme.own.clear()  # as in another process
+        kind = type("Versioned", (RandomizedAblation,), {"radius": radius, "__module__": "here"})
+        return smoothed(dataclass(frozen=True)(kind)(keep=5))
+
+    certify_dataset(version(_as_it_was), images(), tmp_path / "run", index=[0])
+    certify_dataset(version(_as_it_was), images(), tmp_path / "run", index=[0, 1], resume=True)
+    with pytest.raises(ValueError, match="scheme_code"):
+        certify_dataset(version(_twice), images(), tmp_path / "run", index=[0, 1, 2], resume=True)
+
+
+def test_the_code_of_classes():
+    class Part:
+        @property
+        def one(self):
+            return 1
+
+        @staticmethod
+        def two():
+            return 2
+
+    before = code_of([Part])
+    assert before == code_of([Part])
+    Part.one = property(lambda self: 3)
+    assert code_of([Part]) != before
+    assert code_of([nn.Linear, RandomizedAblation]) is None

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -173,3 +174,43 @@ def test_names_of_models_are_unique(own):
 
 def _other(channels: int, classes: int, size: tuple[int, int]) -> torch.nn.Module:
     return torch.nn.Linear(1, 1)
+
+
+def test_partial_functions_and_lambdas(own):
+    module = __import__(own)
+    wide, narrow = partial(module.own_net), partial(module.own_net, size=(8, 8))
+    models.register_model("own_net", module.own_net)
+    with pytest.raises(ValueError, match="got 'own_net'"):
+        models.register_model("own_net", narrow)
+    models.register_model("own_wide", wide)
+    models.register_model("own_wide", partial(module.own_net))
+    for name in ("own_wide",):
+        models.MODELS.pop(name), models.own_models.pop(name)
+    with pytest.raises(ValueError, match=r"expected a function, a class or a functools\.partial"):
+        models.register_model("own_lambda", lambda channels, classes, size: torch.nn.Identity())
+
+
+def test_another_version_of_a_model_does_not_continue_a_run(own, tmp_path, capsys):
+    module, folder = __import__(own), str(tmp_path / "run")
+    module.OwnNet = type("OwnNet", (torch.nn.Linear,), {"__module__": own, "forward": _first})
+    module.own_net = lambda channels, classes, size: torch.nn.Sequential(
+        torch.nn.Flatten(), module.OwnNet(channels * size[0] * size[1], classes)
+    )
+    models.own_models["own_net"] = models.MODELS["own_net"] = module.own_net
+    words = [folder, "--scheme", "OwnRows(count=4)", "--model", "own_net", "--epochs", "1"]
+    cli.run(train_script.main, train_script.Args, "scripts.train", words)
+    words = [f"{folder}/test", "--checkpoint", folder, "--max"]
+    cli.run(certify_script.main, certify_script.Args, "scripts.certify", [*words, "3"])
+    cli.run(certify_script.main, certify_script.Args, "scripts.certify", [*words, "4", "--resume"])
+    module.OwnNet.forward = _second
+    with pytest.raises(SystemExit):
+        cli.run(certify_script.main, certify_script.Args, "scripts.certify", [*words, "6", "--resume"])
+    assert "model_code" in capsys.readouterr().err
+
+
+def _first(self, x):
+    return torch.nn.functional.linear(x, self.weight, self.bias)
+
+
+def _second(self, x):
+    return torch.nn.functional.linear(1 - x, self.weight, self.bias)

@@ -117,6 +117,8 @@ def test_top_k(scheme, tmp_path):
     assert (direct.radius_of(run.label) >= 0).any()
     with pytest.raises(ValueError, match=r"k \(predicted labels\): got 3"):
         classifier.certify_top_k(x, 3)
+    with pytest.raises(ValueError, match="expected one against patches"):
+        classifier.certify_patch(x, 2)
     with pytest.raises(ValueError, match="top-k certificates are for"):
         smoothed(WassersteinNoise(0.01)).certify_top_k(x, 2)
     with pytest.raises(ValueError, match="top-k certificates are for"):
@@ -129,6 +131,7 @@ def test_patches(tmp_path):
     for bound in run.bounds():
         expected = run.by_position()[0].certify_votes(votes.by_copy, (1, 2), shape=votes.shape, bound=bound)
         got = run.certify_patch((1, 2), bound=bound)
+        assert torch.equal(classifier.certify_patch(x, (1, 2), bound=bound).certified, got.certified)
         assert torch.equal(got.certified, expected.certified)
         assert ((run.certify(bound=bound).radius >= 2) <= run.certify_patch(2, bound=bound).certified).all()
 

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from certify import SampledScheme
 from certify.data import load
 from certify.files import lock_file
 from certify.models import ModelSpec
 from certify.results import TableFile, read_rows, read_votes
 from certify.spec import parse
 from certify.topk import certified_top_k_accuracy, certify_counts
-from certify.training import Trainer, TrainingConfig
+from certify.training import Trainer, TrainingConfig, load_checkpoint
 from scripts import agreement as agreement_script
 from scripts import certify as certify_script
 from scripts import cli
@@ -44,7 +45,8 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
 
 
 def certify(out: Path, checkpoint: Path, **options) -> None:
-    defaults = {"n0": 50, "n": 400, "max": 24}
+    scheme = parse(options["scheme"]) if "scheme" in options else load_checkpoint(checkpoint)[1].scheme
+    defaults = {"n0": 50, "n": 400, "max": 24} if isinstance(scheme, SampledScheme) else {"max": 24}
     certify_script.main(certify_script.Args(out=out, checkpoint=checkpoint, **(defaults | options)))
 
 
@@ -218,6 +220,8 @@ BAD = [
     (["--within", "0.9"], r"factor: got 0\.9"),
     (["--at", "2", "--max-n", "0"], "max-n: got 0"),
     (["--at", "2", "--bounds", "simultaneous"], "are for a fixed number of samples"),
+    (["--scheme", "DeterministicAblation(alpha=5)", "--alpha", "0.01"], "alpha: got 0.01, but .* is exact"),
+    (["--scheme", "DeterministicAblation(alpha=5)", "--n0", "10"], "n0: got 10, but DeterministicAblation is exact"),
 ]
 
 

@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from certify import DeterministicSplittingNoise, RandomizedAblation, SplittingNoise, VariableLambda
 from certify.data import Dataset, load
 from certify.draws import EVALUATION, Draws
-from certify.models import ModelSpec
+from certify.models import MODELS, ModelSpec
 from certify.training import SCHEDULES, Trainer, TrainingConfig, base_accuracy, copy_statistics, load_checkpoint
 from certify.training.augment import augmented, random_crop_and_flip
+from scripts import cli
+from scripts import train as train_script
 
 SCHEME = RandomizedAblation(20)
 SPEC = ModelSpec("mnist_cnn", 2, 10, 8)
@@ -247,3 +250,43 @@ def test_copy_statistics_normalize_the_copies():
     copies = scheme.sample(data.batch(items)[0], Draws.of(3, EVALUATION, items, range(1)))[:, 0].double()
     assert mean == pytest.approx(copies.mean((0, 2, 3)).tolist(), abs=1e-4)
     assert std == pytest.approx(copies.std((0, 2, 3), correction=0).tolist(), abs=1e-4)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.second(self.first(x.flatten(1))))
+
+
+def tied(channels: int, classes: int, size: tuple[int, int]) -> nn.Module:
+    return Tied()
+
+
+def test_tied_parameters_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "tied", tied)
+    spec = ModelSpec("tied", 1, 10, 8)
+    module = Trainer(load("digits", "train"), None, spec, TrainingConfig(epochs=1, lr=0.01), tmp_path).run()
+    loaded = load_checkpoint(tmp_path)[0]
+    assert equal(module, loaded)
+    assert loaded.first.weight is loaded.second.weight
+
+
+def test_normalization_by_given_numbers(tmp_path, capsys):
+    words = [str(tmp_path / "run"), "--scheme", "none", "--epochs", "1"]
+
+    def run(*options: str) -> str:
+        with pytest.raises(SystemExit):
+            cli.run(train_script.main, train_script.Args, "scripts.train", [*words, *options])
+        return capsys.readouterr().err
+
+    assert "expected 1 numbers each, std > 0" in run("--mean", "0.5", "0.5", "--std", "0.2", "0.2")
+    assert "expected 1 numbers each, std > 0" in run("--mean", "0.5")
+    assert "expected 1 numbers each, std > 0" in run("--mean", "0.5", "--std", "0")
+    assert "--normalize images, expected one of both" in run("--mean", "0.5", "--std", "1", "--normalize", "images")
+    cli.run(train_script.main, train_script.Args, "scripts.train", [*words, "--mean", "0.5", "--std", "0.25"])
+    spec = load_checkpoint(tmp_path / "run")[1].model
+    assert (spec.mean, spec.std) == ((0.5,), (0.25,))

@@ -313,6 +313,22 @@ def test_a_classifier_that_looks_at_the_first_row_is_refused():
             Smoothed(first, scheme, 2, batch_size=64).certify(blank)
 
 
+@pytest.mark.parametrize(
+    "vote",
+    [
+        lambda scores: torch.full((len(scores),), int((scores.sum().abs() * 1e4) % 3)),  # one class for all
+        lambda scores: torch.randint(3, (len(scores),)),
+        lambda scores: (scores - scores.mean(0)).argmax(1),
+        lambda scores: scores.argmax(1).where(scores.amax(1) > scores.amax(1).median(), -1),
+        lambda scores: torch.nn.functional.one_hot(scores.argmax(1).roll(1), 3).bool(),
+    ],
+    ids=["all", "random", "centred", "median", "neighbour"],
+)
+def test_rules_that_look_at_other_copies_are_refused(vote):
+    with pytest.raises(ValueError, match="the vote of a copy changes with the scores of the others or with chance"):
+        Smoothed(classifier(2), DeterministicAblation(6), 3, vote=vote)
+
+
 class Holder:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -585,7 +601,8 @@ def test_a_classifier_that_does_not_take_copies(model):
         ({"seed": None}, "seed: got None"),
         ({"vote": "argmax"}, "vote: got 'argmax'"),
         ({"scheme": RandomizedAblation}, "scheme: got the class RandomizedAblation"),
-        ({"base_classifier": "model"}, "base_classifier: got 'model'"),
+        ({"base_classifier": "model"}, "base_classifier: got a str, expected a module"),
+        ({"base_classifier": {"weight": torch.zeros(2)}}, "got a dict, .*; load_state_dict puts it into a module"),
     ],
 )
 def test_arguments_of_the_wrong_kind(options, message):

@@ -74,6 +74,8 @@ class Dataset:
             if isinstance(self.labels, Tensor):
                 got = f"{self.labels.dtype} {tuple(self.labels.shape)}"
             raise ValueError(f"{self.name}: got labels {got}, expected an int64 tensor [N] of class numbers from 0 on")
+        if isinstance(self.images, np.ndarray):
+            raise TypeError(f"{self.name}: got images as a NumPy array, expected a tensor: torch.from_numpy(images)")
         if isinstance(self.images, Tensor) and self.images.ndim not in (4, 5):
             raise ValueError(
                 f"{self.name}: got images {tuple(self.images.shape)}, expected [N, C, H, W], or clips [N, C, T, H, W]"
@@ -124,7 +126,9 @@ class Dataset:
     def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel, in [0, 1], over all pixels of all images."""
         if not isinstance(self.images, Tensor):
-            raise ValueError(f"{self.name}: statistics are only computed for data sets in memory; give mean and std")
+            raise ValueError(
+                f"{self.name}: statistics are only computed for data sets in memory; give --mean and --std"
+            )
         if self.images.dtype != torch.uint8:
             raise ValueError(f"{self.name}: point clouds are already scaled, train without normalization")
         means, stds = [], []

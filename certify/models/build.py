@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,9 +61,20 @@ def register_model(name: str, build: Builder) -> None:
     if not name.isidentifier() or name in (PARTITION_MLP, *MODELS.keys() - own_models.keys()):
         raise ValueError(f"model: got the name {name!r}, expected letters, digits and underscores, and a new name")
     before = own_models.get(name, build)
-    if (before.__module__, before.__qualname__) != (build.__module__, build.__qualname__):
-        raise ValueError(f"model: got {name!r} of {build.__module__}, but {before.__module__} has one, too; rename it")
+    if _place(before) != _place(build):
+        own, other = (_place(each)[0] for each in (build, before))
+        raise ValueError(f"model: got {name!r} of {own}, but {other} has one, too; rename it")
     own_models[name] = MODELS[name] = build
+
+
+def _place(build: Builder) -> tuple[str, str, str]:
+    """Where a builder is defined, and with which arguments it is called."""
+    function = build.func if isinstance(build, partial) else build
+    name = getattr(function, "__qualname__", "")
+    if not name or "<lambda>" in name:
+        raise ValueError(f"model: got {build!r}, expected a function, a class or a functools.partial of one")
+    given = repr((build.args, build.keywords)) if isinstance(build, partial) else ""
+    return function.__module__, name, given
 
 
 class Normalize(nn.Module):

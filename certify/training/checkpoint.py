@@ -21,7 +21,13 @@ FORMAT = 1
 
 def tensor_bytes(tensors: dict[str, Tensor], header: dict[str, Any]) -> bytes:
     """The content of a file with tensors and a JSON header."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    seen: set[int] = set()
+    contiguous: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        contiguous[name] = own.clone() if place in seen else own  # tied parameters, which the format does not know
+        seen.add(place)
     return save(contiguous, metadata={"json": json.dumps(header)})
 
 
