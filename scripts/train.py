@@ -122,22 +122,22 @@ def check_options(args: Args) -> None:
             )
 
 
-def given_statistics(args: Args, data: Dataset) -> tuple[Statistics, Statistics]:
-    """--mean and --std, or None."""
-    if not args.mean and not args.std:
+def given_statistics(mean: list[float], std: list[float], channels: int) -> tuple[Statistics, Statistics]:
+    """--mean and --std of images with so many channels, or None."""
+    if not mean and not std:
         return None, None
-    if args.normalize != "none":
-        raise ValueError(f"mean, std: got them and --normalize {args.normalize}, expected one of both")
-    if not len(args.mean) == len(args.std) == data.shape[0] or min(args.std) <= 0:
-        raise ValueError(f"mean, std: got {args.mean} and {args.std}, expected {data.shape[0]} numbers each, std > 0")
-    return tuple(args.mean), tuple(args.std)
+    if not len(mean) == len(std) == channels or min(std) <= 0:
+        raise ValueError(f"mean, std: got {mean} and {std}, expected {channels} numbers each, std > 0")
+    return tuple(mean), tuple(std)
 
 
 def model_of(args: Args, scheme: Scheme | None, data: Dataset) -> ModelSpec | DenoisedSpec:
     """The architecture; behind the denoiser of another run if there is one."""
     channels, *sides = input_shape(scheme, data.shape)
     size = tuple(sides)
-    mean, std = given_statistics(args, data)
+    mean, std = given_statistics(args.mean, args.std, data.shape[0])
+    if mean is not None and args.normalize != "none":
+        raise ValueError(f"mean, std: got them and --normalize {args.normalize}, expected one of both")
     if args.normalize == "images":
         mean, std = data.channel_statistics()
     elif args.normalize == "copies":

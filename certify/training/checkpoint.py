@@ -46,8 +46,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 - not a mapping
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise ValueError(
-            f"{path}: truncated or not a checkpoint of scripts.train ({error}); restore or retrain it. A model of your "
-            "own is certified by certify.certify_dataset (docs/own_classifier.md)"
+            f"{path}: truncated or not a checkpoint of scripts.train ({error}); restore or retrain it. Of a "
+            "network of your own, 'python -m scripts.adopt' makes a checkpoint (docs/own_classifier.md)"
         ) from error
 
 

@@ -1,0 +1,134 @@
+"""Make a checkpoint of a network that was trained elsewhere, for scripts.certify, scripts.attack and the others.
+
+    python -m scripts.adopt runs/mine --state mine.pt --import my_nets --model my_net --data cifar10 \\
+        --scheme "GaussianNoise(0.25)" --mean 0.4914 0.4822 0.4465 --std 0.247 0.2435 0.2616
+    python -m scripts.certify runs/mine/test --checkpoint runs/mine --skip 20
+
+``--model`` is a network of this project, or one of your own: a module of yours gives it a name by
+``certify.models.register_model`` (docs/own_classifier.md). Parameters are read without executing code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import Tensor, nn
+
+from certify.data import Dataset, load
+from certify.files import check_writable
+from certify.images import to_float
+from certify.models import PARTITION_MLP, ModelSpec
+from certify.scheme import Scheme
+from certify.training import Checkpoint, base_accuracy, save_checkpoint
+from certify.training.copies import input_shape, parse_scheme, training_copies
+from scripts import cli
+from scripts.train import given_statistics
+
+_IMAGES = 500  # on which accuracy is printed, at most
+
+
+@dataclass
+class Args:
+    """Make a checkpoint, OUT/model.safetensors, of parameters that are there already."""
+
+    out: Path = cli.arg("folder for the checkpoint", positional=True)
+    state: Path = cli.arg("a state dictionary: saved by torch.save, or a safetensors file")
+    model: str = cli.arg("its architecture: of scripts.train, or one of your own, see --import")
+    data: str = cli.arg("data set whose images and classes it knows, as in scripts.train")
+    scheme: str = cli.arg("the smoothing scheme it is meant for, whose copies it takes; none: images", "none")
+    mean: list[float] = cli.arg("what is to be subtracted from each channel, if the network does not do so itself", [])
+    std: list[float] = cli.arg("and what to divide by", [])
+    seed: int = cli.arg("of the copies on which its accuracy is printed", 0)
+    data_root: Path | None = cli.arg("folder of the data sets, by default $CERTIFY_DATA or ./data", None)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The parameters and buffers in a file, by name; nothing in it is executed."""
+    if not path.is_file():
+        raise FileNotFoundError(f"state: no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            found: Any = load_safetensors(path.read_bytes())
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(
+            f"state: {path} is no file of tensors ({str(error).splitlines()[0]}); expected "
+            "torch.save(model.state_dict(), path), or a safetensors file"
+        ) from error
+    for name in ("state_dict", "model_state_dict", "model"):  # what training loops put around it
+        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
+            found = found[name]
+    if not isinstance(found, Mapping) or not found or not all(isinstance(each, Tensor) for each in found.values()):
+        raise ValueError(
+            f"state: {path} holds a {type(found).__name__}, expected model.state_dict(), names and tensors"
+        )
+    if all(name.startswith("module.") for name in found):  # of a model that was trained on several devices
+        return {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    return dict(found)
+
+
+def fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Give a network its parameters; raises ``ValueError`` unless they are its own."""
+    expected = network.state_dict()
+    wrong = [f"no {name}" for name in expected.keys() - state.keys()]
+    wrong += [f"{name}, which the network lacks" for name in state.keys() - expected.keys()]
+    for name in expected.keys() & state.keys():
+        if state[name].shape != expected[name].shape:
+            wrong.append(f"{name} {tuple(state[name].shape)}, expected {tuple(expected[name].shape)}")
+    if wrong:
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(
+            f"state: {path} is not of this network for these images and classes: {'; '.join(sorted(wrong)[:3])}{more}"
+        )
+    network.load_state_dict(state)
+
+
+def tried(module: nn.Module, scheme: Scheme | None, data: Dataset, args: Args) -> tuple[float, int]:
+    """Accuracy on some images, and how many; raises ``ValueError`` if the network does not take them."""
+    index = range(0, len(data), -(-len(data) // _IMAGES))
+    images, labels = data.batch(index)
+    few = images[:2]
+    try:
+        number = torch.arange(len(few))
+        scores = module(to_float(few) if scheme is None else training_copies(scheme, few, number, epoch=0))
+    except RuntimeError as error:
+        raise ValueError(f"model: {args.model} does not take these images ({str(error).splitlines()[0]})") from error
+    expected = (len(few), data.num_classes)
+    if not isinstance(scores, Tensor) or tuple(scores.shape) != expected:
+        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"model: got scores {got} for {len(few)} images, expected a tensor {expected}")
+    return base_accuracy(module, scheme, replace(data, images=images, labels=labels), seed=args.seed), len(index)
+
+
+def main(args: Args) -> None:
+    scheme, data = parse_scheme(args.scheme), load(args.data, "test", args.data_root)
+    target = args.out / "model.safetensors"
+    if target.exists():
+        raise ValueError(f"{args.out}: holds a checkpoint; choose another folder")
+    channels, *size = input_shape(scheme, data.shape)
+    follows = args.scheme if args.model == PARTITION_MLP else None
+    mean, std = given_statistics(args.mean, args.std, data.shape[0])
+    spec = ModelSpec(args.model, channels, data.num_classes, tuple(size), mean, std, follows)
+    module = spec.build()
+    state = read_state(args.state)
+    fill(module[1] if mean is not None and isinstance(module, nn.Sequential) else module, state, args.state)
+    accuracy, count = tried(module.eval(), scheme, data, args)
+    check_writable(args.out)
+    origin = {"adopted": args.state.name, "sha256": hashlib.sha256(args.state.read_bytes()).hexdigest()}
+    save_checkpoint(target, module, Checkpoint(spec, scheme, data.name, origin))
+    seen = "" if scheme is None else "one noised copy of each of "
+    print(f"accuracy on {seen}{count} test images: {accuracy:.4f}")
+    print(f"wrote {target}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Args, "scripts.adopt")
