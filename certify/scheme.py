@@ -18,6 +18,7 @@ from certify import confidence
 from certify.draws import Draws
 from certify.images import Shape, check_images
 from certify.inference import BaseClassifier
+from certify.registry import OwnClasses
 from certify.threats import PoisoningThreat, Threat, Unproven
 
 Bounds = Literal["one-sided", "simultaneous"]
@@ -89,16 +90,14 @@ class Scheme(ABC):
     """What both kinds of scheme share. Subclasses are frozen dataclasses; docs/own_method.md shows how to add one.
 
     Attributes:
-        own: classes defined outside of this package, by name, and by module and place in it: a text may name those of
-            which there is one (:mod:`certify.spec`).
+        own: those that are defined outside of this package.
     """
 
-    own: ClassVar[dict[str, dict[tuple[str, str], type[Scheme]]]] = {}
+    own: ClassVar[OwnClasses] = OwnClasses()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.__module__.split(".")[0] != __package__:
-            Scheme.own.setdefault(cls.__name__, {})[cls.__module__, cls.__qualname__] = cls
+        Scheme.own.add(cls)
 
     @property
     @abstractmethod

@@ -23,7 +23,7 @@ def known() -> dict[str, type]:
     are the only ones of their name."""
     import certify
 
-    own = {name: next(iter(found.values())) for name, found in Scheme.own.items() if len(found) == 1}
+    own = Scheme.own.unique()
     exported = {name: getattr(certify, name) for name in certify.__all__}
     return {
         name: value
@@ -111,10 +111,9 @@ def to_text(value: Any) -> str:
     Raises ``ValueError`` for an object that no text tells from others: results of both would go into one folder.
     """
     kind = type(value).__name__
-    if isinstance(value, Scheme):
-        several = len(Scheme.own.get(kind, ())) > 1
-        if several or known().get(kind, type(value)) is not type(value):
-            raise ValueError(f"got a {kind} of {type(value).__module__}, but {kind} is another scheme, too; rename it")
+    taken = isinstance(value, Scheme) and known().get(kind, type(value)) is not type(value)
+    if taken or Scheme.own.ambiguous(kind):
+        raise ValueError(f"got a {kind} of {type(value).__module__}, but {kind} is another scheme, too; rename it")
     if not dataclasses.is_dataclass(value):
         raise ValueError(f"got a {kind}, which has no text; expected a frozen dataclass, whose fields tell what it is")
     arguments = []

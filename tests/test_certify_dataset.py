@@ -23,6 +23,7 @@ from certify import (
 from certify.data import Dataset
 from certify.evaluation import certify_dataset
 from certify.identity import code_of, name_of
+from certify.registry import OwnClasses
 from certify.results import read_config, read_rows, read_votes
 from certify.scheme import Scheme
 from certify.sequential import CertifiedAt
@@ -301,7 +302,7 @@ def _twice(self, p_lower, p_upper, *, shape=None):
 
 
 def test_another_version_of_a_scheme_does_not_continue_a_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(Scheme, "own", {})
+    monkeypatch.setattr(Scheme, "own", OwnClasses())
 
     def version(radius) -> Smoothed:
         Scheme.own.clear()  # as in another process

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,16 +13,19 @@ import torch
 import certify
 from certify import StoredRun, models
 from certify.data import load
-from certify.poisoning import ContentHash, Ensemble, Network
+from certify.poisoning import ContentHash, Ensemble, Learner, Network, Partitioner
 from certify.poisoning.executors import Processes
-from certify.poisoning.job import Job
+from certify.poisoning.job import Job, ensemble_config
+from certify.results import read_rows
 from certify.scheme import Scheme
 from certify.training import load_checkpoint
 from scripts import certify as certify_script
 from scripts import cli
+from scripts import poisoning as poisoning_script
 from scripts import train as train_script
 
 MODULE = '''
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +34,8 @@ from torch import Tensor, nn
 from certify import L0, EnumeratedScheme
 from certify.images import to_float
 from certify.models import register_model
+from certify.poisoning import Learner, Part, Partitioner, State, TrainingLabels, TrainingSamples
+from certify.threats import PoisoningThreat
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,39 @@ def own_net(channels: int, classes: int, size: tuple[int, int]) -> nn.Module:
 
 
 register_model("own_net", own_net)
+
+
+@dataclass(frozen=True)
+class Centroids(Learner):
+    """The class whose mean is nearest."""
+
+    def fit(self, part: Part, *, num_classes: int, device: torch.device) -> State:
+        x = to_float(part.samples).flatten(1).double()
+        means = torch.full((num_classes, x.shape[1]), 1e6, dtype=torch.float64)
+        for label in part.labels.unique():
+            means[label] = x[part.labels == label].mean(0)
+        return {"means": means}
+
+    def scores(self, states: Sequence[State], x: Tensor, *, num_classes: int) -> Tensor:
+        x = to_float(x).flatten(1).double()
+        return torch.stack([-(x[:, None] - state["means"]).square().sum(2) for state in states])
+
+
+@dataclass(frozen=True)
+class FirstPixels(Partitioner):
+    """By the sum of the first row."""
+
+    num_partitions: int
+
+    @property
+    def threats(self) -> tuple[PoisoningThreat, ...]:
+        return TrainingSamples(), TrainingLabels()
+
+    def assign(self, samples: Tensor) -> Tensor:
+        return samples[:, 0, 0].long().sum(1) % self.num_partitions
+
+    def assign_each(self, samples: Iterable[Tensor]) -> Tensor:
+        return torch.cat([self.assign(sample[None]) for sample in samples])
 '''
 
 
@@ -72,7 +111,8 @@ def own(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     yield "own_things"
     sys.modules.pop("own_things", None)
-    Scheme.own.pop("OwnRows", None)
+    for registry, name in ((Scheme.own, "OwnRows"), (Learner.own, "Centroids"), (Partitioner.own, "FirstPixels")):
+        registry.pop(name, None)
     models.MODELS.pop("own_net", None)
     models.own_models.pop("own_net", None)
     cli.imported.clear()
@@ -160,6 +200,28 @@ def test_workers_know_own_models(own, tmp_path):
     with pytest.raises(ValueError, match="have to be defined at the top level of a module"):
         next(Processes(1).run(_other, None, [1]))
     models.own_models.pop("lambda_net")
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_own_learners_and_partitions_against_poisoning(own, workers, tmp_path, capsys):
+    words = ["all", str(tmp_path / "run"), "--data", "digits", "--partition", "FirstPixels(7)", "--import", own]
+    words += ["--learner", "Centroids()", "--at-once", "2", "--workers", str(workers), "--max", "50"]
+    cli.run(poisoning_script.main, poisoning_script.Args, "scripts.poisoning", words)
+    assert "7 models" in capsys.readouterr().out
+    rows = read_rows(tmp_path / "run/test/plurality-samples")
+    assert len(rows["correct"]) == 50
+    assert rows["correct"].mean() > 0.7
+    assert '"code": ' in (tmp_path / "run/ensemble.json").read_text()
+
+
+def test_own_classes_with_a_name_that_is_taken(own):
+    module = __import__(own)
+    kind = dataclass(frozen=True)(type("NearestNeighbors", (module.Centroids,), {"__module__": own}))
+    try:
+        with pytest.raises(ValueError, match="got a NearestNeighbors of own_things, but there is another one, too"):
+            ensemble_config(Ensemble(ContentHash(3), kind(), 10))
+    finally:
+        Learner.own.pop("NearestNeighbors", None)
 
 
 def test_names_of_models_are_unique(own):

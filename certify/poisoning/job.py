@@ -23,12 +23,13 @@ from torch import Tensor
 
 from certify import spec
 from certify.files import write_atomically
+from certify.identity import code_of
 from certify.poisoning.ensemble import Ensemble
 from certify.poisoning.executors import Executor, Sequential, Work
-from certify.poisoning.learner import Part, State
+from certify.poisoning.learner import Learner, Part, State
 from certify.poisoning.neighbors import NearestNeighbors
 from certify.poisoning.network import Network
-from certify.poisoning.partition import PARTITIONERS
+from certify.poisoning.partition import PARTITIONERS, Partitioner
 from certify.results import claim_config
 from certify.scheme import check_integer
 from certify.training.checkpoint import read_tensors, tensor_bytes
@@ -39,21 +40,33 @@ PathOf = Callable[[range], Path]  # the file of a group
 
 
 def ensemble_config(ensemble: Ensemble) -> dict[str, Any]:
-    """An ensemble as JSON values."""
-    return {
-        "partition": spec.to_text(ensemble.partitioner),
-        "learner": spec.to_text(ensemble.learner),
-        "num_classes": ensemble.num_classes,
-        "spread": ensemble.spread,
-        "seeds": ensemble.seeds,
-    } | ({"learned": True} if ensemble.learned else {})
+    """An ensemble as JSON values, with a checksum of what code of one's own is in it."""
+    code = code_of((type(ensemble.partitioner), type(ensemble.learner)))
+    return (
+        ({} if code is None else {"code": code})
+        | {
+            "partition": _text(ensemble.partitioner, PARTITIONERS),
+            "learner": _text(ensemble.learner, LEARNERS),
+            "num_classes": ensemble.num_classes,
+            "spread": ensemble.spread,
+            "seeds": ensemble.seeds,
+        }
+        | ({"learned": True} if ensemble.learned else {})
+    )
+
+
+def _text(value: Partitioner | Learner, names: dict[str, type]) -> str:
+    kind = type(value)
+    if value.own.ambiguous(kind.__name__) or names.get(kind.__name__, kind) is not kind:
+        raise ValueError(f"got a {kind.__name__} of {kind.__module__}, but there is another one, too; rename it")
+    return spec.to_text(value)
 
 
 def read_ensemble(config: dict[str, Any]) -> Ensemble:
     """The inverse of :func:`ensemble_config`."""
     return Ensemble(
-        spec.parse(config["partition"], PARTITIONERS, example="PixelSum(50)"),
-        spec.parse(config["learner"], LEARNERS, example='Network(model="small_cnn")'),
+        spec.parse(config["partition"], Partitioner.own.unique() | PARTITIONERS, example="PixelSum(50)"),
+        spec.parse(config["learner"], Learner.own.unique() | LEARNERS, example='Network(model="small_cnn")'),
         config["num_classes"],
         spread=config["spread"],
         seeds=config["seeds"],

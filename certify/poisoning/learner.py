@@ -5,9 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+
+from certify.registry import OwnClasses
 
 State = dict[str, Tensor]  # a trained model
 
@@ -32,7 +35,16 @@ class Learner(ABC):
 
     Soundness asks one thing of it: model i must be a function of its own part (and of the environment), bit by bit.
     Nothing about it, not even the shape of a computation, may depend on what the other parts hold.
+
+    Attributes:
+        own: those that are defined outside of this package, which texts may name, too.
     """
+
+    own: ClassVar[OwnClasses] = OwnClasses()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Learner.own.add(cls)
 
     def check(self, shape: tuple[int, ...], num_classes: int) -> None:  # noqa: B027 - most learners take anything
         """Raise ``ValueError`` if samples of this shape cannot be learned from, before any work starts."""

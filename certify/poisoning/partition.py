@@ -11,13 +11,14 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from certify.draws import PARTITION, Draws
+from certify.registry import OwnClasses
 from certify.scheme import check_integer
 from certify.threats import PoisoningThreat, TrainingLabels, TrainingSamples
 
@@ -72,9 +73,18 @@ def padded_key(image: Tensor) -> Rows:
 
 
 class Partitioner(ABC):
-    """Assigns each sample to one of ``num_partitions`` buckets. Subclasses are frozen dataclasses."""
+    """Assigns each sample to one of ``num_partitions`` buckets. Subclasses are frozen dataclasses.
 
+    Attributes:
+        own: those that are defined outside of this package, which texts may name, too.
+    """
+
+    own: ClassVar[OwnClasses] = OwnClasses()
     num_partitions: int
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Partitioner.own.add(cls)
 
     @property
     @abstractmethod
