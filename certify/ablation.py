@@ -1,8 +1,9 @@
 """Ablation: l0 certificates from a classifier that sees only a few pixels.
 
 Sources: randomized, Levine and Feizi, "Robustness Certificates for Sparse Adversarial Attacks by Randomized Ablation"
-(AAAI 2020), Theorem 1, Corollaries 1 and 2. Deterministic, Levine and Feizi, "Provable Adversarial Robustness for
-Fractional lp Threat Models" (AISTATS 2022), l0 section (dissertation, Section 4.5).
+(AAAI 2020), Theorem 1, Corollaries 1 and 2 (dissertation, Theorem 2.1, Corollaries 2.1 and 2.2). Deterministic, Levine
+and Feizi, "Provable Adversarial Robustness for Fractional lp Threat Models" (AISTATS 2022), l0 section (dissertation,
+Section 4.5).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def touched_shares(d: int, keep: int) -> tuple[Fraction, ...]:
     """``Delta(rho) = 1 - C(d - rho, keep) / C(d, keep)`` for rho = 0, 1, ... up to the first that reaches 1/2.
 
     The probability that ``keep`` uniformly chosen units out of ``d`` contain at least one of ``rho`` given ones
-    (Theorem 1), exactly.
+    (AAAI 2020, Theorem 1), exactly.
     """
     if not 1 <= keep <= d:
         raise ValueError(f"keep: got {keep}, expected between 1 and the number of units of the image, d = {d}")

@@ -1,7 +1,7 @@
 """Bernoulli ablation: randomized ablation that retains each pixel on its own.
 
-Source: the threat model, encodings and Theorem 1 of randomized ablation (Levine and Feizi, AAAI 2020) with independent
-retention in place of a subset of fixed size.
+Source: the threat model, encodings and Theorem 1 of randomized ablation (Levine and Feizi, AAAI 2020; dissertation,
+Theorem 2.1) with independent retention in place of a subset of fixed size.
 """
 
 from __future__ import annotations

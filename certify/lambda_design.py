@@ -3,7 +3,8 @@
 Splitting noise with cells of different widths: two values that are k grid steps apart are told apart by a share
 ``P(k)`` of the copies. For an elementwise-concave metric ``sum g(|x_i - y_i|)`` the distribution of the widths has to
 make ``P(k) <= g(k / q)`` everywhere, which is the guarantee, and close to it, which is quality (Levine and Feizi,
-"Provable Adversarial Robustness for Fractional lp Threat Models", AISTATS 2022, Theorem 4.3 and Appendix C.3).
+"Provable Adversarial Robustness for Fractional lp Threat Models", AISTATS 2022; dissertation, Theorem 4.3 and Appendix
+C.3).
 
 With ``w_j`` of ``budget`` outcomes for each of the j splits of cells of width ``j / q``, the increments of
 ``budget P`` are ``m_k = sum of w_j over j >= k``: designing the distribution means choosing integers

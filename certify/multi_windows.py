@@ -1,7 +1,7 @@
 """Multi-band and multi-block ablation: copies that retain several bands or blocks of a grid.
 
 Source: Levine and Feizi, "(De)Randomized Smoothing for Certifiable Defense against Patch Attacks" (NeurIPS 2020),
-appendix; dissertation, Appendix E.4.
+appendix, Section D; dissertation, Appendix E.4.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ class GridAblation(StructuredAblation):
 class MultiBandAblation(GridAblation):
     """Copies retain ``count`` of the bands that begin at multiples of ``width``: all choices of them.
 
-    Guarantee: see :class:`~certify.patch.StructuredAblation`. Published form: Appendix E.4.
+    Guarantee: see :class:`~certify.patch.StructuredAblation`. Published form: dissertation,
+    Appendix E.4.
 
     Attributes:
         width: of a band in pixels, the paper's s.
@@ -149,7 +150,8 @@ class MultiBandAblation(GridAblation):
 class MultiBlockAblation(GridAblation):
     """Copies retain ``count`` of the square blocks that begin at multiples of ``size``: all choices of them.
 
-    Guarantee: see :class:`~certify.patch.StructuredAblation`. Published form: Appendix E.4.
+    Guarantee: see :class:`~certify.patch.StructuredAblation`. Published form: dissertation,
+    Appendix E.4.
 
     Attributes:
         size: side of a block in pixels, the paper's s.

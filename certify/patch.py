@@ -7,9 +7,10 @@ votes of the copies whose part it meets: these are *at risk*, and an adversary m
         --votes_needed--> how many votes each class lacks to overtake --> certified iff no place has that many at risk
 
 Sources: ``bound="published"`` is Levine and Feizi, "(De)Randomized Smoothing for Certifiable Defense against Patch
-Attacks" (NeurIPS 2020; dissertation, Theorems 6.1, 6.2 and Appendix E.4): the most copies that any place puts at risk,
-all counted as votes for the leader. ``bound="location"`` counts, for each place, the votes that really are at risk
-there; it certifies whatever the published bound does, and no more can be certified for every base classifier.
+Attacks" (NeurIPS 2020, appendix, Theorems 1, 2 and Section D; dissertation, Theorems 6.1, 6.2 and Appendix E.4): the
+most copies that any place puts at risk, all counted as votes for the leader. ``bound="location"`` counts, for each
+place, the votes that really are at risk there; it certifies whatever the published bound does, and no more can be
+certified for every base classifier.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Randomized structured ablation: bands and blocks at random positions, the baseline of the exact schemes.
 
 Source: Levine and Feizi, "(De)Randomized Smoothing for Certifiable Defense against Patch Attacks" (NeurIPS 2020),
-appendix; dissertation, Appendix E.5. It shows what is gained by classifying every position.
+appendix, Section E; dissertation, Appendix E.5. It shows what is gained by classifying every position.
 """
 
 from __future__ import annotations

@@ -300,7 +300,7 @@ class SampledScheme(Scheme):
                 the votes. No copy may vote for two: p > 1/2 must mean that no other class has more.
             shape: of one image (C, H, W), for schemes whose radius depends on the number of pixels.
             bounds: ``"one-sided"`` bounds the chosen class from below and leaves the rest to one rival
-                (randomized ablation: Corollary 1); ``"simultaneous"`` bounds every class (Corollary 2).
+                (Levine and Feizi, AAAI 2020, Corollary 1); ``"simultaneous"`` bounds every class (Corollary 2).
             uniforms: float64 ``[B, C]``: use randomized Clopper-Pearson bounds, see
                 :func:`certify.confidence.lower_bound`; None for the published, plain ones.
         """

@@ -12,7 +12,8 @@ length, L the operator norm of the stacked P_i. Two rules are sound, from any ba
   ``Phi(Phi^-1(p) - c)`` at worst. That is convex in p and falls with c, so that the mean over the draws falls no deeper
   than for the mean of p and the largest L; what it may rise to is concave, likewise.
 
-Theorem 2 of the paper, on failure probabilities, assumes that patches fail independently; nothing here uses it.
+The first is the paper's Corollary 1. Its Theorem 2, on failure probabilities, assumes that patches fail independently;
+nothing here uses it.
 """
 
 from __future__ import annotations

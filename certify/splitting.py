@@ -1,8 +1,9 @@
 """Splitting noise: l1 certificates from cells instead of additive noise, and their exact, deterministic form.
 
-Source: Levine and Feizi, "Improved, Deterministic Smoothing for l1 Certified Robustness" (ICML 2021), Theorem 3.2 and
-Corollary 3.1, general case (Eq. 3.28): the splits ``s_i + 2 lambda n`` cut [0, 1] into cells, and a copy shows for
-each feature the centre of the cell that holds it. Two inputs get different copies only if a split falls between them.
+Source: Levine and Feizi, "Improved, Deterministic Smoothing for l1 Certified Robustness" (ICML 2021); dissertation,
+Theorem 3.2 and Corollary 3.1, both in their general case (Eq. 3.28): the splits ``s_i + 2 lambda n`` cut [0, 1] into
+cells, and a copy shows for each feature the centre of the cell that holds it. Two inputs get different copies only if a
+split falls between them.
 
 On a grid ``i / q`` all of it is integer arithmetic: with ``period = 2 lambda q`` possible splits at the half-steps
 ``(S + 1/2) / q``, levels and splits are integers in units of ``1 / (2q)``, even and odd, and never meet.

@@ -1,6 +1,7 @@
 """Uniform additive noise: the randomized l1 baseline of splitting noise.
 
-Source: Lee, Yuan, Chang and Jaakkola (NeurIPS 2019), Theorem 3.1 of the l1 chapter; Yang et al. (ICML 2020).
+Source: Lee, Yuan, Chang and Jaakkola (NeurIPS 2019), in the form of the dissertation's Theorem 3.1; Yang et al. (ICML
+2020).
 
 Noise is drawn on the grid of the images. In floating point, ``x + noise`` keeps traces of x in its last digits, by
 which a base classifier could tell two inputs apart that the theorem says it cannot; on the grid there are none.
@@ -37,7 +38,8 @@ Bound = Literal["published", "box"]
 class UniformNoise(SampledScheme):
     """Independent uniform noise on [-lam, lam] for every feature, with a Monte-Carlo l1 certificate.
 
-    The noise takes the ``2 lam q`` values ``(j + 1/2) / q - lam``. It must be independent: see Proposition 3.1.
+    The noise takes the ``2 lam q`` values ``(j + 1/2) / q - lam``. It must be independent: see the
+    dissertation, Proposition 3.1.
 
     Guarantee: class probabilities are ``1 / (2 lam)``-Lipschitz in l1 for inputs on the grid ``i / q``: the radius is
     the largest multiple of ``1 / q`` below ``2 lam (p_lower - 1/2)``. With ``bound="box"`` it is at least that, and the

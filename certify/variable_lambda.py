@@ -1,8 +1,8 @@
 """Variable-Lambda smoothing: exact lp certificates for 0 < p <= 1, and for any elementwise-concave metric.
 
-Source: Levine and Feizi, "Provable Adversarial Robustness for Fractional lp Threat Models" (AISTATS 2022), Theorem 4.3
-and the derandomization of Section 4.3 (dissertation, Chapter 4 and Appendix C). The distribution of the cells is
-designed in :mod:`certify.lambda_design`.
+Source: Levine and Feizi, "Provable Adversarial Robustness for Fractional lp Threat Models" (AISTATS 2022);
+dissertation, Theorem 4.3 and the derandomization of Section 4.3. All numbers here are the dissertation's. The
+distribution of the cells is designed in :mod:`certify.lambda_design`.
 """
 
 from __future__ import annotations
@@ -223,7 +223,8 @@ class VariableLambda(CellSmoothing):
         return max(self.budget, round(self.alpha * self.budget))
 
     def published_radius(self, counts: Tensor) -> Tensor:
-        """The radius as printed, ``(alpha gap / (2 B))^(1/p)``: float64 ``[B]``, at most that of ``certify_counts``."""
+        """The radius as printed (Eq. C.77), ``(alpha gap / (2 B))^(1/p)``: float64 ``[B]``, at most that of
+        ``certify_counts``."""
         _, gap = leader_and_gap(counts)
         return (gap.to(torch.float64) * float(self._scale) / (2 * self.budget)) ** (1 / self.p)
 
@@ -289,7 +290,7 @@ def root_below(power: Tensor, p: float) -> Tensor:
 
 
 def radius_through_norms(l1_radius: Tensor, p: float) -> Tensor:
-    """What an l1 certificate is worth in lp, 0 < p <= 1: ``max(R, R^(1/p))`` (Eqs. 4.25, 4.26), the paper's baseline.
+    """What an l1 certificate is worth in lp, 0 < p <= 1: ``max(R, R^(1/p))`` (Eq. 4.27), the paper's baseline.
 
     ``R``, since the lp quasi-norm is never below l1; ``R^(1/p)``, since ``|d| <= |d|^p`` for changes of at most 1.
     Entries of -1 (nothing certified) stay.

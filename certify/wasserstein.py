@@ -1,8 +1,8 @@
 """Wasserstein smoothing: noise on the flow of mass between neighbouring pixels.
 
 Source: Levine and Feizi, "Wasserstein Smoothing: Certified Robustness against Wasserstein Adversarial Attacks"
-(AISTATS 2020; dissertation, Chapter 5 and Appendix D). The tight Laplace certificate is that of Teng, Lee and Yuan
-(2019), the uniform one that of Lee et al. (2019) and Yang et al. (2020).
+(AISTATS 2020; dissertation, Chapter 5 and Appendix D: numbers here are its own). The tight Laplace certificate is that
+of Teng, Lee and Yuan (2019), the uniform one that of Lee et al. (2019) and Yang et al. (2020).
 
 Let u be an image scaled to sum 1, D the map from flows along the edges of the grid of pixels to what they add to the
 pixels, and Y independent noise on the edges. Copies are ``u + D Y``. If v is another image at Wasserstein distance

@@ -123,7 +123,8 @@ class WindowAblation(StructuredAblation):
 class BandAblation(WindowAblation):
     """Copies retain one band of columns (or rows), at every position, wrapping around the image.
 
-    Guarantee: see :class:`~certify.patch.StructuredAblation`. Published form: Theorem 6.2.
+    Guarantee: see :class:`~certify.patch.StructuredAblation`. Published form: dissertation,
+    Theorem 6.2 (NeurIPS 2020, appendix, Theorem 2).
 
     Attributes:
         width: of a band in pixels, the paper's s.
@@ -159,7 +160,8 @@ class BandAblation(WindowAblation):
 class BlockAblation(WindowAblation):
     """Copies retain one square block, at every position, wrapping around the image.
 
-    Guarantee: see :class:`~certify.patch.StructuredAblation`. Published form: Theorem 6.1.
+    Guarantee: see :class:`~certify.patch.StructuredAblation`. Published form: dissertation,
+    Theorem 6.1 (NeurIPS 2020, appendix, Theorem 1).
 
     Attributes:
         size: side of a block in pixels, the paper's s.

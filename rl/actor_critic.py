@@ -157,9 +157,11 @@ class TD3(_DeterministicActor, sb3.TD3):
 
 @show_arguments
 class DDPG(_DeterministicActor, sb3.DDPG):
-    """Deep deterministic policy gradient with the goal-gradient term (Section 8.2); see :class:`GoalConditioned`.
+    """Deep deterministic policy gradient with the goal-gradient term (dissertation, Section 8.2); see
+    :class:`GoalConditioned`.
 
-    With ``"MultiGoalPolicy"``, for environments with many goals at a time, it is Multi-ReenGAGE (Section 8.5).
+    With ``"MultiGoalPolicy"``, for environments with many goals at a time, it is Multi-ReenGAGE (its
+    Section 8.5).
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -170,7 +172,7 @@ class DDPG(_DeterministicActor, sb3.DDPG):
 
 @show_arguments
 class SAC(_ActorCritic, sb3.SAC):
-    """Soft actor-critic with the goal-gradient term (Appendix G.5); see :class:`GoalConditioned`.
+    """Soft actor-critic with the goal-gradient term (dissertation, Appendix G.5); see :class:`GoalConditioned`.
 
     The next action is reparametrised and depends on the goal, and so does its entropy: both are differentiated.
     """

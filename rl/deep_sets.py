@@ -1,4 +1,4 @@
-"""DeepSets: a sum over the goals that are there, each through the same encoder (Eqs. 8.15, 8.16, G.14)."""
+"""DeepSets: a sum over the goals that are there, each through one encoder (dissertation, Eqs. 8.15, 8.16, G.14)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DQN as an adapter of the training loop in :mod:`rl.reengage` (Appendix G.2)."""
+"""DQN as an adapter of the training loop in :mod:`rl.reengage` (dissertation, Appendix G.2)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SoftTarget = Literal["gradient", "both", "behaviour"]
 
 @show_arguments
 class DQN(GoalConditioned, sb3.DQN):
-    """DQN with the goal-gradient term (Appendix G.2); see :class:`GoalConditioned`.
+    """DQN with the goal-gradient term (dissertation, Appendix G.2); see :class:`GoalConditioned`.
 
     The gradient of a maximum over actions treats the best action as fixed, so the target of the gradient is soft.
 

@@ -1,4 +1,6 @@
-"""Multi-ReenGAGE: many goals at a time, each with a gate that says whether it is there (Section 8.5, Appendix G.6).
+"""Multi-ReenGAGE: many goals at a time, each with a gate that says whether it is there.
+
+Source: dissertation, Section 8.5 and Appendix G.6, whose numbers are used here.
 
 The contract of a multi-goal observation: ``desired_goal`` is float ``[n_max, item + 1]``, one goal per row. The last
 column is the presence b of the goal, 1 or 0; the others are the goal, and count for nothing where b is 0. The order of

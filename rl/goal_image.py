@@ -1,4 +1,4 @@
-"""DriveSeek's goals as a picture for a convolutional network (Appendix G.6.6, Figure G.12)."""
+"""DriveSeek's goals as a picture for a convolutional network (dissertation, Appendix G.6.6, Figure G.12)."""
 
 from __future__ import annotations
 

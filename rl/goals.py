@@ -1,6 +1,7 @@
 """What a goal-gradient loss differentiates, and how much each transition counts.
 
 A rule is given to an algorithm of :mod:`rl.reengage` as ``goal_gradient=``; ``goal_gradient_coef`` switches it on.
+Numbers are those of the dissertation.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ then a sum of squares of residuals that are affine in the estimate, and minimizi
 of N transitions says about U: one number each, ``g^T U a``, or with the goal gradient d of them, ``U a``.
 
 Values are float64. States, actions and goals have their coordinates in the last dimension, and a batch before it.
+Numbers of equations and sections are the dissertation's.
 """
 
 from __future__ import annotations

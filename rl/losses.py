@@ -2,7 +2,7 @@
 
 ReenGAGE (Levine and Feizi, "Goal-Conditioned Q-Learning as Knowledge Distillation", AAAI 2023) adds one term to the
 critic loss of an off-policy algorithm: the gradient of the critic with respect to the goal is fitted to the gradient of
-its target. Nothing here knows an algorithm, a network or an environment.
+its target. Nothing here knows an algorithm, a network or an environment. Numbers are those of the dissertation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The policy for many goals at a time: actor and critic with an encoder of the set of goals (Section 8.5, G.6)."""
+"""The policy for many goals at a time: actor and critic with an encoder of the set of goals.
+
+Source: dissertation, Section 8.5 and Appendix G.6, whose numbers are used here.
+"""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class GoalConditioned(OffPolicyAlgorithm):
         goal_gradient_coef: the paper's alpha, which multiplies the squared error of the goal gradients *summed* over
             the goal's coordinates and averaged over the batch. 0 trains as Stable-Baselines3 does.
         goal_gradient: what is differentiated and which transitions count; by default the policy's own rule if it has
-            one, else ReenGAGE for sparse rewards with -1 for not reaching the goal (Eq. 8.9).
+            one, else ReenGAGE for sparse rewards with -1 for not reaching the goal (dissertation, Eq. 8.9).
         target_range: smallest and largest possible return (for SAC with its entropy); TD targets are clipped to it. The
             target of the goal gradient is not (in the code of the paper's authors it is, and then 0 there): where a
             value is clipped, its gradient still says where the goal lies.

@@ -1,4 +1,7 @@
-"""Attention between goals: a set transformer (Lee et al., ICML 2019) whose tokens have gates; see Section 8.5."""
+"""Attention between goals: a set transformer (Lee et al., ICML 2019) whose tokens have gates.
+
+See the dissertation, Section 8.5.
+"""
 
 from __future__ import annotations
 

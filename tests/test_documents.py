@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pkgutil
 import re
 import sys
 from pathlib import Path
@@ -70,6 +71,36 @@ def test_what_is_not_installed_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ModuleNotFoundError, match=rf'{missing} is not installed.*"scalable-robust-ml\[rl\]"'):
         importlib.import_module(package)
+
+
+THEOREMS = (ROOT / "docs" / "theorems.md").read_text()
+
+
+def test_theorems_name_code_that_exists() -> None:
+    names = set(re.findall(r"`((?:certify|rl|envs)\.[\w.]+)`", THEOREMS))
+    assert len(names) > 80
+    missing = []
+    for name in names:
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError):
+            missing.append(name)
+    assert not missing
+
+
+def test_theorems_name_tests_that_exist() -> None:
+    named = set(re.findall(r"`([\w/]+\.py)::(\w+)`", THEOREMS))
+    assert len(named) > 100
+    assert THEOREMS.count(".py::") == len(re.findall(r"`[\w/]+\.py::\w+`", THEOREMS))
+    defined = {
+        file: re.findall(r"^def (test_\w+)\(", (ROOT / "tests" / file).read_text(), re.MULTILINE) for file, _ in named
+    }
+    assert not [f"{file}::{name}" for file, name in named if name not in defined[file]]
+
+
+def test_tables_of_theorems_have_all_their_cells() -> None:
+    for table in re.findall(r"(?:^\|.*\n)+", THEOREMS, re.MULTILINE):
+        assert len({row.count("|") for row in table.splitlines()}) == 1, table[:80]
 
 
 def public(module: ModuleType) -> list[str]:

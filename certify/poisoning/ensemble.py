@@ -33,7 +33,8 @@ class Ensemble:
         num_classes: number of classes, fixed beforehand: a class that no sample has is still a class.
         spread: how many models each bucket feeds. 1: partition aggregation; more: finite aggregation, whose models see
             ``spread`` buckets each.
-        seeds: ``"distinct"``: a model's seed is its index; ``"shared"``: all have the seed 0 (Appendix F.6).
+        seeds: ``"distinct"``: a model's seed is its index; ``"shared"``: all have the seed 0
+            (dissertation, Appendix F.6).
         learned: models see features that were learned from all training samples without their labels (SS-DPA). One
             sample more or less may change the features that every model sees, so only flipped labels are certified.
     """
@@ -90,7 +91,7 @@ class Ensemble:
             features: the same, but learned from all samples without their labels; only for an ensemble with
                 ``learned``.
             originals: what samples were before they were resized, each of its own shape: the partition then depends on
-                these, so that certificates speak of them (Appendix F.10).
+                these, so that certificates speak of them (dissertation, Appendix F.10).
         """
         samples, labels = data
         check_training_set(data, self.num_classes)

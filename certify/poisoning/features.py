@@ -1,4 +1,6 @@
-"""Features that are learned once from all training samples without their labels (SS-DPA, Section 7.2.3.1).
+"""Features that are learned once from all training samples without their labels (SS-DPA).
+
+Source: dissertation, Section 7.2.3.1.
 
 No label comes near: what learns gets images and nothing else, in the order of their content. The features are then the
 same, bit by bit, whatever labels the samples have, so that a flipped label reaches the models of one part only. An

@@ -57,8 +57,8 @@ def padded_key(image: Tensor) -> Rows:
     """The key of a uint8 image ``[C, H, W]`` of any size, far smaller than that of the image with zeros around it.
 
     Keys are ordered as :func:`sample_keys` are of images that zeros on the right and below make equally large
-    (Appendix F.10): zeros at the end of rows, and rows of zeros at the end of channels, are left out, and what is a
-    prefix comes first.
+    (dissertation, Appendix F.10): zeros at the end of rows, and rows of zeros at the end of channels, are left out, and
+    what is a prefix comes first.
     """
     if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3:
         got = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
@@ -155,10 +155,11 @@ class ContentHash(_Hash):
 
 @dataclass(frozen=True)
 class SortedIndex(Partitioner):
-    """A sample's place in the sorted list of all different samples, modulo the number of partitions (SS-DPA, Eq. 7.7).
+    """A sample's place in the sorted list of all different samples, modulo the number of partitions (SS-DPA).
 
     Certifies against flipped labels only: an inserted sample moves every later one. Equal samples share a bucket, with
-    all of their labels (Appendix F.7). Images of different sizes are padded with zeros to the same size.
+    all of their labels. Images of different sizes are padded with zeros to the same size. Source: dissertation, Eq. 7.7
+    and Appendix F.7.
     """
 
     num_partitions: int

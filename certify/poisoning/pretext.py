@@ -72,7 +72,8 @@ class RotNet(Pretext):
 
     The features and the classifier on top together make up the network that is trained with labels otherwise:
     ``"network_in_network"`` and ``Network("nin_block")``, ``"small_cnn"`` and ``Network("linear")``. Source: Gidaris,
-    Singh and Komodakis (ICLR 2018), with its settings, but without flips, as on MNIST in Section 7.3.
+    Singh and Komodakis (ICLR 2018), with its settings, but without flips, as on MNIST in Section
+    7.3 of the dissertation.
 
     Attributes:
         model: ``"network_in_network"`` or ``"small_cnn"``.
@@ -130,7 +131,8 @@ class RotNet(Pretext):
 class SimCLR(Pretext):
     """Which two views are of the same image? Features are those below a projection of two layers, which is left out.
 
-    Source: Chen et al. (2020); settings of Appendix F.9 for CIFAR-10 (GTSRB: ``batch_size=256``, ``flip=False``).
+    Source: Chen et al. (2020); settings of the dissertation, Appendix F.9, for CIFAR-10 (GTSRB: ``batch_size=256``,
+    ``flip=False``).
 
     Attributes:
         model: one of :data:`certify.models.MODELS` whose last layer is linear, such as ``"resnet18"``.

@@ -17,7 +17,8 @@ _JITTERED, _GRAY = 0.8, 0.2  # chances
 def random_view(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor:
     """One view of each image: float32 ``[B, C, H, W]`` in [0, 1]; random numbers are made on the CPU.
 
-    Source: Chen et al. (2020) with the strengths of Khosla et al. (2020), on which Appendix F.9 builds.
+    Source: Chen et al. (2020) with the strengths of Khosla et al. (2020), on which Appendix F.9 of the dissertation
+    builds.
 
     Args:
         images: float32 ``[B, C, H, W]`` in [0, 1]; colours change where C is 3.
