@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping
@@ -60,6 +61,17 @@ def _different(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[tu
             yield from ((f"{name}.{part}", *values) for part, *values in _different(old, new))
         elif old != new:
             yield name, old, new
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; raises ``ValueError`` if the file holds something else, or was cut off."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: is not JSON ({error}); restore it, or choose another folder") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, expected names and values; restore it")
+    return content
 
 
 def check_writable(folder: Path) -> None:

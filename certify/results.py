@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
-from certify.files import create_atomically, differences, lock_file
+from certify.files import check_writable, create_atomically, differences, lock_file, read_json
 from certify.packed import pack_votes
 from certify.scheme import Certified
 from certify.stored import (
@@ -144,11 +144,6 @@ class TableFile:
         if whole < len(data):
             os.truncate(self.path, whole)
 
-    def drop_last_line(self) -> None:
-        """Remove the last finished line."""
-        data = self.path.read_bytes()
-        os.truncate(self.path, data.rstrip(b"\n").rfind(b"\n") + 1)
-
     def keep(self, indices: set[str]) -> None:
         """Remove the lines of images that are not among these."""
         lines = self.path.read_bytes().splitlines(keepends=True)
@@ -226,7 +221,7 @@ def claim_config(path: Path, config: dict[str, Any]) -> None:
     # shards may start at the same moment: one of them creates the file, the others compare
     if create_atomically(path, json.dumps(config, indent=2).encode() + b"\n"):
         return
-    stored = json.loads(path.read_text())
+    stored = read_json(path)
     stored.pop("provenance", None)
     config.pop("provenance", None)
     if what := differences(stored, config):
@@ -270,6 +265,8 @@ class ResultFolder:
             raise ValueError(
                 f"{self.folder}: holds results; add --resume to continue them (resume=True), or choose another folder"
             )
+        check_writable(self.folder)
+        self._check_orphans()
         claim_config(self.config_path, config)
         self._rows = TableFile(self.rows_path, self._columns)
         self._open.append(self._rows)
@@ -277,13 +274,19 @@ class ResultFolder:
             self._votes = TableFile(self.votes_path, self._vote_columns)
             self._open.append(self._votes)
             # An image's votes are written just before its row: after a kill, the last votes may have no row yet.
-            mine = {row["idx"] for row in read_table(self.rows_path)}
-            voted = read_table(self.votes_path)
-            if voted and voted[-1]["idx"] not in mine:
-                self._votes.drop_last_line()
+            self._votes.keep({row["idx"] for row in read_table(self.rows_path)})
             # after a crash of the machine, rows may be on disk whose votes are not: these images are done again
-            self._rows.keep({row["idx"] for row in voted})
+            self._rows.keep({row["idx"] for row in read_table(self.votes_path)})
         return {int(row["idx"]) for path in table_paths(self.folder, "rows") for row in read_table(path)}
+
+    def _check_orphans(self) -> None:
+        """Raise if there are results, but not the configuration that says how they were made."""
+        tables = [path for kind in ("rows", "votes") for path in table_paths(self.folder, kind)]
+        # looked at before the configuration: other shards may start at this moment, and write theirs first
+        if any(path.read_bytes().count(b"\n") > 1 for path in tables) and not self.config_path.exists():
+            raise ValueError(
+                f"{self.folder}: holds results without their config.json; restore it, or choose another folder"
+            )
 
     def append(self, row: Line, votes_line: str | None = None) -> None:
         """Store one image: its votes (in a folder that has any), then its row."""

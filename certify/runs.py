@@ -44,6 +44,8 @@ class StoredRun:
         self.config: dict[str, Any] = read_config(folder)
         if "attack" in self.config:
             raise ValueError(f"{folder}: holds an attack, not certificates; name it after --attack")
+        if missing := [name for name in ("data", "scheme", "threat") if name not in self.config]:
+            raise ValueError(f"{folder}: its config.json has no {missing[0]}, so it is not that of a run; restore it")
         self._own_scheme = scheme
         if scheme is not None:
             self._check(scheme)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from certify.files import read_json
 from certify.images import Shape
 from certify.packed import unpack_votes
 from certify.votes import Votes
@@ -27,7 +27,10 @@ def read_table(path: Path, *, columns: Sequence[str] | None = None) -> list[dict
     Args:
         columns: of a file that has no header; it is known by a number in its first cell.
     """
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not a table as text ({error}); restore it, or choose another folder") from error
     lines = text[: text.rfind("\n") + 1].splitlines()
     if not lines:
         raise ValueError(f"{path}: got an empty file, expected a header and rows")
@@ -80,7 +83,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such run; certify one with 'python -m scripts.certify'")
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def read_rows(source: str | Path) -> dict[str, np.ndarray]:

@@ -48,6 +48,10 @@ def build(args: Args) -> tuple[Smoothed, Checkpoint, Dataset]:
     check_integer("max-n", args.max_n, 1, 10**9)
     if question(args) is not None and (args.bounds, args.interval) != ("one-sided", "clopper-pearson"):
         raise ValueError("bounds, interval: are for a fixed number of samples, not for --at or --within")
+    if question(args) is not None and args.n != Args.n:
+        raise ValueError(f"n: got {args.n} and --at or --within, which take at most --max-n samples; leave out one")
+    if question(args) is None and args.max_n != Args.max_n:
+        raise ValueError(f"max-n: got {args.max_n}, which is for --at and --within; a fixed number of samples is --n")
     smoothed, checkpoint, data = classifier_runs.build(args, n0=args.n0, bounds=args.bounds, interval=args.interval)
     if question(args) is not None and not isinstance(smoothed.scheme, SampledScheme):
         raise ValueError(f"at, within: {type(smoothed.scheme).__name__} is exact, there is nothing to sample")
@@ -70,7 +74,7 @@ def main(args: Args) -> None:
         def on_image(row: Row) -> None:
             nonlocal right, seen
             right, seen = right + row.correct, seen + 1
-            bar.update(task, advance=1, description=f"certifying, {right / seen:.1%} right")
+            bar.update(task, advance=1, description=f"certifying, {right / seen:.1%} of the new ones right")
 
         path = evaluation.certify_dataset(
             smoothed,

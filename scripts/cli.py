@@ -158,6 +158,16 @@ def check_device(text: str) -> None:
         raise ValueError(f"device: got {text!r}, which cannot be used here ({reason}); use cpu") from error
 
 
+def _again(cls: type) -> tuple[str, str]:
+    """How a command goes on after it was interrupted, and after something was in its way."""
+    if any(field.name == "resume" for field in dataclasses.fields(cls)):
+        return (
+            "what was finished is on disk, the same command with --resume continues",
+            "and use --resume, nothing is lost",
+        )
+    return "run the same command again", "and run the same command again"
+
+
 def run(main: Callable[[ArgsT], None], cls: type[ArgsT], prog: str, argv: list[str] | None = None) -> None:
     """Run a script: expected failures end in one line and exit status 1, Ctrl-C in 130, never in a traceback."""
     try:
@@ -168,14 +178,12 @@ def run(main: Callable[[ArgsT], None], cls: type[ArgsT], prog: str, argv: list[s
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at the exit
         sys.exit(141)
     except KeyboardInterrupt:
-        print("\ninterrupted; what was finished is on disk, the same command with --resume continues", file=sys.stderr)
+        print(f"\ninterrupted; {_again(cls)[0]}", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
         message = str(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            message = (
-                f"no space left for {error.filename or 'the results'}; free some and use --resume, nothing is lost"
-            )
+            message = f"no space left for {error.filename or 'the results'}; free some {_again(cls)[1]}"
         print(f"error: {message}", file=sys.stderr)
         sys.exit(1)
     except torch.OutOfMemoryError as error:

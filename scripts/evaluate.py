@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from certify.files import write_atomically
+from certify.files import check_writable, write_atomically
 from rl import evaluation
 from rl.evaluation import Estimate
 from rl.logs import Method, common_timesteps, read_method
@@ -255,6 +255,11 @@ def plot(methods: list[Method], path: Path, args: Args) -> None:
 
 def main(args: Args) -> None:
     methods = read_methods(args)
+    summary_path, plot_path = args.json or args.runs[0] / "summary.json", args.out or args.runs[0] / "curves.png"
+    for path in (summary_path, plot_path):
+        if path.is_dir():
+            raise ValueError(f"{path}: is a folder, expected the name of a file to write")
+        check_writable(path.parent)
     summaries = [summarize(method, args) for method in methods]
     if args.baseline is not None:
         chosen = args.runs.index(args.baseline)
@@ -275,7 +280,6 @@ def main(args: Args) -> None:
         "timesteps": steps.tolist(),
         "methods": summaries,
     }
-    summary_path, plot_path = args.json or args.runs[0] / "summary.json", args.out or args.runs[0] / "curves.png"
     write_atomically(summary_path, json.dumps(document, indent=2).encode() + b"\n")
     plot(methods, plot_path, args)
     print(f"wrote {summary_path} and {plot_path}")

@@ -32,7 +32,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 import envs as _registered  # noqa: F401  (importing it registers the environments)
 import rl
-from certify.files import differences, write_atomically
+from certify.files import check_writable, differences, write_atomically
 from envs.parallel import ParallelVectorEnv
 from rl.logs import read_config
 from rl.normalization import NormalizedExtractor
@@ -285,6 +285,7 @@ def train_all(run_: Run, args: RunArgs, prog: str, workers: int = 1) -> None:
         print(
             f"note: nothing is learned in {steps} steps, the first update comes after step {starts}; give more --steps"
         )
+    check_writable(args.out)
     for folder, each in work.items():
         write_config(each, folder, cli.command_line(prog, args))
     if args.jobs == 1:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from scipy.stats import linregress
 
-from certify.files import write_atomically
+from certify.files import check_writable, write_atomically
 from rl.linear import (
     LinearDense,
     LinearSparse,
@@ -82,6 +82,8 @@ def check(args: Args) -> None:
             raise ValueError(f"{name}: got {value}, expected a number above 0")
     if args.tolerance >= 1:
         raise ValueError(f"tolerance: got {args.tolerance}, expected less than 1, the error of knowing nothing")
+    for task_class in TASKS.values():
+        task_class(args.gamma)
 
 
 def measure(args: Args) -> list[Curve]:
@@ -185,6 +187,7 @@ def summary(curve: Curve) -> dict[str, Any]:
 
 def main(args: Args) -> None:
     check(args)
+    check_writable(args.out)
     curves = measure(args)
     hypotheses = {"matrix": "all matrices", "rotation": "rotations"}[args.learner]
     print(f"transitions until U is learned (relative error {args.tolerance:g}), among {hypotheses}; mean of seeds")

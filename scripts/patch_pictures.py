@@ -21,6 +21,7 @@ from torch import Tensor
 
 from certify import StoredRun
 from certify.data import load
+from certify.files import check_writable
 from certify.images import Shape, to_float
 from certify.patch import PatchBound, StructuredAblation, clip
 from certify.places import margins
@@ -39,7 +40,7 @@ class Args:
     """Pictures of runs against patches: places, votes and margins of some images, and certified accuracy by size."""
 
     runs: list[Path] = cli.arg("result folders of schemes against patches", positional=True)
-    out: Path | None = cli.arg("folder for the curves, by default the first run's", None)
+    out: Path | None = cli.arg("folder for all of it, by default those of the runs, and for the curves the first", None)
     patch: str = cli.arg("size of the patch, such as 5 or 3x7", "5")
     images: list[int] | None = cli.arg("indices in the data set, by default the first three of each run", None)
     data_root: Path | None = cli.arg("folder of the data sets, by default $CERTIFY_DATA or ./data", None)
@@ -238,12 +239,22 @@ def draw_curves(runs: Sequence[Path], path: Path) -> None:
     plt.close(figure)
 
 
+def picture_path(args: Args, run: Path, size: tuple[int, int]) -> Path:
+    """Where the pictures of a run go: into it, or to --out, where those of several runs are told apart."""
+    name = f"patch-{size[0]}x{size[1]}.png"
+    if args.out is None:
+        return run / name
+    return args.out / (name if len(args.runs) == 1 else f"{args.runs.index(run) + 1}-{name}")
+
+
 def main(args: Args) -> None:
     size, written = patches.parse_size(args.patch), []
+    if args.out is not None:
+        check_writable(args.out)
     for run in args.runs:
         clipped = clip(StoredRun(run).votes.shape, size)
         pictures = pictures_of(run, clipped, args.images, args.data_root)
-        path = run / f"patch-{size[0]}x{size[1]}.png"
+        path = picture_path(args, run, size)
         draw_pictures(run, pictures, clipped, path)
         written.append(path)
     path = (args.out or args.runs[0]) / "certified_by_size.png"

@@ -136,16 +136,25 @@ def read_attacks(args: Args, groups: dict[str, list[Run]]) -> dict[str, list[att
     return found
 
 
+def patch_lines(args: Args, runs: dict[Path, Run]) -> list[patches.PatchAccuracy]:
+    """What --patch asks for."""
+    sizes = [patches.parse_size(text) for text in args.patch or ()]
+    if not sizes:
+        return []
+    bounds = patch_bounds(args)
+    return [line for path, run in runs.items() for line in patches.patch_accuracy(path, sizes, bounds, run)]
+
+
 def main(args: Args) -> None:
     if args.radii and not all(math.isfinite(r) and r >= 0 for r in args.radii):
         raise ValueError(f"radii: got {args.radii}, expected finite numbers, at least 0")
     folders = [*(args.attack or ()), *args.runs]
     if not folders:
         raise ValueError("runs: got none, expected result folders")
-    sizes = [patches.parse_size(text) for text in args.patch or ()]
     stored = {path: recertified.read_run(path, again_of(args)) for path in args.runs}
     groups = read_groups(args, stored)
     attacks = read_attacks(args, groups)
+    lines = patch_lines(args, stored)
     summaries = []
     for threat in groups | attacks:
         runs, own = groups.get(threat, []), attacks.get(threat, [])
@@ -162,9 +171,7 @@ def main(args: Args) -> None:
                         print(attacked.within_certificates(attack, run.config, run.rows) or "", end="")
             print()
         summaries += group + [attack.summary(radii) for attack in own]
-    if sizes:
-        bounds = patch_bounds(args)
-        lines = [line for path, run in stored.items() for line in patches.patch_accuracy(path, sizes, bounds, run)]
+    if lines:
         print(patches.table(lines), end="\n\n")
         summaries += [line.summary() for line in lines]
     out = args.out or (folders[0] if folders[0].is_dir() else folders[0].parent)

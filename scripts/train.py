@@ -160,6 +160,8 @@ def run(trainer: Trainer, *, resume: bool) -> None:
         raise ValueError(
             f"{trainer.folder}: holds a training run; add --resume to continue it, or choose another folder"
         )
+    if trainer.model_path.exists() and not trainer.state_path.exists():
+        raise ValueError(f"{trainer.folder}: holds a model without the state of its training; choose another folder")
     if resume and trainer.state_path.exists():
         trainer.load_state()
     check_writable(trainer.folder)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from certify import RandomizedAblation, Smoothed
 from certify.data import Dataset, check_files, load
 from certify.results import read_config, read_rows
 from scripts import certify as certify_script
@@ -53,7 +54,10 @@ def test_npz(tmp_path):
     ("changes", "message"),
     [
         ({"train_labels": np.zeros(60)}, r"got train_labels float64 \(60,\), expected whole numbers"),
-        ({"train_images": np.zeros((60, 8, 8))}, r"got train_images float64 .*become bytes by"),
+        ({"train_images": np.full((60, 8, 8), 1.5)}, r"image 0 with values that are NaN or outside of \[0, 1\]"),
+        ({"train_images": np.zeros((60, 8, 8), np.int64)}, r"0 to 255 become bytes by \.astype\('uint8'\)"),
+        ({"train_images": np.zeros((60, 8, 8), bool)}, r"become bytes by 255 \* x\.astype\('uint8'\)"),
+        ({"train_images": np.zeros(60, np.uint8)}, r"expected uint8, or floats .*, or vectors \[N, D\]"),
         ({"train_images": np.zeros((60, 8, 8, 3), np.uint8)}, r"channels last; expected \[N, C, H, W\]"),
         ({"train_images": None}, "expected train_images and train_labels"),
         ({"train_labels": None}, "expected train_images and train_labels"),
@@ -65,6 +69,17 @@ def test_npz(tmp_path):
 def test_arrays_that_are_no_data_set(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         load(save(tmp_path / "mine.npz", **changes), "train")
+
+
+def test_vectors_and_floats(tmp_path):
+    vectors = np.arange(600, dtype=np.float32).reshape(60, 10) / 600
+    data = load(save(tmp_path / "mine.npz", train_images=vectors, test_images=vectors[:12]), "train")
+    assert data.shape == (10, 1, 1)
+    assert data.images.dtype == torch.float32
+    scheme = RandomizedAblation(3, unit="feature")
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(20, data.num_classes))
+    result = Smoothed(net, scheme, data.num_classes, n0=10, n=50).certify(data.batch([0, 1])[0])
+    assert result.radius.shape == (2,)
 
 
 def test_damaged_and_missing_files(tmp_path):

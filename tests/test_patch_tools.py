@@ -52,7 +52,9 @@ def test_pictures_and_curves(tmp_path, runs, capsys):
     args = ["--patch", "3x2", "--images", "10", "0", "--out", str(tmp_path / "new")]
     cli.run(patch_pictures.main, patch_pictures.Args, "scripts.patch_pictures", [*map(str, runs), *args])
     written = [Path(p) for p in capsys.readouterr().out.strip().removeprefix("wrote ").split(", ")]
-    assert written == [*(run / "patch-3x2.png" for run in runs), tmp_path / "new/certified_by_size.png"]
+    new = tmp_path / "new"
+    pictures = [new / f"{i + 1}-patch-3x2.png" for i in range(len(runs))]
+    assert written == [*pictures, new / "certified_by_size.png"]
     assert all(map(is_picture, written))
     patch_pictures.main(patch_pictures.Args(runs=runs[:1], patch="99"))  # covers the image
     assert is_picture(runs[0] / "certified_by_size.png")

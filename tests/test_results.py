@@ -186,17 +186,6 @@ def test_one_writer_at_a_time(tmp_path):
     assert [r["a"] for r in read_table(path)] == ["1", "3", "5"]
 
 
-@pytest.mark.parametrize("lines", [["1\t2"], ["1\t2", "33\t44"]])
-def test_last_line_is_dropped(tmp_path, lines):
-    path = tmp_path / "table.tsv"
-    write(path, ("a", "b"), *lines)
-    table = TableFile(path, ("a", "b"))
-    table.drop_last_line()
-    table.append("5\t6")
-    table.close()
-    assert path.read_text().splitlines() == ["a\tb", *lines[:-1], "5\t6"]
-
-
 def test_wrong_number_of_cells(tmp_path):
     path = tmp_path / "table.tsv"
     path.write_text("a\tb\n1\t2\n3\n")
@@ -214,7 +203,14 @@ def test_table_without_a_line(tmp_path, content):
 
 # Result folders
 
-CONFIG = {"scheme": "RandomizedAblation(keep=2)", "shape": (1, 4, 4), "num_classes": 3, "sampling": {"n": 100}}
+CONFIG = {
+    "scheme": "RandomizedAblation(keep=2)",
+    "data": "mine",
+    "threat": "l0 (pixels)",
+    "shape": (1, 4, 4),
+    "num_classes": 3,
+    "sampling": {"n": 100},
+}
 
 
 def one_vote(idx: int) -> str:
@@ -575,3 +571,47 @@ def test_no_rows(tmp_path):
 def test_no_configuration(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no such run; certify one with 'python -m scripts\.certify'"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize("kept", ["rows.tsv", "votes.tsv", "rows-0-of-2.tsv"])
+def test_results_without_their_configuration_are_not_continued(tmp_path, resume, kept):
+    shard = (0, 2) if "of" in kept else (0, 1)
+    start(tmp_path, rows=[1, 2], shard=shard)
+    for path in tmp_path.iterdir():
+        if path.name != kept:
+            path.unlink()
+    before = (tmp_path / kept).read_bytes()
+    with pytest.raises(ValueError, match=r"holds results without their config\.json; restore it"):
+        start(tmp_path, resume=resume)
+    assert (tmp_path / kept).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [kept]
+
+
+def test_votes_of_lost_rows_are_made_again_once(tmp_path):
+    start(tmp_path, rows=[1, 2, 3])
+    votes = (tmp_path / "votes.tsv").read_bytes()
+    (tmp_path / "rows.tsv").unlink()
+    assert start(tmp_path, resume=True, rows=[1, 2, 3]) == set()
+    assert (tmp_path / "votes.tsv").read_bytes() == votes
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '"text"'])
+def test_damaged_configurations_are_named(tmp_path, content):
+    start(tmp_path, rows=[1])
+    (tmp_path / "config.json").write_text(content)
+    for read in (read_config, lambda folder: start(folder, resume=True)):
+        with pytest.raises(ValueError, match=r"config\.json: (is not JSON|holds a (list|str), expected names)"):
+            read(tmp_path)
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path):
+    (tmp_path / "rows.tsv").write_bytes(b"idx\tlabel\n1\t\xff\n")
+    with pytest.raises(ValueError, match=r"rows\.tsv: is not a table as text"):
+        read_table(tmp_path / "rows.tsv")
+
+
+def test_folders_that_cannot_be_written_are_told_in_words(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"out: cannot write to .*file"):
+        start(tmp_path / "file" / "run")

@@ -213,3 +213,6 @@ def test_what_is_no_run(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"attack": "pointwise"}))
     with pytest.raises(ValueError, match="holds an attack"):
         StoredRun(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"data": "digits"}))
+    with pytest.raises(ValueError, match=r"config\.json has no scheme, so it is not that of a run"):
+        StoredRun(tmp_path)

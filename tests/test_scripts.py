@@ -47,6 +47,8 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
 def certify(out: Path, checkpoint: Path, **options) -> None:
     scheme = parse(options["scheme"]) if "scheme" in options else load_checkpoint(checkpoint)[1].scheme
     defaults = {"n0": 50, "n": 400, "max": 24} if isinstance(scheme, SampledScheme) else {"max": 24}
+    if options.keys() & {"at", "within"}:
+        defaults.pop("n", None)
     certify_script.main(certify_script.Args(out=out, checkpoint=checkpoint, **(defaults | options)))
 
 
@@ -220,6 +222,8 @@ BAD = [
     (["--within", "0.9"], r"factor: got 0\.9"),
     (["--at", "2", "--max-n", "0"], "max-n: got 0"),
     (["--at", "2", "--bounds", "simultaneous"], "are for a fixed number of samples"),
+    (["--at", "2", "--n", "50"], "n: got 50 and --at or --within"),
+    (["--max-n", "50"], "max-n: got 50, which is for --at and --within"),
     (["--scheme", "DeterministicAblation(alpha=5)", "--alpha", "0.01"], "alpha: got 0.01, but .* is exact"),
     (["--scheme", "DeterministicAblation(alpha=5)", "--n0", "10"], "n0: got 10, but DeterministicAblation is exact"),
 ]

@@ -290,3 +290,21 @@ def test_normalization_by_given_numbers(tmp_path, capsys):
     cli.run(train_script.main, train_script.Args, "scripts.train", [*words, "--mean", "0.5", "--std", "0.25"])
     spec = load_checkpoint(tmp_path / "run")[1].model
     assert (spec.mean, spec.std) == ((0.5,), (0.25,))
+
+
+@pytest.mark.parametrize("resume", [(), ("--resume",)])
+def test_a_model_without_its_state_is_not_replaced(resume, tmp_path, capsys):
+    words = [str(tmp_path), "--scheme", "none", "--epochs", "1"]
+    (tmp_path / "model.safetensors").write_bytes(b"precious")
+    with pytest.raises(SystemExit):
+        cli.run(train_script.main, train_script.Args, "scripts.train", [*words, *resume])
+    assert "holds a model without the state of its training; choose another folder" in capsys.readouterr().err
+    assert (tmp_path / "model.safetensors").read_bytes() == b"precious"
+
+
+def test_a_seed_is_checked_before_anything_starts(tmp_path, capsys):
+    words = [str(tmp_path / "x"), "--scheme", "none", "--seed", "-1"]
+    with pytest.raises(SystemExit):
+        cli.run(train_script.main, train_script.Args, "scripts.train", words)
+    assert "seed: got -1" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()

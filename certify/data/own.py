@@ -32,10 +32,11 @@ def check_labels(labels: np.ndarray, classes: Any, name: str) -> None:
 
 
 def read_npz(path: str, split: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Images uint8 ``[N, C, H, W]``, labels int64 ``[N]``, and the number of classes in both parts.
+    """Images ``[N, C, H, W]``, labels int64 ``[N]``, and the number of classes in both parts.
 
     The file holds ``train_images``, ``train_labels``, ``test_images`` and ``test_labels``, or one part only; images are
-    uint8 ``[N, H, W]`` or ``[N, C, H, W]``, labels whole numbers from 0 on. No pickled objects are read.
+    uint8 ``[N, H, W]`` or ``[N, C, H, W]``, or floats in [0, 1]; vectors ``[N, D]`` are images of one pixel with D
+    channels. Labels are whole numbers from 0 on. No pickled objects are read.
     """
     file = npz_file(path)
     try:
@@ -52,11 +53,16 @@ def read_npz(path: str, split: str) -> tuple[np.ndarray, np.ndarray, int]:
             raise ValueError(
                 f"{file}: got {name}_labels {labels.dtype} {labels.shape}, expected whole numbers [N], at least one"
             )
-    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+    if images.dtype not in (np.uint8, np.float32, np.float64) or images.ndim not in (2, 3, 4):
+        kind = images.dtype.kind
+        advice = "; 0 to 255 become bytes by .astype('uint8')" if kind in "iu" else ""
+        advice = "; True and False become bytes by 255 * x.astype('uint8')" if kind == "b" else advice
         raise ValueError(
-            f"{file}: got {split}_images {images.dtype} {images.shape}, expected uint8 [N, H, W] or [N, C, H, W]; "
-            "values in [0, 1] become bytes by (255 * x).round().astype('uint8')"
+            f"{file}: got {split}_images {images.dtype} {images.shape}, expected uint8, or floats in [0, 1]: images "
+            f"[N, H, W] or [N, C, H, W], or vectors [N, D]{advice}"
         )
+    if images.ndim == 2:
+        images = images[:, :, None, None]
     if images.ndim == 4 and not channels_first(images.shape[1:]):
         raise ValueError(
             f"{file}: got {split}_images {images.shape}, which looks like channels last; expected [N, C, H, W], use "

@@ -72,6 +72,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
             raise ValueError(f"epochs, batch_size: got {self.epochs}, {self.batch_size}, expected at least 1")
+        check_integer("seed", self.seed, 0, (1 << 64) - 1)
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ValueError(f"lr: got {self.lr}, expected a finite rate above 0")
         if self.schedule not in SCHEDULES:
