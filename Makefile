@@ -29,7 +29,7 @@ bench: $(VENV)/.installed
 
 MODULES := certify certify.attacks certify.data certify.models certify.poisoning certify.training certify.ablation \
 	certify.attacks.wasserstein certify.confidence certify.evaluation certify.metrics certify.patch certify.results \
-	certify.sequential certify.spec certify.topk certify.topk_l2 certify.transport certify.variable_lambda rl \
+	certify.sequential certify.spec certify.testing certify.topk certify.topk_l2 certify.transport certify.variable_lambda rl \
 	rl.evaluation rl.losses envs envs.multi_goal envs.parallel
 
 docs: $(VENV)/.installed

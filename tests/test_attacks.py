@@ -34,12 +34,12 @@ from certify.metrics import attacked_accuracy, median_attack_magnitude
 from certify.models import ModelSpec
 from certify.results import read_config, read_rows
 from certify.spec import parse
+from certify.testing import RandomTable
 from certify.training import Trainer, TrainingConfig
 from scripts import attack as attack_script
 from scripts import certify as certify_script
 from scripts import cli
 from scripts import report as report_script
-from tests.soundness.classifiers import Lookup
 from tests.soundness.table import Toy, enumerated, sampled
 
 needs_foolbox = pytest.mark.skipif(importlib.util.find_spec("foolbox") is None, reason="needs the extra 'attacks'")
@@ -79,7 +79,7 @@ def assert_outside(toy: Toy, x: Tensor, radius: Tensor, result: Attacked) -> int
 def test_no_success_within_an_exact_certificate(toy: Toy):
     succeeded = 0
     for num_classes, seed, bias in ((2, 0, 0.0), (3, 1, 0.3), (3, 2, 0.6), (2, 3, 0.7)):
-        smoothed = Smoothed(Lookup(num_classes, seed, bias), toy.scheme, num_classes)
+        smoothed = Smoothed(RandomTable(num_classes, seed, bias), toy.scheme, num_classes)
         x = chosen(toy, 8)
         certified = smoothed.certify(x)
         result = pointwise_attack(smoothed, x, certified.prediction, restarts=3, seed=seed, fallback=x)
@@ -99,9 +99,9 @@ def test_no_success_within_a_sampled_certificate_at_exact_probabilities(toy: Toy
     assert outcomes is not None
     succeeded = 0
     for num_classes, seed, bias in ((2, 0, 0.0), (2, 1, 0.0), (2, 2, 0.0), (3, 3, 0.4)):
-        base = Lookup(num_classes, seed, bias)
+        base = RandomTable(num_classes, seed, bias)
 
-        def shares(image: Tensor, base: Lookup = base) -> list[Fraction]:
+        def shares(image: Tensor, base: RandomTable = base) -> list[Fraction]:
             total = [Fraction(0)] * base.num_classes
             for probability, copy in outcomes(image[None]):
                 total[base.classify(copy)] += probability

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from certify import DoubleMasking, Patch, Smoothed, ThresholdVote
 from certify.double_masking import mask_starts
-from tests.soundness.classifiers import Lookup
+from certify.testing import RandomTable
 from tests.test_patch import every_attack
 
 
@@ -75,7 +75,7 @@ def test_prediction_is_the_published_algorithm(seed, share):
 def test_no_patch_breaks_a_certificate(scheme, shape, patch):
     certified = 0
     for seed in range(6):
-        base = Lookup(3, seed, bias=0.9)
+        base = RandomTable(3, seed, bias=0.9)
         smoothed = Smoothed(base, scheme, 3, batch_size=64)
         x = torch.randint(2, (4, *shape), generator=torch.Generator().manual_seed(seed)).float()
         result = smoothed.certify(x)

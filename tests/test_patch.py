@@ -29,8 +29,8 @@ from certify import (
 )
 from certify.draws import ESTIMATION, TRAINING, Draws
 from certify.patch import PatchBound, StructuredAblation
+from certify.testing import copy_key
 from certify.windows import Axis, circular_sums, touched_runs
-from tests.soundness.classifiers import key
 
 BOUNDS: tuple[PatchBound, ...] = ("location", "published")
 CASES: list[tuple[StructuredAblation, tuple[int, int, int]]] = [
@@ -361,7 +361,7 @@ class RandomScores:
         self.table: dict[bytes, list[float]] = {}
 
     def scores(self, copy: Tensor) -> list[float]:
-        k = key(copy)
+        k = copy_key(copy)
         if k not in self.table:
             generator = random.Random(k + self.seed.to_bytes(4, "big"))
             self.table[k] = [generator.gauss(0, 1) for _ in range(self.num_classes)]
@@ -421,7 +421,7 @@ class Recalled:
         self.table: dict[bytes, Tensor] = {}
 
     def __call__(self, copies: Tensor) -> Tensor:
-        return torch.stack([self.table[key(copy)] for copy in copies]).float()
+        return torch.stack([self.table[copy_key(copy)] for copy in copies]).float()
 
 
 @pytest.mark.parametrize(("scheme", "shape"), CASES, ids=IDS)
@@ -439,8 +439,8 @@ def test_what_location_does_not_certify_can_be_broken(scheme, shape):
                 y = torch.where(place, 1.0, x)
                 others = torch.ones(3, dtype=torch.bool)
                 others[label] = False
-                base.table |= {key(copy): others for copy in scheme.copies(y, index)[0]}
-                base.table |= dict(zip(map(key, scheme.copies(x, index)[0]), v, strict=True))
+                base.table |= {copy_key(copy): others for copy in scheme.copies(y, index)[0]}
+                base.table |= dict(zip(map(copy_key, scheme.copies(x, index)[0]), v, strict=True))
                 smoothed = Smoothed(base, scheme, 3, vote=lambda logits: logits > 0.5, batch_size=64)
                 assert int(smoothed.predict(x)) == label
                 survived.append(int(smoothed.predict(y)) == label)
@@ -458,13 +458,13 @@ def test_counting_bands_with_a_stride_needs_more_than_a_division():
     y[..., 2] = 1
     index = torch.arange(7)[None]
     base = Recalled(2)
-    base.table |= {key(copy): torch.tensor([0, 1]) for copy in scheme.copies(y, index)[0]}
+    base.table |= {copy_key(copy): torch.tensor([0, 1]) for copy in scheme.copies(y, index)[0]}
     base.table |= {
-        key(copy): torch.tensor([int(p < 6), int(p == 6)]) for p, copy in enumerate(scheme.copies(x, index)[0])
+        copy_key(copy): torch.tensor([int(p < 6), int(p == 6)]) for p, copy in enumerate(scheme.copies(x, index)[0])
     }
     # one of the bands at risk is number 6, which votes for class 1 anyway: move its vote to another band
-    base.table[key(scheme.copies(x, index)[0, 6])] = torch.tensor([1, 0])
-    base.table[key(scheme.copies(x, index)[0, 3])] = torch.tensor([0, 1])
+    base.table[copy_key(scheme.copies(x, index)[0, 6])] = torch.tensor([1, 0])
+    base.table[copy_key(scheme.copies(x, index)[0, 3])] = torch.tensor([0, 1])
     smoothed = Smoothed(base, scheme, 2)
     votes = smoothed.votes(x)
     assert votes.counts.tolist() == [[6, 1]]  # a gap of 5 >= 2 * 2: the usual count would certify
@@ -522,8 +522,8 @@ def test_randomized_bands_are_certified_by_the_published_count():
 def test_randomized_copies_are_those_of_the_exact_scheme():
     exact, sampled = BlockAblation(2), RandomizedBlockAblation(2)
     x = torch.rand(1, 2, 4, 5)
-    every = {key(copy) for copy in exact.copies(x, torch.arange(20)[None])[0]}
-    got = {key(copy) for copy in sampled.sample(x, Draws.of(0, ESTIMATION, torch.arange(1), range(400)))[0]}
+    every = {copy_key(copy) for copy in exact.copies(x, torch.arange(20)[None])[0]}
+    got = {copy_key(copy) for copy in sampled.sample(x, Draws.of(0, ESTIMATION, torch.arange(1), range(400)))[0]}
     assert got == every
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from certify import DeterministicAblation, DiscreteNoise, RandomizedAblation, Smoothed, confidence
 from certify.sequential import CertifiedAt, RadiusWithin, next_look, sequence_bounds
-from tests.soundness.classifiers import Lookup
+from certify.testing import RandomTable
 
 
 def mixture(k: int, n: int) -> Fraction:
@@ -129,7 +129,7 @@ IMAGES = torch.tensor(np.random.RandomState(0).randint(0, 2, (12, 1, 2, 4)) * 25
 
 
 def toy(**options) -> Smoothed:
-    return Smoothed(Lookup(3, seed=5, bias=0.75), RandomizedAblation(2), 3, n0=64, alpha=0.01, **options)
+    return Smoothed(RandomTable(3, seed=5, bias=0.75), RandomizedAblation(2), 3, n0=64, alpha=0.01, **options)
 
 
 def test_decisions_agree_with_many_fixed_samples():
@@ -179,7 +179,7 @@ def test_samples_are_those_of_the_fixed_size():
 
 
 def test_an_easy_image_takes_one_look():
-    smoothed = Smoothed(Lookup(3, seed=0, bias=1.0), RandomizedAblation(1), 3, n0=16, alpha=0.01)
+    smoothed = Smoothed(RandomTable(3, seed=0, bias=1.0), RandomizedAblation(1), 3, n0=16, alpha=0.01)
     result = smoothed.certify_at(IMAGES, 0)
     assert (result.samples == 32).all()
     assert (result.prediction == 0).all()
@@ -198,7 +198,7 @@ def test_stopped_votes_are_no_fixed_sample():
 
 def test_unanimous_votes_do_not_certify_everything():
     """p = 1 would certify every feature of discrete noise; no number of samples shows p = 1."""
-    smoothed = Smoothed(Lookup(2, seed=0, bias=1.0), DiscreteNoise(0.6, q=1), 2, n0=8, alpha=0.01)
+    smoothed = Smoothed(RandomTable(2, seed=0, bias=1.0), DiscreteNoise(0.6, q=1), 2, n0=8, alpha=0.01)
     result = smoothed.certify_within(IMAGES, 3.0, max_n=4_000)
     assert result.settled.all()
     assert (result.radius_upper < 300).all()
@@ -212,13 +212,13 @@ def test_radii_that_are_not_float64_are_refused():
         def radius(self, p_lower, p_upper, *, shape=None):
             return super().radius(p_lower, p_upper, shape=shape).float()
 
-    smoothed = Smoothed(Lookup(3, seed=0), Coarse(2), 3, n0=10)
+    smoothed = Smoothed(RandomTable(3, seed=0), Coarse(2), 3, n0=10)
     with pytest.raises(ValueError, match=r"Coarse: got radii torch\.float32"):
         smoothed.certify_at(IMAGES, 1)
 
 
 def test_exact_schemes_have_nothing_to_sample():
-    smoothed = Smoothed(Lookup(3, seed=0), DeterministicAblation(2), 3)
+    smoothed = Smoothed(RandomTable(3, seed=0), DeterministicAblation(2), 3)
     with pytest.raises(TypeError, match="DeterministicAblation, which is exact"):
         smoothed.certify_at(IMAGES, 1)
 
