@@ -29,12 +29,15 @@ class AttackRun:
     threat: str
     rows: dict[str, np.ndarray]
     config: dict[str, Any]
+    folder: str
 
     def summary(self, radii: list[float]) -> dict[str, Any]:
         verified = self.rows["verified"]
         median = metrics.median_attack_magnitude(verified)
         return {
+            "kind": "attack",
             "name": self.name,
+            "folder": self.folder,
             "threat": self.threat,
             "attack": self.config["attack"],
             "images": len(verified),
@@ -60,7 +63,7 @@ def read_attack(path: Path) -> AttackRun:
     rows = read_rows(path)
     scaled = {name: rows[name] * unit for name in ("magnitude", "verified")}
     name = f"{config['data']}, {config['scheme']}, {config['attack']['name']} attack"
-    return AttackRun(name, str(threat), rows | scaled, config)
+    return AttackRun(name, str(threat), rows | scaled, config, str(path))
 
 
 def check_same_images(configs: Sequence[dict[str, Any] | None]) -> None:

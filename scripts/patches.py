@@ -32,6 +32,7 @@ class PatchAccuracy:
         images: how many.
         clean: share of right predictions.
         certified: share of images that are right and certified, per patch size.
+        folder: of the run.
     """
 
     name: str
@@ -40,10 +41,13 @@ class PatchAccuracy:
     clean: float
     sizes: tuple[str, ...]
     certified: tuple[float, ...]
+    folder: str | None = None
 
     def summary(self) -> dict[str, Any]:
         return {
+            "kind": "patches",
             "name": self.name,
+            "folder": self.folder,
             "threat": "patch",
             "bound": self.bound,
             "images": self.images,
@@ -78,7 +82,11 @@ def patch_accuracy(
             name += f", alpha={config['sampling']['alpha'] if run is None else run.alpha}"
         shares = tuple(float(h.mean()) for h in held)
         bound = "l0" if sparse else "sampled" if isinstance(scheme, SampledScheme) else "masks"
-        return [PatchAccuracy(name, bound, len(right), float((rows["clean"] == rows["label"]).mean()), labels, shares)]
+        return [
+            PatchAccuracy(
+                name, bound, len(right), float((rows["clean"] == rows["label"]).mean()), labels, shares, str(path)
+            )
+        ]
     if not isinstance(scheme, StructuredAblation):
         raise ValueError(f"{path}: got {config['scheme']}, which certifies neither squares nor numbers of pixels")
     right = stored.predict() == stored.label
@@ -86,7 +94,7 @@ def patch_accuracy(
     for bound in bounds:
         held = [stored.certify_patch(size, bound=bound).certified for size in sizes]
         shares = tuple(float((right & h).double().mean()) for h in held)
-        lines.append(PatchAccuracy(name, bound, len(right), float(right.double().mean()), labels, shares))
+        lines.append(PatchAccuracy(name, bound, len(right), float(right.double().mean()), labels, shares, str(path)))
     return lines
 
 

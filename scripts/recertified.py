@@ -41,23 +41,23 @@ def read_run(path: Path, again: Again = STORED, bound: str | None = None) -> Run
             raise ValueError(
                 f"{path}: is a table of rows without votes; --alpha, --bounds, --interval need a run's votes"
             )
-        return Run(path.name, "radius", None, read_log(path))
+        return Run(path.name, "radius", None, read_log(path), folder=str(path))
     run = StoredRun(path)
     config, sampling, name = run.config, run.sampling, f"{run.config['data']}, {run.config['scheme']}"
     if bound is None and again == STORED:
         until = (sampling or {}).get("until")
         name = name if until is None else f"{name}, until {until}"
-        return Run(name, run.threat, (sampling or {}).get("alpha"), run.rows, None, until, config)
+        return Run(name, run.threat, (sampling or {}).get("alpha"), run.rows, None, until, config, str(path))
     result = run.certify(alpha=again.alpha, bounds=again.bounds, interval=again.interval, bound=bound)
     rows = rows_of(run.stored, result) | {"clean": run.predict(alpha=again.alpha).numpy()}
     if sampling is None:
-        return Run(f"{name}, {config['vote']}, {bound} bound", run.threat, None, rows, config=config)
+        return Run(f"{name}, {config['vote']}, {bound} bound", run.threat, None, rows, config=config, folder=str(path))
     alpha = sampling["alpha"] if again.alpha is None else again.alpha
     bounds = again.bounds or sampling["bounds"]
     interval = again.interval or sampling.get("interval", "clopper-pearson")
     scheme = run.scheme_of(bound)
     name = f"{config['data']}, {spec.to_text(scheme)}, alpha={alpha}, {bounds}, {interval}"
-    return Run(name, str(scheme.threat), alpha, rows, config=config)
+    return Run(name, str(scheme.threat), alpha, rows, config=config, folder=str(path))
 
 
 def top_k_runs(path: Path, every_k: Sequence[int], alpha: float | None = None) -> list[Run]:

@@ -25,6 +25,7 @@ class Run:
     top_k: int | None = None  # None: certificates of the prediction
     until: str | None = None  # the question that sequential sampling settled
     config: dict[str, Any] | None = None  # of a result folder
+    folder: str | None = None  # or the table that was read
 
     @property
     def guaranteed(self) -> bool:
@@ -36,7 +37,9 @@ class Run:
         correct, radius = rows["correct"] > 0, rows["radius"]
         clean = rows.get("clean", rows["predict"])
         summary: dict[str, Any] = {
+            "kind": "certificates",
             "name": self.name,
+            "folder": self.folder,
             "threat": self.threat,
             "alpha": self.alpha,
             "guaranteed": self.guaranteed,

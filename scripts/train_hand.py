@@ -36,8 +36,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
+import gymnasium
 import numpy as np
 
 from scripts import cli, goal_training
@@ -86,6 +88,18 @@ class Args(goal_training.RunArgs):
     normalize: bool = cli.arg("weigh goal gradients by the variance of the goals (Appendix G.4)", False)
 
 
+@lru_cache(maxsize=8)
+def check_goals(env: str) -> None:
+    """Raise ``ValueError`` unless an environment has goals."""
+    made = gymnasium.make(env)
+    space = made.observation_space
+    made.close()
+    if not isinstance(space, gymnasium.spaces.Dict) or not {"achieved_goal", "desired_goal"} <= set(space.keys()):
+        raise ValueError(
+            f"env: got {env!r}, which has no goals; expected observations with observation, achieved_goal, desired_goal"
+        )
+
+
 def configuration(args: Args) -> goal_training.Run:
     """The run that the arguments mean; ``ValueError`` unless it can be made here."""
     env = args.env if ":" in args.env else f"gymnasium_robotics:{args.env}"
@@ -99,6 +113,7 @@ def configuration(args: Args) -> goal_training.Run:
         ) from error
     if limit is None:
         raise ValueError(f"env: got {env!r}, which has no time limit; expected episodes of one length")
+    check_goals(env)
     counts = ("workers", "num_envs", "epochs", "steps", "batch_size", "eval_every", "eval_episodes", "checkpoint_every")
     for name in (*counts, "buffer_size"):
         value = getattr(args, name)

@@ -80,6 +80,7 @@ def test_a_run_that_is_continued_equals_one_that_was_not(tmp_path: Path, monkeyp
         ({"eval_episodes": -1}, "eval-episodes: got -1"),
         ({"checkpoint_every": 0}, "checkpoint-every: got 0"),
         ({"env": "gymnasium:Endless-v0"}, "no time limit"),
+        ({"env": "gymnasium:CartPole-v1"}, "which has no goals; expected observations with"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
