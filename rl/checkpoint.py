@@ -29,6 +29,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import Tensor
 
 from rl.goals import GoalStatistics
+from rl.her import HerReplayBuffer, end_open_episodes
 
 VERSION = 1
 _COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_n_calls", "exploration_rate", "_total_timesteps")
@@ -95,11 +96,7 @@ def start_afresh(model: OffPolicyAlgorithm) -> None:
     assert model.env is not None
     assert model.seed is not None
     buffer = model.replay_buffer
-    if hasattr(buffer, "truncate_last_trajectory"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns that it truncates, which is what is wanted
-            buffer.truncate_last_trajectory()  # type: ignore[union-attr]
-    elif buffer is not None:  # n-step returns have to end here, too
+    if not end_open_episodes(buffer) and buffer is not None:  # n-step returns have to end here, too
         if buffer.handle_timeout_termination:
             buffer.timeouts[buffer.pos - 1, buffer.dones[buffer.pos - 1] == 0] = 1
         buffer.dones[buffer.pos - 1] = 1
@@ -238,8 +235,19 @@ def check_settings(model: OffPolicyAlgorithm, path: str | Path, *, settings: Map
 def _other_settings(state: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     """How the settings of a checkpoint differ from these, of those that both have."""
     stored, own = state.get("settings", {}), json.loads(json.dumps(own))
-    other = [name for name in stored if name in own and json.dumps(stored[name]) != json.dumps(own[name])]
+    other = [name for name in stored if name in own and not _same(stored[name], own[name])]
     return ", ".join(f"{name} = {stored[name]}, not {own[name]}" for name in other)
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Whether two JSON values are equal: 1 and 1.0 are, 1 and true are not."""
+    if isinstance(first, bool) or isinstance(second, bool):
+        return first is second
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(_same(*pair) for pair in zip(first, second, strict=True))
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(_same(value, second[name]) for name, value in first.items())
+    return first == second or (first != first and second != second)
 
 
 def _check_fit(
@@ -313,7 +321,7 @@ def _fill(buffer: ReplayBuffer, tensors: dict[str, Tensor], pos: int, full: bool
     buffer.pos, buffer.full = pos, full
     if hasattr(buffer, "_current_ep_start"):  # no episode is open in a checkpoint
         buffer._current_ep_start[:] = pos  # type: ignore[attr-defined]
-    if hasattr(buffer, "_drawable"):
-        buffer._drawable = None  # type: ignore[attr-defined]
+    if isinstance(buffer, HerReplayBuffer):
+        buffer._drawable.forget()
     if hasattr(buffer, "_fresh"):
         buffer._fresh.clear()  # type: ignore[attr-defined]

@@ -193,8 +193,16 @@ class GoalGradient:
         if self.reward is None:
             return None
         goal = next_observation[GOAL].detach().float().requires_grad_()
-        with torch.enable_grad():
-            rewards = self.reward(next_observation[ACHIEVED].detach().float(), goal)
+        try:
+            with torch.enable_grad():
+                rewards = self.reward(next_observation[ACHIEVED].detach().float(), goal)
+        except (RuntimeError, TypeError) as error:
+            if "numpy" not in str(error):
+                raise
+            raise ValueError(
+                f"reward: got a function that leaves PyTorch for NumPy ({error}), expected one in torch, which can be "
+                "differentiated: (achieved - goal).norm(dim=1), say, for tensors [N, ...]"
+            ) from error
         if not (isinstance(rewards, Tensor) and rewards.shape == goal.shape[:1] and rewards.requires_grad):
             got = f"shape {tuple(rewards.shape)}" if isinstance(rewards, Tensor) else type(rewards).__name__
             raise ValueError(

@@ -15,8 +15,11 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from stable_baselines3.her.goal_selection_strategy import KEY_TO_GOAL_STRATEGY, GoalSelectionStrategy
 
+from rl.checks import OF_SINGLE, check_goal_function, check_goal_spaces, check_infos
+from rl.drawable import Drawable
 from rl.goals import ACHIEVED, GOAL
 from rl.transfer import rows, to_device
+from rl.vec_env import VectorEnvAdapter
 
 
 class HerReplayBuffer(StockHerReplayBuffer):
@@ -29,11 +32,16 @@ class HerReplayBuffer(StockHerReplayBuffer):
         env: of which ``compute_reward`` relabels.
         n_sampled_goal: relabelled transitions per real one (the papers' k).
         goal_selection_strategy: ``future``, ``final`` or ``episode``.
-        copy_info_dict: keep the infos of all transitions, for rewards that depend on them (slow).
+        copy_info_dict: keep the infos of all transitions, for rewards that depend on them (slow). Not with
+            :class:`rl.VectorEnvAdapter`, which has no infos of steps within an episode.
         relabel_terminations: for environments that end episodes before their time limit: ask ``compute_terminated``
             whether a relabelled transition ends its episode. By default, and as in Stable-Baselines3, it ends where its
             own episode did, so that one that reaches its new goal goes on, and learned values can exceed every possible
             return. Terminations for other reasons, which ``compute_terminated`` does not explain, are kept.
+
+    Raises:
+        ValueError: for observations without goals, and an environment that lacks ``compute_reward(achieved, goal,
+            info)`` although goals are relabelled, or what other arguments need.
     """
 
     # of buffers that were pickled before there were these
@@ -57,15 +65,8 @@ class HerReplayBuffer(StockHerReplayBuffer):
     ) -> None:
         if n_sampled_goal < 0:
             raise ValueError(f"n_sampled_goal: got {n_sampled_goal}, expected at least 0")
-        missing = [key for key in (ACHIEVED, GOAL) if key not in observation_space.spaces]
-        if missing:
-            raise ValueError(f"observation space: got no {' and no '.join(missing)}, which hindsight needs")
-        achieved, goal = (observation_space[key].shape for key in (ACHIEVED, GOAL))
-        if achieved != goal and n_sampled_goal > 0:
-            raise ValueError(
-                f"observation space: got {ACHIEVED} {achieved} and {GOAL} {goal}, expected the same shape: hindsight "
-                "puts one in the place of the other"
-            )
+        check_goal_spaces(observation_space, relabelled=n_sampled_goal > 0)
+        self.goal_selection_strategy = _strategy(goal_selection_strategy)
         # past the parent, which makes a dictionary for every place of the buffer
         DictReplayBuffer.__init__(
             self,
@@ -77,40 +78,63 @@ class HerReplayBuffer(StockHerReplayBuffer):
             optimize_memory_usage=optimize_memory_usage,
             handle_timeout_termination=handle_timeout_termination,
         )
-        self.env = env
         self.copy_info_dict = copy_info_dict
         self.relabel_terminations = relabel_terminations
-        told = relabel_terminations is not None or not handle_timeout_termination
-        self._looked_at_ends = told or n_sampled_goal == 0
-        self._looked_at_rewards = n_sampled_goal == 0
-        if relabel_terminations:
-            try:
-                env.get_attr("compute_terminated", indices=[0])
-            except AttributeError as error:
-                raise ValueError(
-                    "relabel_terminations: got True, but the environment has no compute_terminated(achieved, goal, "
-                    "info)"
-                ) from error
-        if isinstance(goal_selection_strategy, str):
-            if goal_selection_strategy.lower() not in KEY_TO_GOAL_STRATEGY:
-                known = ", ".join(KEY_TO_GOAL_STRATEGY)
-                raise ValueError(f"goal_selection_strategy: got {goal_selection_strategy!r}, expected one of {known}")
-            goal_selection_strategy = KEY_TO_GOAL_STRATEGY[goal_selection_strategy.lower()]
-        self.goal_selection_strategy = goal_selection_strategy
         self.n_sampled_goal = n_sampled_goal
         self.her_ratio = 1 - 1 / (n_sampled_goal + 1)
-        places = (self.buffer_size, n_envs)
-        self.infos = np.empty(places if copy_info_dict else (0, n_envs), dtype=object)
+        self.ask(env)
+        self._keep_episodes()
+
+    def _keep_episodes(self) -> None:
+        """Make what is known about each transition beside the transition itself."""
+        places = (self.buffer_size, self.n_envs)
+        self.infos = np.empty(places if self.copy_info_dict else (0, self.n_envs), dtype=object)
         self.ep_start = np.zeros(places, dtype=np.int64)
         self.ep_length = np.zeros(places, dtype=np.int64)
-        self._current_ep_start = np.zeros(n_envs, dtype=np.int64)
-        self._drawable: np.ndarray | None = None
+        self._current_ep_start = np.zeros(self.n_envs, dtype=np.int64)
+        self._drawable = Drawable()
         self._fresh: list[np.ndarray] = []
         self.keep_fresh = False  # whether take_fresh() is going to be called
 
+    def ask(self, env: VecEnv) -> None:
+        """Let ``env`` say rewards and terminations from now on; whether its steps say the same is looked at again.
+
+        Raises:
+            ValueError: if it lacks a function that is asked, or infos that are to be kept.
+        """
+        self.check(env)
+        self.env = env
+        told = self.relabel_terminations is not None or not self.handle_timeout_termination
+        self._looked_at_ends = told or self.n_sampled_goal == 0
+        self._looked_at_rewards = self.n_sampled_goal == 0
+
+    def check(self, env: VecEnv) -> None:
+        """Raise ``ValueError`` unless ``env`` has what :meth:`ask` needs."""
+        if self.relabel_terminations:
+            check_goal_function(env, "compute_terminated", "relabel_terminations: got True")
+        if self.n_sampled_goal > 0:
+            check_goal_function(env, "compute_reward", f"replay buffer: got n_sampled_goal={self.n_sampled_goal}")
+        if self.copy_info_dict:
+            check_infos(env)
+
+    def set_env(self, env: VecEnv) -> None:
+        """For a buffer that was unpickled, which has no environment; see :meth:`ask`."""
+        if self.env is None:
+            self.check(env)
+        super().set_env(env)  # which refuses to exchange one
+        self.ask(env)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._drawable = Drawable()  # what was pickled before was something else
+
     def add(self, *args: Any, **kwargs: Any) -> None:
-        if self.full:  # overwriting a transition removes its episode
-            self._drawable = None
+        self._drawable.touch(self.pos * self.n_envs + np.arange(self.n_envs))
+        if self.full:  # overwriting a transition removes what is left of its episode
+            self._drawable.change()
+            for i in np.flatnonzero(self.ep_length[self.pos]):
+                end = self.ep_start[self.pos, i] + self.ep_length[self.pos, i]
+                self._drawable.touch(np.arange(self.pos, end) % self.buffer_size * self.n_envs + i)
         super().add(*args, **kwargs)
         if not self._looked_at_ends and (self.dones[self.pos - 1] > self.timeouts[self.pos - 1]).any():
             self._looked_at_ends = True
@@ -125,7 +149,7 @@ class HerReplayBuffer(StockHerReplayBuffer):
     def _compute_episode_length(self, env_idx: int) -> None:
         start, end = int(self._current_ep_start[env_idx]), self.pos
         super()._compute_episode_length(env_idx)
-        self._drawable = None
+        self._drawable.change()
         if self.keep_fresh:
             steps = np.arange(start, end if end >= start else end + self.buffer_size) % self.buffer_size
             self._fresh.append(steps * self.n_envs + env_idx)
@@ -147,21 +171,31 @@ class HerReplayBuffer(StockHerReplayBuffer):
 
     def drawable(self) -> np.ndarray:
         """Flat places ``[N]`` of the transitions of finished episodes."""
-        if self._drawable is None:
-            used = self.buffer_size if self.full else self.pos
-            self._drawable = np.flatnonzero(self.ep_length[:used])
-        if len(self._drawable) == 0:
+        return self._drawable.at(np.arange(self._count_drawable()))
+
+    def _count_drawable(self) -> int:
+        """How many transitions of finished episodes there are: at least one, or an error."""
+        used = self.buffer_size if self.full else self.pos
+        count = self._drawable.look(self.ep_length.reshape(-1)[: used * self.n_envs])
+        if count > 0:
+            return count
+        limit = "an environment without a time limit needs one (gymnasium.wrappers.TimeLimit)"
+        if self.full:
             raise RuntimeError(
-                "replay buffer: got no finished episode to sample from; learning_starts has to be larger than the "
-                "number of steps of an episode times the number of environments; after load(), load_replay_buffer() "
-                "brings the transitions back"
+                f"replay buffer: got no finished episode to sample from in the last {used} steps of each environment; "
+                f"it holds no more (buffer_size // n_envs, with n_envs={self.n_envs}), expected room for at least two "
+                f"episodes of each: give a larger buffer_size; {limit}"
             )
-        return self._drawable
+        raise RuntimeError(
+            f"replay buffer: got no finished episode to sample from in {used} steps of each environment; "
+            "learning_starts has to be larger than the number of steps of an episode times the number of environments, "
+            f"here {self.n_envs}; {limit}; after load(), load_replay_buffer() brings the transitions back"
+        )
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> DictReplayBufferSamples:  # type: ignore[override]
-        drawable = self.drawable()
+        count = self._count_drawable()
         # the global generator, as Stable-Baselines3: its seed is that of the algorithm
-        drawn = drawable[np.random.randint(0, len(drawable), size=batch_size)]  # noqa: NPY002
+        drawn = self._drawable.at(np.random.randint(0, count, size=batch_size))  # noqa: NPY002
         relabelled = int(self.her_ratio * batch_size)
         places = np.concatenate([drawn[relabelled:], drawn[:relabelled]])  # real transitions come first
         real = batch_size - relabelled
@@ -231,9 +265,15 @@ class HerReplayBuffer(StockHerReplayBuffer):
         except KeyError as error:
             if self.copy_info_dict:
                 raise
+            other = f", and {OF_SINGLE}" if isinstance(self.env.unwrapped, VectorEnvAdapter) else ""
             raise ValueError(
                 f"{function}: looked for {error} in the info, which is empty unless infos are kept; give "
-                "copy_info_dict=True"
+                f"copy_info_dict=True{other}"
+            ) from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{function}: got {type(error).__name__} ({error}) for {len(steps)} goals at a time, expected a "
+                "function of achieved goals [N, ...], goals [N, ...] and a list of N infos that gives N numbers"
             ) from error
 
     def _gathered(self, values: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -245,6 +285,24 @@ class HerReplayBuffer(StockHerReplayBuffer):
 
     def _tensors(self, values: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
         return {key: self._tensor(array) for key, array in values.items()}
+
+
+def end_open_episodes(buffer: Any) -> bool:
+    """Count episodes that are not finished as cut by a time limit; False if the buffer does not know episodes."""
+    if not hasattr(buffer, "truncate_last_trajectory"):
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns that it truncates, which is what is wanted
+        buffer.truncate_last_trajectory()
+    return True
+
+
+def _strategy(given: Any) -> GoalSelectionStrategy:
+    if isinstance(given, GoalSelectionStrategy):
+        return given
+    if isinstance(given, str) and given.lower() in KEY_TO_GOAL_STRATEGY:
+        return KEY_TO_GOAL_STRATEGY[given.lower()]
+    raise ValueError(f"goal_selection_strategy: got {given!r}, expected one of {', '.join(KEY_TO_GOAL_STRATEGY)}")
 
 
 def _compare(computed: np.ndarray, stored: np.ndarray) -> None:

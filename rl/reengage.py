@@ -17,17 +17,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
-import numpy as np
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import DictReplayBufferSamples
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import DictReplayBufferSamples, GymEnv, MaybeCallback
+from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from torch import Tensor, nn
 
+from rl.checks import check_one_normalization, check_options, check_range
 from rl.goals import GOAL, GoalGradient, GoalStatistics, GradientRule, Observation
 from rl.graphs import Recorder, Results
-from rl.her import HerReplayBuffer
+from rl.her import HerReplayBuffer, end_open_episodes
 from rl.losses import goal_gradient_loss, td_target, td_target_gradient
-from rl.normalization import share_statistics
+from rl.normalization import NormalizedExtractor, share_statistics
 from rl.recording import check_recordable, surroundings
 from rl.reward_watch import RewardWatch
 from rl.slopes import PlainCritic, slope
@@ -77,7 +80,8 @@ class GoalConditioned(OffPolicyAlgorithm):
 
     Args:
         goal_gradient_coef: the paper's alpha, which multiplies the squared error of the goal gradients *summed* over
-            the goal's coordinates and averaged over the batch. 0 trains as Stable-Baselines3 does.
+            the goal's coordinates and averaged over the batch. 0 trains as Stable-Baselines3 does. A number: it follows
+            no schedule, but may be assigned anew between two calls of ``learn``.
         goal_gradient: what is differentiated and which transitions count; by default the policy's own rule if it has
             one, else ReenGAGE for sparse rewards with -1 for not reaching the goal (dissertation, Eq. 8.9).
         target_range: smallest and largest possible return (for SAC with its entropy); TD targets are clipped to it. The
@@ -88,8 +92,10 @@ class GoalConditioned(OffPolicyAlgorithm):
             reward function is asked once and then repeated, with the numbers and tensors that it used then; gradients
             of parameters (``.grad``) are of no update in particular.
 
-    Everything else is as in Stable-Baselines3. Logged are the TD part of the loss, under the name that it has there,
-    and ``train/goal_gradient_loss``, the other part with its coefficient.
+    Everything else is as in Stable-Baselines3, but that an episode under way ends in the replay buffer, as if cut by a
+    time limit, where the environment is reset or exchanged. Logged are the TD part of the loss, under the name that it
+    has there, and with a positive coefficient ``train/goal_gradient_loss``, the other part with its coefficient, and
+    ``train/goal_gradient_share``, the share of transitions that count in it.
     """
 
     goal_gradient_coef: float = 0.0
@@ -97,6 +103,7 @@ class GoalConditioned(OffPolicyAlgorithm):
     target_range: tuple[float, float] | None = None
     cuda_graphs: bool = False
     goal_statistics: GoalStatistics
+    _normalization: NormalizedExtractor | None = None
     loss_name: ClassVar[str] = "critic_loss"
     gradient_scale: ClassVar[float] = 1.0  # of the algorithm's own critic loss, which the new term shares
 
@@ -109,8 +116,7 @@ class GoalConditioned(OffPolicyAlgorithm):
         cuda_graphs: bool = False,
         **kwargs: Any,
     ) -> None:
-        if target_range is not None and not (np.shape(target_range) == (2,) and target_range[0] < target_range[1]):
-            raise ValueError(f"target_range: got {target_range}, expected the smallest and the largest return")
+        check_range(target_range)
         self.target_range = None if target_range is None else (target_range[0], target_range[1])
         self.goal_gradient_coef = goal_gradient_coef
         if goal_gradient is not None:
@@ -128,8 +134,9 @@ class GoalConditioned(OffPolicyAlgorithm):
         super()._setup_model()
         if not hasattr(self, "goal_gradient"):
             self.goal_gradient = getattr(self.policy, "goal_gradient", GoalGradient())
-        self._check_goal_gradient()
+        check_options(self)
         self._normalization = share_statistics(self.policy)
+        check_one_normalization(self._normalization, self._vec_normalize_env)
         if self._normalization is not None:
             if not isinstance(self.replay_buffer, HerReplayBuffer):
                 raise ValueError(
@@ -143,26 +150,45 @@ class GoalConditioned(OffPolicyAlgorithm):
             check_recordable(self)
             self._recorder = Recorder.on(self.device)
 
-    def _check_goal_gradient(self) -> None:
-        """Raise if the term is switched on, and model or environment do not allow it.
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name == "MultiGoalPolicy" and policy_name not in self.policy_aliases:
+            raise ValueError(
+                f"policy: got 'MultiGoalPolicy' with {type(self).__name__}, expected it with rl.DDPG or rl.TD3; "
+                "'MultiInputPolicy' is for environments with one goal at a time"
+            )
+        return super()._get_policy_from_name(policy_name)
 
-        Coefficient, rule and environment may also come from ``load``, ``set_env`` or an assignment.
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Train in another environment from now on, which rewards what hindsight relabels, too.
+
+        Episodes under way end in the replay buffer, as if cut by a time limit.
+
+        Raises:
+            ValueError: if observations would be normalized twice, or hindsight lacks what it needs.
         """
-        coef = self.goal_gradient_coef
-        if not (isinstance(coef, float | int | np.number) and np.isfinite(coef) and coef >= 0):
-            raise ValueError(f"goal_gradient_coef: got {coef!r}, expected a number of at least 0")
-        if isinstance(self.goal_gradient, type) or not hasattr(self.goal_gradient, "check"):
-            raise ValueError(
-                f"goal_gradient: got {self.goal_gradient!r}, expected what is differentiated, such as "
-                "rl.GoalGradient(...); the coefficient is goal_gradient_coef"
-            )
-        if self.goal_gradient_coef == 0:
-            return
-        self.goal_gradient.check(self.observation_space, self._vec_normalize_env)
-        if getattr(self.policy, "share_features_extractor", False):
-            raise ValueError(
-                "share_features_extractor: got True, which hides the goal from the critic's gradient; leave it False"
-            )
+        before, env = self.env, self._wrap_env(env, self.verbose)
+        check_one_normalization(self._normalization, unwrap_vec_normalize(env))
+        if isinstance(self.replay_buffer, HerReplayBuffer):
+            self.replay_buffer.check(env)
+        super().set_env(env, force_reset)
+        if isinstance(self.replay_buffer, HerReplayBuffer):
+            self.replay_buffer.ask(env)
+        elif hasattr(self.replay_buffer, "env"):  # Stable-Baselines3's
+            self.replay_buffer.env = env  # type: ignore[union-attr]
+        if force_reset or env is not before:
+            end_open_episodes(self.replay_buffer)
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps or self._last_obs is None:  # the environment is reset; hindsight is within an episode
+            end_open_episodes(self.replay_buffer)
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     # The adapters.
 
@@ -239,7 +265,7 @@ class GoalConditioned(OffPolicyAlgorithm):
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         assert self.replay_buffer is not None
-        self._check_goal_gradient()
+        check_options(self)
         self._reward_watch.begin(self.goal_gradient, self.env)
         self.policy.set_training_mode(True)
         recorder = self._recorder
@@ -314,6 +340,7 @@ class GoalConditioned(OffPolicyAlgorithm):
         term = self.gradient_scale * self.goal_gradient_coef * term
         logs.add(self.loss_name, td_loss)
         logs.add("goal_gradient_loss", term)
+        logs.add("goal_gradient_share", (weight > 0).any(dim=1).to(weight.dtype).mean())
         return td_loss + term
 
     def _clip(self, target: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
@@ -205,7 +206,7 @@ def run(
     folder: str | Path,
     *,
     resume: bool = False,
-    callback: BaseCallback | None = None,
+    callback: MaybeCallback = None,
     report: Callable[[str], None] = lambda text: None,
     log_name: str = "run",
 ) -> Evaluations:
@@ -214,7 +215,7 @@ def run(
     Args:
         eval_env: where the agent is evaluated; seeded anew each time.
         resume: go on from the last checkpoint in ``folder``, to the identical result.
-        callback: further callbacks of Stable-Baselines3.
+        callback: a further callback, a list of them or a function, as ``learn`` takes them.
         report: gets a line of text at each evaluation.
 
     Raises:
@@ -242,9 +243,15 @@ def run(
         left = plan.steps - model.num_timesteps
         if left > 0:
             milestones = _Milestones(plan, eval_env, folder, log, report)
-            callbacks = milestones if callback is None else CallbackList([milestones, callback])
+            callbacks = CallbackList([milestones, *_callbacks(callback)])
             model.learn(left, callbacks, reset_num_timesteps=model.num_timesteps == 0, tb_log_name=log_name)
     return log
+
+
+def _callbacks(given: MaybeCallback) -> list[BaseCallback]:
+    """As ``learn`` takes them: none, one, several, or a function."""
+    several = given if isinstance(given, list) else [] if given is None else [given]
+    return [each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in several]
 
 
 def _go_on(model: OffPolicyAlgorithm, plan: Plan, folder: Path) -> Evaluations:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+_OF_GOALS = ("compute_reward", "compute_terminated", "compute_truncated")
 
 
 class VectorEnvAdapter(VecEnv):
@@ -22,8 +25,9 @@ class VectorEnvAdapter(VecEnv):
     ``t`` seconds since the adapter was made), and what the environment says in ``final_info``, such as ``is_success``.
     Other infos are empty.
 
-    Methods and attributes (``env_method``, ``get_attr``) are those of the vector environment, which stand for each of
-    its environments alike: goal-conditioned ones have ``compute_reward`` for hindsight.
+    Methods and attributes (``env_method``, ``get_attr``) are those of the vector environment, inside of its wrappers,
+    too, which stand for each of its environments alike: goal-conditioned ones have ``compute_reward`` for hindsight.
+    Those that it lacks are asked of the single environments of a ``SyncVectorEnv`` or ``AsyncVectorEnv``.
 
     Raises:
         ValueError: if it is no vector environment, or does not reset in the same step, which Stable-Baselines3 expects.
@@ -80,12 +84,7 @@ class VectorEnvAdapter(VecEnv):
 
     def _final_info(self, i: int, batch: dict[str, Any]) -> dict[str, Any]:
         """The info of environment i, whose episode has ended, out of the infos of all."""
-        final = batch.get("final_info", {})
-        info = {
-            name: values[i].item() if isinstance(values[i], np.generic) else values[i]
-            for name, values in final.items()
-            if not name.startswith("_") and final[f"_{name}"][i]
-        }
+        info = _of_one(batch.get("final_info", {}), i)
         info["terminal_observation"] = batch["final_obs"][i]
         info["episode"] = {
             "r": round(float(self._returns[i]), 6),
@@ -100,9 +99,21 @@ class VectorEnvAdapter(VecEnv):
     def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
         return self.env.render() or [None] * self.num_envs  # pyright: ignore[reportReturnType]
 
+    def _owner(self, name: str) -> Any:
+        """The vector environment itself, with or without its wrappers, if it has this attribute."""
+        return next((each for each in (self.env, self.env.unwrapped) if hasattr(each, name)), None)
+
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        value = getattr(self.env, attr_name)
-        return [value for _ in self._get_indices(indices)]
+        which, owner, base = list(self._get_indices(indices)), self._owner(attr_name), self.env.unwrapped
+        if owner is not None:
+            value = getattr(owner, attr_name)
+            return [value for _ in which]
+        if isinstance(base, SyncVectorEnv):
+            return [base.envs[i].get_wrapper_attr(attr_name) for i in which]
+        if isinstance(base, AsyncVectorEnv) and attr_name in _OF_GOALS:
+            # workers call what they are asked for, and end where they do not have it
+            return [partial(self.env_method, attr_name, indices=[i]) for i in which]
+        raise AttributeError(f"{type(base).__name__} has no {attr_name}")
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         if set(self._get_indices(indices)) != set(range(self.num_envs)):
@@ -110,10 +121,44 @@ class VectorEnvAdapter(VecEnv):
         setattr(self.env, attr_name, value)
 
     def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any):
-        """Calls the method once; the list holds the result for each of the indices."""
-        result = getattr(self.env, method_name)(*method_args, **method_kwargs)
-        return [result for _ in self._get_indices(indices)]
+        """Results for each of the indices; a method of the vector environment is called once.
+
+        Environments of an ``AsyncVectorEnv`` are all asked, and the answers of ``indices`` are returned.
+
+        Raises:
+            ValueError: if neither the vector environment nor its environments have it.
+        """
+        which, owner, base = list(self._get_indices(indices)), self._owner(method_name), self.env.unwrapped
+        if owner is not None:
+            result = getattr(owner, method_name)(*method_args, **method_kwargs)
+            return [result for _ in which]
+        try:
+            if isinstance(base, AsyncVectorEnv):
+                results = base.call(method_name, *method_args, **method_kwargs)
+                return [results[i] for i in which]
+            methods = self.get_attr(method_name, which)
+        except AttributeError as error:
+            raise ValueError(
+                f"{method_name}: neither {type(base).__name__} nor its environments have it ({error}); give the vector "
+                "environment such a method, or use DummyVecEnv or SubprocVecEnv of stable_baselines3.common.vec_env "
+                "with single environments that have it"
+            ) from error
+        return [method(*method_args, **method_kwargs) for method in methods]
 
     def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
         """True of Monitor, whose work this adapter does."""
         return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]
+
+
+def _of_one(infos: dict[str, Any], i: int) -> dict[str, Any]:
+    """The info of environment i out of those of all, in which ``_name`` tells whose info has ``name``."""
+    info: dict[str, Any] = {}
+    for name, values in infos.items():
+        mask = infos.get(f"_{name}")
+        if name.startswith("_") or (mask is not None and not mask[i]):
+            continue
+        if isinstance(values, dict):
+            info[name] = _of_one(values, i)
+        else:
+            info[name] = values[i].item() if isinstance(values[i], np.generic) else values[i]
+    return info

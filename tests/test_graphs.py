@@ -178,7 +178,7 @@ def test_what_python_reads_may_change() -> None:
 def test_logs_are_those_of_each_update() -> None:
     options: dict[str, Any] = {"goal_gradient_coef": 0.5, "gradient_steps": 20, "train_freq": 20}
     models = both("DDPG", lambda model: model.learn(100), **options)
-    names = ("critic_loss", "goal_gradient_loss", "actor_loss")
+    names = ("critic_loss", "goal_gradient_loss", "goal_gradient_share", "actor_loss")
     ours, theirs = (dict(model.logger.name_to_value) for model in models)
     assert all(ours[f"train/{name}"] == theirs[f"train/{name}"] != 0 for name in names)
 

@@ -6,14 +6,16 @@ import pickle
 import warnings
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import stable_baselines3 as sb3
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 import rl
+from rl.her import end_open_episodes
 from tests.agents import agent, bits, seek
 
 
@@ -29,6 +31,10 @@ def both(env: VecEnv, size: int, **options: Any) -> tuple[sb3.HerReplayBuffer, r
 def ours_only(env: VecEnv, **options: Any) -> rl.HerReplayBuffer:
     spaces: Any = (env.observation_space, env.action_space)
     return rl.HerReplayBuffer(100, *spaces, env=env, **options)
+
+
+def singles(n: int, wrap: Any = lambda env: env) -> DummyVecEnv:
+    return DummyVecEnv([lambda: wrap(gymnasium.make("BitFlipping-v0", d=4))] * n)
 
 
 def fill(env: VecEnv, buffers: Any, steps: int) -> None:
@@ -74,7 +80,7 @@ def test_the_same_minibatches(num_envs: int, steps: int, strategy: str) -> None:
 
 @pytest.mark.parametrize("options", [{"n_sampled_goal": 0}, {"n_sampled_goal": 1}, {"copy_info_dict": True}])
 def test_the_same_minibatches_with_other_options(options: dict[str, Any]) -> None:
-    env = bits(2)
+    env = singles(2) if "copy_info_dict" in options else bits(2)
     stock, ours = both(env, 100, **options)
     fill(env, (stock, ours), 60)
     samples = []
@@ -107,6 +113,51 @@ def test_new_episodes_are_drawn_as_soon_as_they_are_finished() -> None:
     assert len(ours.drawable()) > 5
 
 
+@pytest.mark.filterwarnings("ignore:replay buffer. got a reward")  # made up here
+@pytest.mark.parametrize("num_envs", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_what_may_be_drawn_is_known_without_a_look_at_everything(num_envs: int, seed: int) -> None:
+    """After any history: overwritten and truncated episodes, ones as long as the buffer, saving and loading."""
+    env, rng = seek(num_envs), np.random.default_rng(seed)
+    size = int(rng.integers(12, 60))
+    buffers: list[Any] = list(both(env, size * num_envs))
+    observation: Any = env.reset()
+    for _ in range(400):
+        for key in observation:
+            observation[key][:] = rng.normal(size=observation[key].shape)
+        dones = rng.random(num_envs) < rng.choice([0.02, 0.2])
+        action, rewards = rng.normal(size=(num_envs, 3)), np.full(num_envs, -1.0)
+        infos = [{"TimeLimit.truncated": True} for _ in range(num_envs)]
+        event = rng.random()
+        if event < 0.02:
+            buffers = [pickle.loads(pickle.dumps(buffer)) for buffer in buffers]
+            for buffer in buffers:
+                buffer.set_env(env)
+        for buffer in buffers:
+            buffer.add(observation, observation, action, rewards, dones, infos)
+            if 0.02 < event < 0.05:
+                end_open_episodes(buffer)
+        stock, ours = buffers
+        expected = np.flatnonzero(stock.ep_length)
+        if event < 0.3 or len(expected) == 0:
+            continue  # not every step is followed by a draw
+        assert np.array_equal(ours.drawable(), expected)
+        samples = []
+        for buffer in buffers:
+            np.random.seed(7)  # noqa: NPY002
+            samples.append(buffer.sample(10))
+        assert equal(*samples)
+
+
+def test_what_may_be_drawn_when_nothing_was_drawn_for_long() -> None:
+    env = seek()
+    _, ours = both(env, 50)
+    fill(env, (ours,), 60)
+    ours.drawable()
+    fill(env, (ours,), 1_203)
+    assert np.array_equal(ours.drawable(), np.flatnonzero(ours.ep_length))
+
+
 def test_changing_a_minibatch_does_not_change_the_buffer() -> None:
     env = seek()
     _, ours = both(env, 100)
@@ -135,6 +186,61 @@ def test_errors() -> None:
         ours_only(env, goal_selection_strategy="past")
     with pytest.raises(ValueError, match="n_sampled_goal: got -1"):
         ours_only(env, n_sampled_goal=-1)
+
+
+def test_buffers_without_a_whole_episode_say_what_is_wrong() -> None:
+    env = seek(2)
+    _, ours = both(env, 100)
+    fill(env, (ours,), 4)
+    with pytest.raises(RuntimeError, match=r"in 4 steps of each.*learning_starts has to be.*, here 2; .*TimeLimit"):
+        ours.sample(4)
+    _, ours = both(env, 8)  # episodes have 5 steps
+    fill(env, (ours,), 29)
+    with pytest.raises(RuntimeError, match=r"the last 4 steps.*buffer_size // n_envs, with n_envs=2.*at least two ep"):
+        ours.sample(4)
+
+
+class Mute(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """An environment without ``compute_reward``."""
+
+    def get_wrapper_attr(self, name: str) -> Any:
+        if name == "compute_reward":
+            raise AttributeError(name)
+        return super().get_wrapper_attr(name)
+
+
+class Two(gymnasium.Wrapper[Any, Any, Any, Any]):
+    def compute_reward(self, achieved: Any, goal: Any) -> Any:
+        return np.zeros(len(achieved))
+
+
+class OneByOne(gymnasium.Wrapper[Any, Any, Any, Any]):
+    def compute_reward(self, achieved: Any, goal: Any, info: Any) -> Any:
+        return float(np.abs(achieved - goal).max(-1)) - 1
+
+
+def test_what_hindsight_needs_is_asked_for_at_once() -> None:
+    with pytest.raises(ValueError, match=r"has no compute_reward\(achieved, goal, info\), which hindsight asks"):
+        ours_only(singles(1, Mute))
+    ours_only(singles(1, Mute), n_sampled_goal=0)
+    with pytest.raises(
+        ValueError, match=r"a function compute_reward\(achieved.*expected compute_reward\(achieved, goal, i"
+    ):
+        ours_only(singles(1, Two))
+    with pytest.raises(ValueError, match=r"copy_info_dict: got True with a VectorEnvAdapter.*expected DummyVecEnv or"):
+        ours_only(bits(), copy_info_dict=True)
+    with pytest.raises(ValueError, match="goal_selection_strategy: got 3, expected one of future, final, episode"):
+        ours_only(bits(), goal_selection_strategy=3)
+    flat: Any = spaces.Box(-1, 1, (3,))
+    with pytest.raises(ValueError, match=r"observation space: got Box.*expected a Dict with 'observation'"):
+        rl.HerReplayBuffer(100, flat, flat, bits())
+    env = singles(1, OneByOne)
+    ours = ours_only(env)
+    fill(env, (ours,), 20)
+    with pytest.raises(
+        ValueError, match=r"compute_reward: got TypeError \(.*\) for .* goals at a time, expected a function"
+    ):
+        ours.sample(32)
 
 
 def test_the_stock_buffer_works_as_well() -> None:

@@ -97,6 +97,27 @@ def test_goes_into_stable_baselines() -> None:
     adapter.close()
 
 
+class Touching(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Infos within infos."""
+
+    def __init__(self) -> None:
+        super().__init__(gymnasium.make("ContinuousSeek-v0", d=2, steps=3))
+
+    def step(self, action: Any) -> Any:
+        *others, info = self.env.step(action)
+        return *others, {**info, "contact": {"force": float(action[0])}}
+
+
+def test_infos_within_infos() -> None:
+    env = ParallelVectorEnv(Touching, 3, 2)
+    adapter = VectorEnvAdapter(env)
+    adapter.reset()
+    for _ in range(3):
+        *_, infos = adapter.step(np.array([[0.5, 0], [1, 0], [0.25, 0]], np.float32))
+    assert [info["contact"] for info in infos] == [{"force": 0.5}, {"force": 1.0}, {"force": 0.25}]
+    adapter.close()
+
+
 def test_a_worker_that_raises_is_told() -> None:
     env = ParallelVectorEnv(Failing, 2, 1)
     env.reset()

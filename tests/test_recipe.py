@@ -11,6 +11,7 @@ import stable_baselines3 as sb3
 import torch
 from gymnasium import spaces
 from safetensors.torch import load_file
+from stable_baselines3.common.vec_env import VecNormalize
 
 import rl
 from rl.goals import GOAL
@@ -171,6 +172,21 @@ def test_target_networks_follow_now_and_then() -> None:
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         agent("DDPG", **options)
+
+
+def test_observations_are_normalized_once() -> None:
+    """Statistics are those of the buffer, whose observations VecNormalize has not scaled yet."""
+    twice = r"VecNormalize that scales observation and desired_goal, and .*one normalization or the other"
+    with pytest.raises(ValueError, match=twice):
+        agent("DDPG", env=VecNormalize(seek(), norm_reward=False), policy_kwargs=normalized())
+    model: Any = agent("DDPG", policy_kwargs=normalized())
+    before = model.env
+    with pytest.raises(ValueError, match=twice):
+        model.set_env(VecNormalize(seek(), norm_reward=False))
+    assert model.env is before
+    for options in ({"norm_obs": False}, {"norm_obs_keys": ["achieved_goal"]}):
+        model.set_env(VecNormalize(seek(), norm_reward=False, **options))
+        model.learn(60)
 
 
 def test_delays_that_do_not_fit() -> None:

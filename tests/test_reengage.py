@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import stable_baselines3 as sb3
 import torch
 import torch.nn.functional as F
 from gymnasium import spaces
@@ -329,6 +330,119 @@ def test_something_small_under_a_root_is_no_other_reward() -> None:
     agent("DDPG", env=env, goal_gradient_coef=0.3, goal_gradient=rule).learn(80)  # warnings are errors
 
 
+class Strict(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Another environment with the same spaces: nothing reaches a goal."""
+
+    def step(self, action: Any) -> Any:
+        observation, _, *others = self.env.step(action)
+        return observation, -1.0, *others
+
+    def compute_reward(self, achieved: Any, goal: Any, info: Any) -> Any:
+        return -np.ones(len(achieved))
+
+
+def strict() -> gymnasium.Env[Any, Any]:
+    return Strict(gymnasium.make("ContinuousSeek-v0", d=3, bound=1.0, eps=0.3, steps=5))
+
+
+def lengths(model: Any) -> list[int]:
+    """Of the episodes that the replay buffer knows, in order."""
+    buffer = model.replay_buffer
+    starts = np.flatnonzero(np.diff(buffer.ep_start[: buffer.pos, 0], prepend=-1))
+    return buffer.ep_length[starts, 0].tolist()
+
+
+@pytest.mark.parametrize("stock_buffer", [True, False])
+def test_another_environment_rewards_what_is_relabelled(stock_buffer: bool) -> None:
+    options = {"replay_buffer_class": sb3.HerReplayBuffer} if stock_buffer else {}
+    model: Any = agent("DDPG", goal_gradient_coef=0.3, **options).learn(63)
+    assert (model.replay_buffer.sample(200).rewards == 0).any()
+    model.set_env(strict())
+    assert lengths(model) == [5] * 12 + [3]
+    assert model.replay_buffer.env is model.env
+    batch = model.replay_buffer.sample(1_000) if stock_buffer else told(model.replay_buffer)
+    assert (batch.rewards[200:] == -1).all()  # the relabelled ones
+    model.learn(12, reset_num_timesteps=False)
+    assert lengths(model) == [5] * 12 + [3, 5, 5, 0]
+
+
+def told(buffer: Any) -> Any:
+    """A minibatch, which shows that real transitions were rewarded otherwise."""
+    with pytest.warns(UserWarning, match="real and relabelled transitions have different rewards"):
+        return buffer.sample(1_000)
+
+
+def test_the_same_environment_may_go_on_within_an_episode() -> None:
+    model: Any = agent("DDPG").learn(63)
+    model.set_env(model.env, force_reset=False)
+    model.learn(2, reset_num_timesteps=False)
+    assert lengths(model) == [5] * 13
+
+
+def test_another_environment_is_looked_at_as_the_first_one() -> None:
+    model: Any = agent("DQN").learn(60)
+    with pytest.raises(ValueError, match="has no compute_reward"):
+        model.set_env(Nothing(gymnasium.make("BitFlipping-v0", d=4)))
+    assert model.replay_buffer.env is model.env
+    model.set_env(bits(terminate=True))
+    with pytest.warns(UserWarning, match="an episode that terminates"):
+        model.learn(60)
+
+
+class Nothing(gymnasium.Wrapper[Any, Any, Any, Any]):
+    def get_wrapper_attr(self, name: str) -> Any:
+        if name == "compute_reward":
+            raise AttributeError(name)
+        return super().get_wrapper_attr(name)
+
+
+def test_models_without_an_environment_or_hindsight_may_get_one(tmp_path: Any) -> None:
+    plain: Any = agent("DDPG", replay_buffer_class=None).learn(60)
+    plain.set_env(strict())
+    plain.save(tmp_path / "plain")
+    loaded: Any = rl.DDPG.load(tmp_path / "plain")
+    loaded.set_env(strict())
+    loaded.learn(60)
+    agent("DDPG").save(tmp_path / "model")
+    loaded = rl.DDPG.load(tmp_path / "model", env=strict())
+    assert loaded.replay_buffer.env is loaded.env
+    loaded.learn(60)
+    bare: Any = rl.DDPG("MultiInputPolicy", seek(), _init_setup_model=False)
+    bare.set_env(strict())  # before there is a buffer
+
+
+@pytest.mark.parametrize("stock_buffer", [True, False])
+def test_episodes_end_where_the_environment_is_reset(stock_buffer: bool) -> None:
+    options = {"replay_buffer_class": sb3.HerReplayBuffer} if stock_buffer else {}
+    model: Any = agent("DDPG", goal_gradient_coef=0.3, **options).learn(63)
+    model.learn(7)
+    assert lengths(model) == [5] * 12 + [3, 5, 0]
+    assert model.replay_buffer.timeouts[62] == model.replay_buffer.dones[62] == 1
+    model.learn(3, reset_num_timesteps=False)  # goes on within the episode
+    assert lengths(model) == [5] * 12 + [3, 5, 5]
+
+
+@pytest.mark.parametrize("rule", [GoalGradient(), GoalGradient(normalize=True)])
+def test_the_share_of_transitions_that_count_is_logged(rule: GoalGradient) -> None:
+    model: Any = agent("DDPG", goal_gradient_coef=0.3, goal_gradient=rule, gradient_steps=7)
+    shares, update = [], model._update
+
+    def recorded(batch: Any, step: int) -> Any:
+        shares.append((batch.rewards == -1).float().mean().item())
+        return update(batch, step)
+
+    model._update = recorded
+    model.learn(51)
+    assert len(shares) == 7
+    assert 0 < np.mean(shares) < 1
+    assert model.logger.name_to_value["train/goal_gradient_share"] == pytest.approx(np.mean(shares))
+
+
+def test_no_share_is_logged_without_the_term() -> None:
+    model: Any = agent("DDPG").learn(60)
+    assert not any("goal_gradient" in name for name in model.logger.name_to_value)
+
+
 def test_options_of_the_caller_are_left_alone() -> None:
     options: dict[str, Any] = {"net_arch": [8]}
     for name in ("SAC", "DDPG"):
@@ -423,6 +537,7 @@ class FlatEnv(gymnasium.Env[Any, Any]):
         ({"goal_gradient_coef": float("nan")}, "goal_gradient_coef: got nan"),
         ({"goal_gradient_coef": "0.2"}, "goal_gradient_coef: got '0.2', expected a number"),
         ({"goal_gradient_coef": None}, "goal_gradient_coef: got None"),
+        ({"goal_gradient_coef": lambda left: 0.2 * left}, r"goal_gradient_coef: got .*lambda.*it follows no schedule"),
         ({"goal_gradient": 0.2}, "goal_gradient: got 0.2, expected what is differentiated"),
         ({"policy_kwargs": {"share_features_extractor": True}}, "share_features_extractor: got True"),
     ],
@@ -437,6 +552,15 @@ def test_bad_options_of_dqn() -> None:
         agent("DQN", temperature=-1)
     with pytest.raises(ValueError, match="soft_target: got 'hard'"):
         agent("DQN", soft_target="hard")
+
+
+@pytest.mark.parametrize("name", ["SAC", "DQN"])
+def test_policies_for_many_goals_are_of_two_algorithms(name: str) -> None:
+    env = gymnasium.make("DriveSeek-v0", max_goals=5)
+    with pytest.raises(
+        ValueError, match=rf"policy: got 'MultiGoalPolicy' with {name}, expected it with rl.DDPG or rl.T"
+    ):
+        getattr(rl, name)("MultiGoalPolicy", env)
 
 
 def test_an_environment_without_goals() -> None:
@@ -470,6 +594,8 @@ def test_options_that_change_later_are_checked(tmp_path: Any) -> None:
     agent("DDPG").save(tmp_path / "model")
     with pytest.raises(ValueError, match="goal_gradient_coef: got -1"):
         rl.DDPG.load(tmp_path / "model", env=seek(), goal_gradient_coef=-1)
+    with pytest.raises(ValueError, match=r"target_range: got \(0, -1\)"):
+        rl.DDPG.load(tmp_path / "model", env=seek(), target_range=(0, -1))
 
 
 def test_a_rule_that_changes_later_is_followed(tmp_path: Any) -> None:
@@ -539,7 +665,8 @@ def test_several_environments() -> None:
 def test_losses_are_logged() -> None:
     model: Any = agent("DDPG", goal_gradient_coef=0.3).learn(60)
     names = set(model.logger.name_to_value)
-    assert {"train/critic_loss", "train/actor_loss", "train/goal_gradient_loss", "train/n_updates"} <= names
+    ours = {"train/goal_gradient_loss", "train/goal_gradient_share"}
+    assert {"train/critic_loss", "train/actor_loss", "train/n_updates", *ours} <= names
 
 
 def test_rules_are_values() -> None:
@@ -576,6 +703,7 @@ def distance(achieved: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
         (lambda achieved, goal: achieved.sum(1), "that depend on the goal"),
         (lambda achieved, goal: -(((achieved - goal).abs() > 0.1).float().sum(1)), "in a differentiable way"),
         (lambda achieved, goal: -(achieved - goal).square().sum(1).sqrt(), "a square root of 0 has none"),
+        (lambda achieved, goal: -np.linalg.norm(achieved - goal, axis=1), "leaves PyTorch for NumPy .*one in torch"),
     ],
 )
 def test_reward_functions_that_cannot_be_differentiated(reward: Any, message: str) -> None:

@@ -19,7 +19,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 import rl
-from rl.checkpoint import start_afresh
+from rl.checkpoint import check_settings, start_afresh
 from rl.goals import GoalGradient
 from rl.training import LOG, STATE, Evaluations
 from tests.agents import ALGORITHMS, agent, bits, seek
@@ -211,7 +211,10 @@ def test_normalizing_environments_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"replay_buffer_kwargs": {"copy_info_dict": True}}, "copy_info_dict: got True"),
+        (
+            {"env": gymnasium.make("ContinuousSeek-v0", d=3), "replay_buffer_kwargs": {"copy_info_dict": True}},
+            "copy_info_dict: got True, but infos are no part of a checkpoint",
+        ),
         ({"seed": None}, "seed: got None"),
     ],
 )
@@ -320,6 +323,45 @@ def test_another_experiment_is_not_gone_on_with(
     with pytest.raises(ValueError, match=f"was trained with {what}"):
         rl.run(model, seek(3), replace(PLAN, **({"steps": 300} | plan)), tmp_path, resume=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("trained_with", "given", "same"),
+    [
+        ({"goal_gradient_coef": 1}, {"goal_gradient_coef": 1.0}, True),
+        ({"goal_gradient": GoalGradient(low_reward=-1)}, {"goal_gradient": GoalGradient(low_reward=-1.0)}, True),
+        ({"target_range": (-9, 0)}, {"target_range": (-9.0, 0.0)}, True),
+        ({"goal_gradient": GoalGradient(normalize=True)}, {"goal_gradient": GoalGradient(normalize=1)}, False),  # type: ignore[arg-type]
+        ({"target_range": (-9, 0)}, {"target_range": (-9, 1)}, False),
+    ],
+)
+def test_equal_numbers_are_no_other_setting(
+    trained_with: dict[str, Any], given: dict[str, Any], same: bool, tmp_path: Path
+) -> None:
+    rl.save_checkpoint(agent("DDPG", **trained_with), tmp_path / STATE)
+    if same:
+        check_settings(agent("DDPG", **given), tmp_path / STATE)
+    else:
+        with pytest.raises(ValueError, match=f"was trained with {next(iter(given))} = "):
+            check_settings(agent("DDPG", **given), tmp_path / STATE)
+
+
+class Counting(BaseCallback):
+    steps = 0
+
+    def _on_step(self) -> bool:
+        self.steps += 1
+        return True
+
+
+def test_callbacks_are_those_of_learn(tmp_path: Path) -> None:
+    first, second, plan, seen = Counting(), Counting(), replace(PLAN, steps=60), []
+    rl.run(agent("DDPG"), seek(3), plan, tmp_path / "list", callback=[first, second])
+    assert first.steps == second.steps == 60
+    rl.run(agent("DDPG"), seek(3), plan, tmp_path / "none", callback=[])
+    rl.run(agent("DDPG"), seek(3), plan, tmp_path / "function", callback=lambda *_: seen.append(1) is None)
+    assert len(seen) == 60
+    assert same_files(tmp_path / "list", tmp_path / "none")
 
 
 def test_a_folder_is_for_one_process_at_a_time(tmp_path: Path) -> None:

@@ -3,13 +3,16 @@
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import RecordEpisodeStatistics
+from gymnasium.wrappers.vector import RecordEpisodeStatistics as RecordVectorStatistics
 from stable_baselines3 import DDPG, DQN, HerReplayBuffer
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import envs
+import rl
 from rl.vec_env import VectorEnvAdapter
 
 
@@ -120,6 +123,76 @@ def test_other_vector_environments():
     ended = [info for _, _, dones, infos in said for done, info in zip(dones, infos, strict=True) if done]
     assert len(ended) > 2
     assert all(info["terminal_observation"].shape == (4,) and info["episode"]["l"] < 30 for info in ended)
+
+
+class Touching(gymnasium.Wrapper):
+    """Its infos hold infos, some of which are not there in each episode."""
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        contact = {"force": 1.5, "where": {"finger": 2}} if action[0] > 0 else {"force": 0.5}
+        return observation, reward, terminated, truncated, {**info, "contact": contact, "name": "touching"}
+
+
+def seek():
+    return RecordEpisodeStatistics(Touching(gymnasium.make("ContinuousSeek-v0", d=2, steps=3)))
+
+
+def test_infos_within_infos():
+    env = VectorEnvAdapter(SyncVectorEnv([seek] * 2, autoreset_mode=AutoresetMode.SAME_STEP))
+    env.reset()
+    for _ in range(3):
+        *_, dones, infos = env.step(np.array([[1.0, 0.0], [-1.0, 0.0]], dtype=np.float32))
+    assert dones.all()
+    assert [info["contact"] for info in infos] == [{"force": 1.5, "where": {"finger": 2}}, {"force": 0.5}]
+    assert type(infos[0]["contact"]["force"]) is float
+    assert [info["name"] for info in infos] == ["touching"] * 2
+    assert [info["episode"]["l"] for info in infos] == [3, 3]  # as a Monitor writes it
+
+
+def wrapped(n):
+    return RecordVectorStatistics(
+        gymnasium.make_vec("ContinuousSeek-v0", n, "vector_entry_point", autoreset_mode=AutoresetMode.SAME_STEP, d=2)
+    )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SyncVectorEnv([seek] * 2, autoreset_mode=AutoresetMode.SAME_STEP),
+        lambda: AsyncVectorEnv([seek] * 2, autoreset_mode=AutoresetMode.SAME_STEP),
+        lambda: wrapped(2),
+    ],
+    ids=["sync", "async", "wrapped"],
+)
+def test_functions_of_goals_are_found(make):
+    env = VectorEnvAdapter(make())
+    goals = np.zeros((7, 2), np.float32)
+    rewards = env.env_method("compute_reward", goals, goals, [{}] * 7, indices=[1])
+    assert [each.tolist() for each in rewards] == [[0] * 7]
+    assert len(env.env_method("compute_reward", goals, goals, [{}] * 7)) == 2
+    assert env.has_attr("compute_reward")
+    assert not env.has_attr("compute_nothing")
+    (function,) = env.get_attr("compute_reward", indices=0)
+    assert np.array_equal(np.ravel(function(goals, goals, [{}] * 7)), np.zeros(7))
+    agent = rl.DDPG(
+        "MultiInputPolicy", env, replay_buffer_class=rl.HerReplayBuffer, learning_starts=30, batch_size=32, seed=0,
+        buffer_size=2000, policy_kwargs={"net_arch": [16]}, goal_gradient_coef=0.1,
+    )  # fmt: skip
+    agent.learn(60)
+    assert agent._n_updates > 0
+    env.close()
+
+
+@pytest.mark.filterwarnings("ignore")  # of the worker that ends
+@pytest.mark.parametrize("kind", [SyncVectorEnv, AsyncVectorEnv])
+def test_functions_that_nobody_has(kind):
+    env = VectorEnvAdapter(kind([lambda: gymnasium.make("CartPole-v1")] * 2, autoreset_mode=AutoresetMode.SAME_STEP))
+    with pytest.raises(
+        ValueError, match=r"compute_reward: neither \w+VectorEnv nor its .*DummyVecEnv or SubprocVecEnv"
+    ):
+        env.env_method("compute_reward", None, None, None)
+    env.env.close()
 
 
 def test_ddpg_with_hindsight():

@@ -1,0 +1,117 @@
+"""What is checked before training: options of the algorithms, and what hindsight needs of an environment."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+
+from rl.goals import ACHIEVED, GOAL
+from rl.vec_env import VectorEnvAdapter
+
+if TYPE_CHECKING:
+    from rl.normalization import NormalizedExtractor
+    from rl.reengage import GoalConditioned
+
+OF_SINGLE = "DummyVecEnv or SubprocVecEnv (stable_baselines3.common.vec_env) of single environments"
+
+
+def check_range(target_range: Any) -> None:
+    """Raise unless it is the smallest and the largest return, or None."""
+    if target_range is not None and not (np.shape(target_range) == (2,) and target_range[0] < target_range[1]):
+        raise ValueError(f"target_range: got {target_range}, expected the smallest and the largest return")
+
+
+def check_options(model: GoalConditioned) -> None:
+    """Raise if the range of returns is none, or the goal-gradient term is not what model and environment allow.
+
+    Options, rule and environment may also come from ``load``, ``set_env`` or an assignment.
+    """
+    check_range(model.target_range)
+    coef, rule = model.goal_gradient_coef, model.goal_gradient
+    if not (isinstance(coef, float | int | np.number) and np.isfinite(coef) and coef >= 0):
+        schedule = "; it follows no schedule" if callable(coef) else ""
+        raise ValueError(f"goal_gradient_coef: got {coef!r}, expected a number of at least 0{schedule}")
+    if isinstance(rule, type) or not hasattr(rule, "check"):
+        raise ValueError(
+            f"goal_gradient: got {rule!r}, expected what is differentiated, such as "
+            "rl.GoalGradient(...); the coefficient is goal_gradient_coef"
+        )
+    if coef == 0:
+        return
+    rule.check(model.observation_space, model._vec_normalize_env)
+    if getattr(model.policy, "share_features_extractor", False):
+        raise ValueError(
+            "share_features_extractor: got True, which hides the goal from the critic's gradient; leave it False"
+        )
+
+
+def check_one_normalization(extractor: NormalizedExtractor | None, normalization: VecNormalize | None) -> None:
+    """Raise if observations would be normalized twice: statistics are those of the buffer's, which are not."""
+    if extractor is None or normalization is None or not normalization.norm_obs:
+        return
+    twice = [key for key in extractor.keys if key in (normalization.norm_obs_keys or ())]
+    if twice:
+        raise ValueError(
+            f"env: got a VecNormalize that scales {' and '.join(twice)}, and features_extractor_class="
+            "NormalizedExtractor, whose statistics are those of observations that are not scaled; expected one "
+            "normalization or the other: make it with norm_obs=False, or leave the extractor out"
+        )
+
+
+def check_goal_spaces(space: spaces.Space[Any], *, relabelled: bool) -> None:
+    """Raise unless observations have goals, and ones that can take each other's place if they are ``relabelled``."""
+    if not isinstance(space, spaces.Dict):
+        raise ValueError(
+            f"observation space: got {space}, expected a Dict with 'observation', '{ACHIEVED}' and '{GOAL}', which "
+            "hindsight needs; leave replay_buffer_class out for environments without goals"
+        )
+    missing = [key for key in (ACHIEVED, GOAL) if key not in space.spaces]
+    if missing:
+        raise ValueError(f"observation space: got no {' and no '.join(missing)}, which hindsight needs")
+    achieved, goal = (space[key].shape for key in (ACHIEVED, GOAL))
+    if relabelled and achieved != goal:
+        raise ValueError(
+            f"observation space: got {ACHIEVED} {achieved} and {GOAL} {goal}, expected the same shape: hindsight "
+            "puts one in the place of the other"
+        )
+
+
+def check_goal_function(env: VecEnv, name: str, why: str) -> None:
+    """Raise unless ``env`` has a function ``name`` of achieved goals, goals and infos, as far as this process knows.
+
+    Args:
+        why: what needs it, the beginning of the error.
+    """
+    if not env.has_attr(name):
+        other = f", or use {OF_SINGLE} that have it" if isinstance(env.unwrapped, VectorEnvAdapter) else ""
+        raise ValueError(
+            f"{why}, but the environment has no {name}(achieved, goal, info), which hindsight asks; give it one, "
+            f"for arrays [N, ...] of goals{other}"
+        )
+    if not isinstance(env.unwrapped, DummyVecEnv | VectorEnvAdapter):
+        return  # in other processes; to ask for the function would send the environment here
+    function = env.get_attr(name, indices=[0])[0]
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # compiled ones have none
+        return
+    try:
+        signature.bind(None, None, None)
+    except TypeError as error:
+        raise ValueError(
+            f"{name}: got a function {name}{signature}, expected {name}(achieved, goal, info), which is given arrays "
+            f"[N, ...] of goals and a list of N infos ({error})"
+        ) from error
+
+
+def check_infos(env: VecEnv) -> None:
+    """Raise unless ``env`` tells the infos of all steps."""
+    if isinstance(env.unwrapped, VectorEnvAdapter):
+        raise ValueError(
+            "copy_info_dict: got True with a VectorEnvAdapter, whose infos are those of ended episodes only; expected "
+            f"{OF_SINGLE}, or rewards that do not depend on infos"
+        )
