@@ -118,7 +118,7 @@ class VoteEngine:
         self.num_classes = num_classes
         self.vote = vote
         self.batch_size = batch_size
-        if vote is not argmax_vote and not isinstance(vote, ThresholdVote):
+        if vote is not argmax_vote and type(vote) is not ThresholdVote:
             self._check_rule()
         self._given, self._chosen_batch_size = base_classifier, batch_size
         # what is known of the classifier, as long as it is run in the same way: of which images it takes the copies,

@@ -19,12 +19,13 @@ from torch import Tensor
 from certify import spec
 from certify.data import Dataset
 from certify.draws import GENERATOR
-from certify.identity import code_of, name_of
+from certify.identity import name_of
 from certify.inference import device_of
 from certify.results import ResultFolder, Row, result_of, row_columns
 from certify.scheme import Certified, EnumeratedScheme, SampledScheme, check_integer
 from certify.sequential import Question
 from certify.smooth import Smoothed
+from certify.sources import code_of
 from certify.threats import Unproven
 from certify.votes import ThresholdVote, Votes, argmax_vote
 
@@ -48,7 +49,7 @@ def configuration(smoothed: Smoothed, data: Dataset, how: dict[str, Any] | None)
         how: of :func:`sampling`.
     """
     scheme, vote = smoothed.scheme, smoothed.engine.vote
-    if vote is not argmax_vote and not isinstance(vote, ThresholdVote):
+    if vote is not argmax_vote and type(vote) is not ThresholdVote:
         raise ValueError(f"vote: got {vote}, which has no text to store; expected argmax_vote or ThresholdVote(theta)")
     passes, code = scheme.inputs_per_copy(data.shape), code_of([type(scheme)])
     own = {} if code is None else {"scheme_code": code}

@@ -6,11 +6,11 @@ import dataclasses
 import hashlib
 import inspect
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from enum import Enum
 from functools import partial
-from types import CodeType, EllipsisType, FunctionType, ModuleType
+from types import CodeType, EllipsisType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ from certify.inference import BaseClassifier
 
 # parameters, hooks, and what else torch keeps in every module, or leaves there when it compiles one
 _OF_TORCH = frozenset({*vars(nn.Module()), "_is_torch_compile"})
-_KNOWN = frozenset({"builtins", "abc", "typing", "enum", "torch", __package__})  # packages whose code is not one's own
 _PLAIN = (
     type(None),
     EllipsisType,
@@ -61,32 +60,6 @@ def name_of(base_classifier: BaseClassifier) -> str:
             "kind; give the model a name, one for each version of it: model=..."
         ) from None
     return f"{type(module).__name__} {digest.hexdigest()[:16]}"
-
-
-def code_of(kinds: Iterable[type]) -> str | None:
-    """The first digits of a checksum of the code of classes that are neither of this package nor of torch; None if
-    there are none. Another version of Python may give another one."""
-    own = {base for kind in kinds for base in kind.__mro__ if base.__module__.split(".")[0] not in _KNOWN}
-    if not own:
-        return None
-    digest = hashlib.sha256()
-    for kind in sorted(own, key=lambda kind: (kind.__module__, kind.__qualname__)):
-        digest.update(f"{kind.__module__} {kind.__qualname__} ".encode())
-        for name, value in sorted(vars(kind).items()):
-            for function in _functions(value):
-                for piece in _named(name, _code(function.__code__), set()):
-                    digest.update(piece)
-    return digest.hexdigest()[:16]
-
-
-def _functions(value: object) -> list[FunctionType]:
-    """The functions that an attribute of a class is made of, but for those that a dataclass makes."""
-    if isinstance(value, property):
-        value = [value.fget, value.fset]
-    elif isinstance(value, (staticmethod, classmethod)):
-        value = [value.__func__]
-    found = value if isinstance(value, list) else [value]
-    return [each for each in found if inspect.isfunction(each) and each.__code__.co_filename != "<string>"]
 
 
 def _of_module(module: nn.Module, above: set[int]) -> Iterator[bytes]:

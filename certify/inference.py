@@ -233,7 +233,7 @@ def check_independence(base_classifier: BaseClassifier, copies: Tensor, rows: in
     a perturbation then moves votes of copies that it does not touch. Batches of ``rows`` are scored, half of their rows
     again and again, beside other ones: copies, noise, black and white, and numbers out of range. Copies alone are not
     enough, those of a blank image may all be equal. A classifier that takes nothing but copies is tried with these.
-    Then the other half stays; in a small batch, each row also stays once beside each other one that changes.
+    Then others stay, until each row has stayed beside each other one that changes.
 
     Args:
         copies: a few different ones, ``[N, C', H, W]``, that the classifier takes.
@@ -260,7 +260,7 @@ def check_independence(base_classifier: BaseClassifier, copies: Tensor, rows: in
 
     far = (lambda: own.flip(0), lambda: 0 * noise, lambda: 255 * noise, lambda: -255 * noise)
     near = (lambda: own, lambda: torch.ones_like(noise))
-    other_rows = [(half, make) for half in further for make in far[1:3]]
+    other_rows = [(half, lambda: 255 * noise * (own < 0.5)) for half in further]  # dark where copies are bright
     probes = (
         (own, [(odd, make) for make in (lambda: own, *far)] + other_rows),
         (noise / 2, [(odd, make) for make in near]),
@@ -298,9 +298,9 @@ def check_rows(rule: Callable[[Tensor], Tensor], num_classes: int) -> None:
 
 
 def _halves(number: Tensor) -> list[Tensor]:
-    """Halves of a batch, bool ``[rows]`` each: the odd rows, the even ones; in a small batch so many that for any two
-    rows there is one with the first and without the second."""
-    bits = range(max(1, (len(number) - 1).bit_length()) if len(number) <= 8 else 1)
+    """Halves of a batch, bool ``[rows]`` each: the odd rows, the even ones, and so many that for any two rows there is
+    one with the first and without the second."""
+    bits = range(max(1, (len(number) - 1).bit_length()))
     return [(number >> bit & 1) == value for bit in bits for value in (1, 0)]
 
 

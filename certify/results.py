@@ -261,7 +261,7 @@ class ResultFolder:
 
         Raises if the folder holds other results and ``resume`` is not set, or if they were made differently.
         """
-        if self.config_path.exists() and self.rows_path.exists() and not resume:
+        if self.config_path.exists() and (self.rows_path.exists() or self.votes_path.exists()) and not resume:
             raise ValueError(
                 f"{self.folder}: holds results; add --resume to continue them (resume=True), or choose another folder"
             )
@@ -273,11 +273,20 @@ class ResultFolder:
         if self._has_votes:
             self._votes = TableFile(self.votes_path, self._vote_columns)
             self._open.append(self._votes)
+            self._check_half()
             # An image's votes are written just before its row: after a kill, the last votes may have no row yet.
             self._votes.keep({row["idx"] for row in read_table(self.rows_path)})
             # after a crash of the machine, rows may be on disk whose votes are not: these images are done again
             self._rows.keep({row["idx"] for row in read_table(self.votes_path)})
         return {int(row["idx"]) for path in table_paths(self.folder, "rows") for row in read_table(path)}
+
+    def _check_half(self) -> None:
+        """Raise if rows or votes are gone altogether: the others would be made again, at the price of all that work."""
+        sizes = {path: len(read_table(path)) for path in (self.rows_path, self.votes_path)}
+        # a run that was killed at its first image has votes of it alone
+        if min(sizes.values()) == 0 and max(sizes.values()) > 1:
+            gone, there = sorted(sizes, key=lambda path: sizes[path])
+            raise ValueError(f"{gone}: got no images, but {there.name} has some; restore it, or choose another folder")
 
     def _check_orphans(self) -> None:
         """Raise if there are results, but not the configuration that says how they were made."""

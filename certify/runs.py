@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -16,6 +17,7 @@ from certify.patch import PatchBound, PatchCertified, PatchSize, StructuredAblat
 from certify.results import UNPROVEN_RADIUS
 from certify.scheme import Bounds, Certified, SampledScheme, Scheme, TopKCertified
 from certify.smooth import certified, predicted
+from certify.sources import code_of
 from certify.stored import StoredVotes, read_config, read_rows, read_votes
 from certify.threats import NOT_CERTIFIED
 from certify.votes import Votes
@@ -60,6 +62,13 @@ class StoredRun:
             raise ValueError(
                 f"{self.folder}: was made with {expected} of the design {stored}, which is {mine} here; votes of other "
                 "copies give no certificate, certify again into a new folder"
+            )
+        code, before = code_of([type(scheme)]), self.config.get("scheme_code")
+        if before is not None and code != before:
+            warnings.warn(
+                f"{self.folder}: was made by another version of {type(scheme).__name__}; its votes certify something "
+                "only if the copies are still the same",
+                UserWarning,
             )
 
     @cached_property

@@ -137,7 +137,7 @@ def _certified_exactly(
         leader = shares.index(max(shares))
         leaders.append(leader)
         lowers.append(_at_most(shares[leader]))
-        uppers.append(float(max(share for c, share in enumerate(shares) if c != leader)))
+        uppers.append(_at_least(max(share for c, share in enumerate(shares) if c != leader)))
     p_lower, p_upper = torch.tensor(lowers, dtype=torch.float64), torch.tensor(uppers, dtype=torch.float64)
     shape = tuple(images.shape[1:])
     one_sided = scheme.radius(p_lower, 1 - p_lower, shape=shape)
@@ -150,6 +150,11 @@ def _certified_exactly(
 def _at_most(share: Fraction) -> float:
     """The largest double not above an exact probability."""
     return -doubles_above([-share])[0] if float(share) > share else float(share)
+
+
+def _at_least(share: Fraction) -> float:
+    """The smallest double not below an exact probability."""
+    return float(share) if float(share) >= share else doubles_above([share])[0]
 
 
 def check_scheme(scheme: Scheme, images: Tensor) -> None:

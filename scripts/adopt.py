@@ -61,7 +61,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise ValueError(
-            f"state: {path} is no file of tensors ({str(error).splitlines()[0]}); expected "
+            f"state: {path} is no file of tensors alone, such as one with the whole model; expected "
             "torch.save(model.state_dict(), path), or a safetensors file"
         ) from error
     for name in ("state_dict", "model_state_dict", "model"):  # what training loops put around it
@@ -71,14 +71,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"state: {path} holds a {type(found).__name__}, expected model.state_dict(), names and tensors"
         )
-    if all(name.startswith("module.") for name in found):  # of a model that was trained on several devices
-        return {name.removeprefix("module."): tensor for name, tensor in found.items()}
     return dict(found)
 
 
 def fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     """Give a network its parameters; raises ``ValueError`` unless they are its own."""
     expected = network.state_dict()
+    for prefix in ("module.", "_orig_mod."):  # of a model that was trained on several devices, or compiled
+        if state.keys() != expected.keys() and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     wrong = [f"no {name}" for name in expected.keys() - state.keys()]
     wrong += [f"{name}, which the network lacks" for name in state.keys() - expected.keys()]
     for name in expected.keys() & state.keys():
@@ -106,13 +107,15 @@ def tried(module: nn.Module, scheme: Scheme | None, data: Dataset, args: Args) -
     if not isinstance(scores, Tensor) or tuple(scores.shape) != expected:
         got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(f"model: got scores {got} for {len(few)} images, expected a tensor {expected}")
+    if not scores.isfinite().all():
+        raise ValueError(f"state: got scores of {args.state} that are not finite; is it of a training that diverged?")
     return base_accuracy(module, scheme, replace(data, images=images, labels=labels), seed=args.seed), len(index)
 
 
 def main(args: Args) -> None:
     scheme, data = parse_scheme(args.scheme), load(args.data, "test", args.data_root)
     target = args.out / "model.safetensors"
-    if target.exists():
+    if target.exists() or (args.out / "state.safetensors").exists():
         raise ValueError(f"{args.out}: holds a checkpoint; choose another folder")
     channels, *size = input_shape(scheme, data.shape)
     follows = args.scheme if args.model == PARTITION_MLP else None

@@ -13,8 +13,7 @@ import torch
 
 from certify import EnumeratedScheme, Smoothed, evaluation, spec
 from certify.data import Dataset, load
-from certify.identity import code_of
-from certify.training import Checkpoint, load_checkpoint
+from certify.training import Checkpoint, load_checkpoint, model_code
 from certify.training.copies import scheme_text
 from scripts import cli
 
@@ -76,8 +75,8 @@ def configuration(
         how: how a sampled scheme samples; None for exact ones.
     """
     path = args.checkpoint / "model.safetensors" if args.checkpoint.is_dir() else args.checkpoint
-    module = smoothed.base_classifier
-    code = code_of(type(part) for part in module.modules()) if isinstance(module, torch.nn.Module) else None
+    assert isinstance(smoothed.base_classifier, torch.nn.Module)
+    code = model_code(checkpoint.model.name, smoothed.base_classifier)
     own = {} if code is None else {"model_code": code}
     return (
         evaluation.configuration(smoothed, data, how)

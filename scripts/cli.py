@@ -92,6 +92,10 @@ def import_modules(names: list[str]) -> None:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise  # the module is there, what it needs is not
             raise ValueError(f"import: found no module {name}; is it in this folder, or on PYTHONPATH?") from error
+        except ImportError:
+            raise
+        except Exception as error:
+            raise ValueError(f"import: {name} raised {type(error).__name__}: {error}") from error
 
 
 def command_line(prog: str, args: Any) -> str:

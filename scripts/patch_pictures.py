@@ -249,10 +249,11 @@ def picture_path(args: Args, run: Path, size: tuple[int, int]) -> Path:
 
 def main(args: Args) -> None:
     size, written = patches.parse_size(args.patch), []
+    shapes = [StoredRun(run).votes.shape for run in args.runs]
     if args.out is not None:
         check_writable(args.out)
-    for run in args.runs:
-        clipped = clip(StoredRun(run).votes.shape, size)
+    for run, shape in zip(args.runs, shapes, strict=True):
+        clipped = clip(shape, size)
         pictures = pictures_of(run, clipped, args.images, args.data_root)
         path = picture_path(args, run, size)
         draw_pictures(run, pictures, clipped, path)

@@ -23,6 +23,7 @@ Base models for l2 certificates, SmoothAdv with 8 copies of each image and MACER
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -126,7 +127,7 @@ def given_statistics(mean: list[float], std: list[float], channels: int) -> tupl
     """--mean and --std of images with so many channels, or None."""
     if not mean and not std:
         return None, None
-    if not len(mean) == len(std) == channels or min(std) <= 0:
+    if not len(mean) == len(std) == channels or min(std) <= 0 or not all(map(math.isfinite, (*mean, *std))):
         raise ValueError(f"mean, std: got {mean} and {std}, expected {channels} numbers each, std > 0")
     return tuple(mean), tuple(std)
 

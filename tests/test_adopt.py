@@ -28,13 +28,14 @@ def call(out: Path, state: Path, *options: str) -> None:
     cli.run(adopt.main, adopt.Args, "scripts.adopt", words)
 
 
-@pytest.mark.parametrize("form", ["plain", "safetensors", "wrapped", "parallel"])
+@pytest.mark.parametrize("form", ["plain", "safetensors", "wrapped", "parallel", "compiled"])
 def test_it_is_certified_like_any_other(form, state, tmp_path, capsys):
     path = tmp_path / ("mine.safetensors" if form == "safetensors" else "mine.pt")
     if form == "safetensors":
         save_file(state, path)
-    elif form == "parallel":
-        torch.save({f"module.{name}": tensor for name, tensor in state.items()}, path)
+    elif form in ("parallel", "compiled"):
+        prefix = "module." if form == "parallel" else "_orig_mod."
+        torch.save({f"{prefix}{name}": tensor for name, tensor in state.items()}, path)
     else:
         torch.save({"epoch": 3, "state_dict": state} if form == "wrapped" else state, path)
     call(tmp_path / "run", path, "--scheme", "DeterministicAblation(alpha=5)")
@@ -75,6 +76,8 @@ class Attack:
         ({"weight": torch.zeros(2)}, (), "is not of this network for these images and classes: "),
         ("state", (), "is not of this network for these images and classes: "),  # of one channel
         ("state", ("--scheme", "RandomizedAblation(3)", "--mean", "0.5"), "expected 1 numbers each"),
+        ("state", ("--scheme", "RandomizedAblation(3)", "--mean", "0.5", "--std", "nan"), "expected 1 numbers each"),
+        ("nan", ("--scheme", "RandomizedAblation(3)"), "that are not finite; is it of a training that diverged?"),
         ("state", ("--scheme", "RandomizedAblation(3)", "--model", "vgg"), "model: got 'vgg'"),
     ],
 )
@@ -82,6 +85,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(content, option
     path = tmp_path / "mine.pt"
     if isinstance(content, bytes):
         path.write_bytes(content)
+    elif isinstance(content, str) and content == "nan":
+        torch.save({name: torch.nan * tensor for name, tensor in state.items()}, path)
     elif content is not None:
         torch.save(state if content == "state" else content, path)
     with pytest.raises(SystemExit):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import random
+import sys
 import warnings
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,15 +21,17 @@ from certify import (
     RandomizedAblation,
     Smoothed,
     SmoothReduce,
+    StoredRun,
     ThresholdVote,
 )
 from certify.data import Dataset
 from certify.evaluation import certify_dataset
-from certify.identity import code_of, name_of
+from certify.identity import name_of
 from certify.registry import OwnClasses
 from certify.results import read_config, read_rows, read_votes
 from certify.scheme import Scheme
 from certify.sequential import CertifiedAt
+from certify.sources import code_of
 from certify.training import training_copies
 from scripts import report
 
@@ -315,18 +320,127 @@ def test_another_version_of_a_scheme_does_not_continue_a_run(tmp_path, monkeypat
         certify_dataset(version(_twice), images(), tmp_path / "run", index=[0, 1, 2], resume=True)
 
 
-def test_the_code_of_classes():
-    class Part:
-        @property
-        def one(self):
-            return 1
+SOURCE = """
+from functools import cached_property, lru_cache, partial, wraps
 
-        @staticmethod
-        def two():
-            return 2
+import torch
 
-    before = code_of([Part])
-    assert before == code_of([Part])
-    Part.one = property(lambda self: 3)
-    assert code_of([Part]) != before
-    assert code_of([nn.Linear, RandomizedAblation]) is None
+FACTOR = 1
+
+
+def helper(x):
+    return x + 1
+
+
+def decorated(function):
+    @wraps(function)
+    def inner(*args):
+        return function(*args)
+
+    return inner
+
+
+class Base:
+    def inherited(self):
+        return 1
+
+
+class Thing(Base):
+    \"\"\"Words.\"\"\"
+
+    constant = 1
+
+    @property
+    def prop(self):
+        return 2
+
+    @decorated
+    def method(self, x, default=3):
+        \"\"\"Words.\"\"\"
+        return helper(x) * FACTOR
+
+    @lru_cache
+    def cached(self):
+        return 4
+
+    @cached_property
+    def other(self):
+        return 5  # a comment
+
+
+def build(channels, width=7):
+    return torch.nn.Sequential(torch.nn.Linear(channels, width), torch.nn.ReLU())
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("FACTOR = 1", "FACTOR = 2"),
+        ("return x + 1", "return x + 2"),
+        ("        return function(*args)", "        return 2 * function(*args)"),
+        ("return 1", "return 11"),
+        ("constant = 1", "constant = 2"),
+        ("return 2", "return 22"),
+        ("default=3", "default=33"),
+        ("return 4", "return 44"),
+        ("return 5", "return 55"),
+        ("width=7", "width=8"),
+        ("ReLU", "Tanh"),
+    ],
+)
+def test_changed_code_of_ones_own_is_seen(old, new, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    changed = SOURCE.replace(old, new)
+    assert changed != SOURCE
+    assert code_in(tmp_path, "before", SOURCE) != code_in(tmp_path, "after", changed)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("Words", "Others"), ("# a comment", "# another"), ("Base:", "Base:  # more")]
+)
+def test_words_about_code_and_the_name_of_its_module_are_not_code(old, new, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    assert code_in(tmp_path, "before", SOURCE) == code_in(tmp_path, "after", SOURCE.replace(old, new)) is not None
+
+
+def code_in(folder: Path, name: str, source: str) -> str | None:
+    """Of a class and a partial function in a module with this source."""
+    name = f"{name}_{folder.name}"
+    (folder / f"{name}.py").write_text(source)
+    module = importlib.import_module(name)
+    code = code_of([module.Thing, partial(module.build, width=3)])
+    del sys.modules[name]
+    return code
+
+
+def test_code_that_is_not_ones_own():
+    assert code_of([nn.Linear, RandomizedAblation, None, torch.relu]) is None
+    assert code_of([partial(nn.Linear, 3)]) is not None
+
+
+def test_code_without_a_source():
+    """Of standard input, say."""
+    found = []
+    for number in (1, 1, 2):
+        space = {"__name__": "typed"}
+        exec(f"class Typed:\n    def method(self):\n        return {number}\n", space)
+        found.append(code_of([space["Typed"]]))
+    assert found[0] == found[1] != found[2]
+
+
+def test_votes_of_another_version_of_a_scheme_are_pointed_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(Scheme, "own", OwnClasses())
+    kinds = [
+        type("Versioned", (RandomizedAblation,), {"radius": each, "__module__": "here"})
+        for each in (_as_it_was, _twice)
+    ]
+    schemes = [dataclass(frozen=True)(kind)(keep=5) for kind in kinds]
+    Scheme.own.clear()
+    Scheme.own.add(type(schemes[0]))
+    certify_dataset(smoothed(schemes[0]), images(), tmp_path / "run", index=[0])
+    StoredRun(tmp_path / "run", scheme=schemes[0])
+    Scheme.own.clear()
+    Scheme.own.add(type(schemes[1]))
+    with pytest.warns(UserWarning, match="was made by another version of Versioned"):
+        StoredRun(tmp_path / "run", scheme=schemes[1])

@@ -380,7 +380,7 @@ def test_undecodable_image_is_named(tmp_path, kind):
 
 def test_folder_has_no_statistics(tmp_path):
     save_image(tmp_path / "val" / "n1" / "a.png", np.zeros((20, 20), np.uint8))
-    with pytest.raises(ValueError, match="give mean and std"):
+    with pytest.raises(ValueError, match="give --mean and --std"):
         load("imagenet", "test", tmp_path).channel_statistics()
 
 

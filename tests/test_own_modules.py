@@ -1,5 +1,7 @@
 """Modules of one's own in the commands: --import, own schemes and own models, in this process and in workers."""
 
+import importlib
+import linecache
 import os
 import subprocess
 import sys
@@ -172,6 +174,18 @@ def test_wrong_imports_are_refused_in_one_line(own, tmp_path, capsys, name, mess
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "message"), [("x = (", "raised SyntaxError"), ("y = x", "raised NameError: name 'x'")]
+)
+def test_what_a_module_raises_is_told_in_one_line(text, message, own, tmp_path, capsys):
+    name = f"broken_{len(text)}"
+    (tmp_path / f"{name}.py").write_text(text)
+    words = [str(tmp_path / "x"), "--scheme", "none", "--import", name]
+    with pytest.raises(SystemExit):
+        cli.run(train_script.main, train_script.Args, "scripts.train", words)
+    assert f"import: {name} {message}" in capsys.readouterr().err
+
+
 def test_what_a_module_lacks_is_named(own, tmp_path, monkeypatch, capsys):
     (tmp_path / "needs_more.py").write_text("import not_installed_here\n")
     with pytest.raises(SystemExit):
@@ -246,33 +260,30 @@ def test_partial_functions_and_lambdas(own):
         models.register_model("own_net", narrow)
     models.register_model("own_wide", wide)
     models.register_model("own_wide", partial(module.own_net))
-    for name in ("own_wide",):
-        models.MODELS.pop(name), models.own_models.pop(name)
+    models.MODELS.pop("own_wide")
+    models.own_models.pop("own_wide")
     with pytest.raises(ValueError, match=r"expected a function, a class or a functools\.partial"):
         models.register_model("own_lambda", lambda channels, classes, size: torch.nn.Identity())
 
 
 def test_another_version_of_a_model_does_not_continue_a_run(own, tmp_path, capsys):
-    module, folder = __import__(own), str(tmp_path / "run")
-    module.OwnNet = type("OwnNet", (torch.nn.Linear,), {"__module__": own, "forward": _first})
-    module.own_net = lambda channels, classes, size: torch.nn.Sequential(
-        torch.nn.Flatten(), module.OwnNet(channels * size[0] * size[1], classes)
-    )
-    models.own_models["own_net"] = models.MODELS["own_net"] = module.own_net
-    words = [folder, "--scheme", "OwnRows(count=4)", "--model", "own_net", "--epochs", "1"]
-    cli.run(train_script.main, train_script.Args, "scripts.train", words)
-    words = [f"{folder}/test", "--checkpoint", folder, "--max"]
-    cli.run(certify_script.main, certify_script.Args, "scripts.certify", [*words, "3"])
-    cli.run(certify_script.main, certify_script.Args, "scripts.certify", [*words, "4", "--resume"])
-    module.OwnNet.forward = _second
-    with pytest.raises(SystemExit):
-        cli.run(certify_script.main, certify_script.Args, "scripts.certify", [*words, "6", "--resume"])
-    assert "model_code" in capsys.readouterr().err
-
-
-def _first(self, x):
-    return torch.nn.functional.linear(x, self.weight, self.bias)
-
-
-def _second(self, x):
-    return torch.nn.functional.linear(1 - x, self.weight, self.bias)
+    """Neither its training nor its certificates."""
+    folder, path = str(tmp_path / "run"), tmp_path / "own_things.py"
+    train = [folder, "--scheme", "OwnRows(count=4)", "--model", "own_net", "--epochs", "2", "--import", own]
+    certify = [f"{folder}/test", "--checkpoint", folder, "--import", own, "--max"]
+    cli.run(train_script.main, train_script.Args, "scripts.train", train)
+    cli.run(certify_script.main, certify_script.Args, "scripts.certify", [*certify, "3"])
+    cli.run(certify_script.main, certify_script.Args, "scripts.certify", [*certify, "4", "--resume"])
+    models.MODELS.pop("own_net")
+    models.own_models.pop("own_net")
+    sys.modules.pop(own)
+    linecache.clearcache()
+    importlib.invalidate_caches()
+    path.write_text(MODULE.replace("nn.Flatten()", "nn.Flatten(1)"))
+    for script, prog, words in (
+        (train_script, "scripts.train", [*train, "--resume"]),
+        (certify_script, "scripts.certify", [*certify, "6", "--resume"]),
+    ):
+        with pytest.raises(SystemExit):
+            cli.run(script.main, script.Args, prog, words)
+        assert "model_code = " in capsys.readouterr().err

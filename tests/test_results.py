@@ -588,11 +588,29 @@ def test_results_without_their_configuration_are_not_continued(tmp_path, resume,
     assert [path.name for path in tmp_path.iterdir()] == [kept]
 
 
-def test_votes_of_lost_rows_are_made_again_once(tmp_path):
+@pytest.mark.parametrize("gone", ["rows.tsv", "votes.tsv"])
+@pytest.mark.parametrize("emptied", [True, False])
+def test_half_of_the_results_is_not_taken_for_none(tmp_path, gone, emptied):
+    """What is left took all the work."""
     start(tmp_path, rows=[1, 2, 3])
-    votes = (tmp_path / "votes.tsv").read_bytes()
-    (tmp_path / "rows.tsv").unlink()
-    assert start(tmp_path, resume=True, rows=[1, 2, 3]) == set()
+    kept = "votes.tsv" if gone == "rows.tsv" else "rows.tsv"
+    before = (tmp_path / kept).read_bytes()
+    if emptied:
+        (tmp_path / gone).write_text((tmp_path / gone).read_text().splitlines(keepends=True)[0])
+    else:
+        (tmp_path / gone).unlink()
+    with pytest.raises(ValueError, match=rf"{gone}: got no images, but {kept} has some; restore it"):
+        start(tmp_path, resume=True)
+    with pytest.raises(ValueError, match="holds results; add --resume"):
+        start(tmp_path)
+    assert (tmp_path / kept).read_bytes() == before
+
+
+def test_the_last_rows_that_are_lost_are_made_again_once(tmp_path):
+    start(tmp_path, rows=[1, 2, 3])
+    votes, rows = (tmp_path / "votes.tsv").read_bytes(), (tmp_path / "rows.tsv").read_text().splitlines(keepends=True)
+    (tmp_path / "rows.tsv").write_text("".join(rows[:2]))
+    assert start(tmp_path, resume=True, rows=[2, 3]) == {1}
     assert (tmp_path / "votes.tsv").read_bytes() == votes
 
 

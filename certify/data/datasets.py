@@ -129,8 +129,12 @@ class Dataset:
             raise ValueError(
                 f"{self.name}: statistics are only computed for data sets in memory; give --mean and --std"
             )
-        if self.images.dtype != torch.uint8:
+        if self.kind == "points":
             raise ValueError(f"{self.name}: point clouds are already scaled, train without normalization")
+        if self.images.dtype != torch.uint8:
+            each = self.images.transpose(0, 1).flatten(1).double()
+            mean, std = ([round(value, 4) for value in found.tolist()] for found in (each.mean(1), each.std(1)))
+            return tuple(mean), tuple(std)
         means, stds = [], []
         levels = torch.arange(256, dtype=torch.float64) / 255
         for channel in self.images.unbind(1):

@@ -53,6 +53,8 @@ def read_npz(path: str, split: str) -> tuple[np.ndarray, np.ndarray, int]:
             raise ValueError(
                 f"{file}: got {name}_labels {labels.dtype} {labels.shape}, expected whole numbers [N], at least one"
             )
+    if images.dtype.kind == "f" and images.dtype.itemsize in (4, 8):
+        images = images.astype(images.dtype.newbyteorder("="))
     if images.dtype not in (np.uint8, np.float32, np.float64) or images.ndim not in (2, 3, 4):
         kind = images.dtype.kind
         advice = "; 0 to 255 become bytes by .astype('uint8')" if kind in "iu" else ""

@@ -13,6 +13,7 @@ from certify.models.build import (
     ModelSpec,
     Normalize,
     build,
+    is_typed,
     own_models,
     register_model,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "ModelSpec",
     "Normalize",
     "build",
+    "is_typed",
     "own_models",
     "read_spec",
     "register_model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from certify.models.pointnet import pointnet, pointnet_basic, pointnet_small
 from certify.models.resnet import cifar_resnet110, resnet18, resnet50
 from certify.models.small import linear, small_cnn
 from certify.models.wide_resnet import wide_resnet40_2
+from certify.sources import code_of
 from certify.spec import parse_scheme
 
 Size = tuple[int, ...]  # height, width; of clips frames, height, width
@@ -67,14 +69,20 @@ def register_model(name: str, build: Builder) -> None:
     own_models[name] = MODELS[name] = build
 
 
+def is_typed(build: Builder) -> bool:
+    """Whether a builder is defined in no file, but in a notebook, say."""
+    function: Any = build.func if isinstance(build, partial) else build
+    return function.__module__ == "__main__" and not hasattr(sys.modules["__main__"], "__file__")
+
+
 def _place(build: Builder) -> tuple[str, str, str]:
     """Where a builder is defined, and with which arguments it is called."""
     function = build.func if isinstance(build, partial) else build
     name = getattr(function, "__qualname__", "")
     if not name or "<lambda>" in name:
         raise ValueError(f"model: got {build!r}, expected a function, a class or a functools.partial of one")
-    given = repr((build.args, build.keywords)) if isinstance(build, partial) else ""
-    return function.__module__, name, given
+    given = code_of([build]) if isinstance(build, partial) else None
+    return function.__module__, name, given or ""
 
 
 class Normalize(nn.Module):

@@ -23,7 +23,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
-from certify.models import own_models, register_model
+from certify.models import MODELS, is_typed, own_models
 from certify.scheme import check_integer
 
 _DONE = "What was finished is on disk, --resume continues"
@@ -111,8 +111,10 @@ class Processes(Executor):
 
 def _common(work: Work, shared: Any) -> bytes:
     """What all tasks share, and the models of one's own, which a new process does not know."""
+    # what is typed into a notebook, or on standard input, is nowhere for a new process to find
+    found = {name: build for name, build in own_models.items() if not is_typed(build)}
     try:
-        own = pickle.dumps(own_models)
+        own = pickle.dumps(found)
     except (pickle.PicklingError, AttributeError) as error:
         raise ValueError(
             f"workers: models of your own have to be defined at the top level of a module ({error})"
@@ -123,7 +125,7 @@ def _common(work: Work, shared: Any) -> bytes:
 def _of_common(common: bytes) -> tuple[Work, Any]:
     own, work_and_shared = pickle.loads(common)
     for name, build in pickle.loads(own).items():
-        register_model(name, build)
+        own_models[name] = MODELS[name] = build  # checked where it was registered
     return pickle.loads(work_and_shared)
 
 

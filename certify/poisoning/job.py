@@ -23,7 +23,7 @@ from torch import Tensor
 
 from certify import spec
 from certify.files import write_atomically
-from certify.identity import code_of
+from certify.models import own_models
 from certify.poisoning.ensemble import Ensemble
 from certify.poisoning.executors import Executor, Sequential, Work
 from certify.poisoning.learner import Learner, Part, State
@@ -32,6 +32,7 @@ from certify.poisoning.network import Network
 from certify.poisoning.partition import PARTITIONERS, Partitioner
 from certify.results import claim_config
 from certify.scheme import check_integer
+from certify.sources import code_of
 from certify.training.checkpoint import read_tensors, tensor_bytes
 
 LEARNERS: dict[str, type] = {kind.__name__: kind for kind in (Network, NearestNeighbors)}
@@ -41,7 +42,8 @@ PathOf = Callable[[range], Path]  # the file of a group
 
 def ensemble_config(ensemble: Ensemble) -> dict[str, Any]:
     """An ensemble as JSON values, with a checksum of what code of one's own is in it."""
-    code = code_of((type(ensemble.partitioner), type(ensemble.learner)))
+    learner = ensemble.learner
+    code = code_of((type(ensemble.partitioner), type(learner), own_models.get(getattr(learner, "model", ""))))
     return (
         ({} if code is None else {"code": code})
         | {

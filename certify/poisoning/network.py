@@ -100,6 +100,8 @@ class Network(Learner):
 
     def _build(self, images: Tensor, num_classes: int, device: str = "cpu") -> nn.Module:
         channels, height, width = images.shape[1:]
+        if self.model not in MODELS:
+            raise ValueError(f"model: {self.model} is not known to this process; define it in a module, in no notebook")
         with torch.device(device):
             return MODELS[self.model](channels, num_classes, (height, width))
 

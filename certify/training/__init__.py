@@ -1,6 +1,6 @@
 """Training base classifiers on the copies that a scheme makes of them."""
 
-from certify.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from certify.training.checkpoint import Checkpoint, load_checkpoint, model_code, save_checkpoint
 from certify.training.config import TrainingConfig
 from certify.training.copies import training_copies
 from certify.training.measure import base_accuracy, copy_statistics, denoising_errors
@@ -17,6 +17,7 @@ __all__ = [
     "copy_statistics",
     "denoising_errors",
     "load_checkpoint",
+    "model_code",
     "save_checkpoint",
     "training_copies",
 ]

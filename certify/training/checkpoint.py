@@ -12,8 +12,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from certify.files import write_atomically
-from certify.models import DenoisedSpec, ModelSpec, read_spec
+from certify.models import DenoisedSpec, ModelSpec, own_models, read_spec
 from certify.scheme import Scheme
+from certify.sources import code_of
 from certify.training.copies import parse_scheme, scheme_text
 
 FORMAT = 1
@@ -66,6 +67,12 @@ class Checkpoint:
     scheme: Scheme | None
     dataset: str
     training: dict[str, Any]
+
+
+def model_code(name: str, module: nn.Module) -> str | None:
+    """A checksum of the code of an architecture of one's own (:func:`~certify.models.register_model`); None for those
+    of this package, which versions of it tell apart."""
+    return code_of([own_models.get(name), *(type(part) for part in module.modules())])
 
 
 def save_checkpoint(path: str | Path, module: nn.Module, checkpoint: Checkpoint) -> None:

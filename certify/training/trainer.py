@@ -25,7 +25,7 @@ from certify.images import to_float
 from certify.models import Denoised, DenoisedSpec, ModelSpec
 from certify.scheme import Scheme
 from certify.training.augment import augmented
-from certify.training.checkpoint import Checkpoint, read_tensors, save_checkpoint, write_tensors
+from certify.training.checkpoint import Checkpoint, model_code, read_tensors, save_checkpoint, write_tensors
 from certify.training.config import TrainingConfig
 from certify.training.copies import check_additive, gaussian_sigma, input_shape, one_copy, parse_scheme, scheme_text
 from certify.training.initialize import initial_module
@@ -244,7 +244,8 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         """What two parts of one run must have in common, as JSON values."""
-        return {
+        code = model_code(self.spec.name, self.module)
+        return ({} if code is None else {"model_code": code}) | {
             "model": json.loads(json.dumps(asdict(self.spec))),
             "scheme": scheme_text(self.scheme),
             "dataset": self.data.name,

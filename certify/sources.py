@@ -1,0 +1,110 @@
+"""A checksum of code of one's own, so that results of two versions of it never go into one folder."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator
+from functools import partial
+from types import CodeType, FunctionType
+from typing import Any
+
+_KNOWN = frozenset({"builtins", "abc", "typing", "enum", "torch", __package__})  # packages whose code is not one's own
+_PLAIN = (type(None), bool, int, float, complex, str, bytes)
+_MOST = 200  # functions and classes that are followed
+
+
+def code_of(things: Iterable[Any]) -> str | None:
+    """The first digits of a checksum of classes, and of functions, that are neither of this package nor of torch.
+
+    It is that of their source without comments and docstrings, of what they inherit from, and of the functions, classes
+    and plain values of their module that they name; of code without a source (from standard input, say) that of the
+    methods' instructions. Arguments of a ``functools.partial`` count, too. Another version of Python may give another
+    one.
+
+    Returns:
+        None if there is no such code.
+    """
+    texts: dict[str, str] = {}
+    for thing in things:
+        for each in _defined(thing):
+            _follow(each, texts)
+    if not texts:
+        return None
+    return hashlib.sha256("\n".join(texts[name] for name in sorted(texts)).encode()).hexdigest()[:16]
+
+
+def _defined(thing: Any) -> Iterator[Any]:
+    """The classes and functions that a class, a function or a partial one consists of."""
+    if isinstance(thing, partial):
+        yield from _defined(thing.func)
+        yield (thing.args, sorted(thing.keywords.items()))
+    elif isinstance(thing, type):
+        yield from (base for base in thing.__mro__ if base.__module__.split(".")[0] not in _KNOWN)
+    elif inspect.isfunction(thing) and thing.__module__.split(".")[0] not in _KNOWN:
+        yield thing
+
+
+def _follow(thing: Any, texts: dict[str, str]) -> None:
+    """Add the text of a class or function, and of what it names, by their names."""
+    if not isinstance(thing, (type, FunctionType)):
+        texts["arguments"] = _stable(thing)
+        return
+    if thing.__qualname__ in texts or len(texts) >= _MOST:
+        return
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
+    except (OSError, TypeError, SyntaxError):  # there is no source, or only a part of a line
+        texts[thing.__qualname__] = repr(_instructions(thing))
+        return
+    _drop_docstrings(tree)
+    texts[thing.__qualname__] = ast.dump(tree)
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    around = vars(sys.modules[thing.__module__]) if thing.__module__ in sys.modules else {}
+    for name in sorted(names & around.keys()):
+        value = getattr(around[name], "__wrapped__", around[name])  # of a decorator such as lru_cache
+        if isinstance(value, (type, FunctionType)):
+            if value.__module__ == thing.__module__:
+                _follow(value, texts)
+        elif isinstance(value, (*_PLAIN, tuple)):
+            texts[f"{name} ="] = _stable(value)
+
+
+def _stable(value: Any) -> str:
+    """A plain value as text; of others, which may have an address in their text, the class."""
+    if isinstance(value, _PLAIN):
+        return repr(value)
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(_stable, value))})"
+    return type(value).__qualname__
+
+
+def _drop_docstrings(tree: ast.AST) -> None:
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)) and node.body:
+            first = node.body[0]
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body[:1] = []
+
+
+def _instructions(thing: type | FunctionType) -> list[Any]:
+    """What a function does, or the methods that are written in a class."""
+    if isinstance(thing, FunctionType):
+        return _code(thing.__code__)
+    found = {name: getattr(value, "__func__", value) for name, value in vars(thing).items()}
+    found |= {name: value.fget for name, value in found.items() if isinstance(value, property)}
+    own = {name: value for name, value in found.items() if inspect.isfunction(value)}
+    return [(name, _code(value.__code__)) for name, value in sorted(own.items())]
+
+
+def _code(code: CodeType) -> list[Any]:
+    inner = [_code(each) if isinstance(each, CodeType) else each for each in code.co_consts]
+    inner = [sorted(map(repr, each)) if isinstance(each, frozenset) else repr(each) for each in inner]
+    return [code.co_code.hex(), code.co_names, inner]
