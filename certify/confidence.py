@@ -23,6 +23,7 @@ Interval = Literal["clopper-pearson", "randomized"]
 # are checked with the function itself.
 _MARGIN = 1e-11
 _MOST_SAMPLES = 10**8
+_ROUNDING = 1e-14  # more than what a mean of two numbers is off by
 _LEAST_ALPHA = 1e-150  # the function is 0 below about 1e-267, which is not a bound
 
 
@@ -67,6 +68,12 @@ def lower_bound(successes: Tensor, n: int, alpha: float, *, uniforms: Tensor | N
     if uniforms is not None:
         u = _uniforms(uniforms, k.shape)
         return torch.from_numpy(_randomized_lower_bound(k, u, n, alpha)).to(successes.device)
+    different, where = np.unique(k, return_inverse=True)  # of many classes and images, far fewer
+    bound = _plain_lower_bound(different, n, alpha)[where.reshape(k.shape)]
+    return torch.from_numpy(bound).to(successes.device)
+
+
+def _plain_lower_bound(k: np.ndarray, n: int, alpha: float) -> np.ndarray:
     with np.errstate(all="ignore"):
         bound = np.where(k > 0, betaincinv(k, n - k + 1, alpha), 0.0) * (1 - _MARGIN)
         bound = np.clip(np.nan_to_num(bound, nan=0.0, posinf=0.0, neginf=0.0), 0, 1)
@@ -75,10 +82,9 @@ def lower_bound(successes: Tensor, n: int, alpha: float, *, uniforms: Tensor | N
             # P(Binomial(n, bound) >= k), which must not exceed alpha
             unsafe = (bound > 0) & ~(betainc(k, n - k + 1, bound) <= alpha * (1 - _MARGIN))
             if not unsafe.any():
-                break
+                return bound
             bound = np.where(unsafe, bound * max(0.0, 1 - shrink), bound)
             shrink *= 4
-    return torch.from_numpy(bound).to(successes.device)
 
 
 def bound_uniforms(seed: int, index: Tensor, num_classes: int) -> Tensor:
@@ -100,13 +106,21 @@ def _uniforms(uniforms: Tensor, shape: tuple[int, ...]) -> np.ndarray:
     return u
 
 
-def _randomized_lower_bound(k: np.ndarray, u: np.ndarray, n: int, alpha: float) -> np.ndarray:
-    """The largest p found by bisection with ``u P(X >= k) + (1 - u) P(X > k) <= alpha`` for X ~ Binomial(n, p)."""
+def _randomized_lower_bound(k: np.ndarray, u: np.ndarray, n: int, alpha: float, *, cap: bool = False) -> np.ndarray:
+    """The largest p found by bisection with ``u P(X >= k) + (1 - u) P(X > k) <= alpha`` for X ~ Binomial(n, p).
+
+    With ``cap``, a number that is at most what is found for any u in (0, ``u``], bit for bit.
+    """
 
     def safe(p: np.ndarray) -> np.ndarray:
         at_least = np.where(k > 0, betainc(np.maximum(k, 1), n - k + 1, p), 1.0)
         more = np.where(k < n, betainc(k + 1, np.maximum(n - k, 1), p), 0.0)
-        return (p == 0) | ((u * at_least + (1 - u) * more) * (1 + _MARGIN) <= alpha)
+        tail = u * at_least + (1 - u) * more
+        if cap:
+            # A mean of both tails for a smaller u is between this one and the second, before rounding: both, however
+            # inexact, are the same numbers for all u. Bisection then goes the same way up to a p that only it accepts.
+            tail = np.maximum(tail, more) * (1 + _ROUNDING)
+        return (p == 0) | (tail * (1 + _MARGIN) <= alpha)
 
     # At p = 0 the probability of k or more is 0, except for k = 0: then u alone must not exceed alpha.
     low, high = np.zeros_like(k), np.ones_like(k)
@@ -148,8 +162,43 @@ def simultaneous_bounds(
     if uniforms is None:
         others = counts.scatter(1, selected[:, None], 0).amax(1)
         return p_lower, upper_bound(others, n, share)
-    others = upper_bound(counts, n, share, uniforms=uniforms).scatter(1, selected[:, None], 0)
-    return p_lower, others.amax(1)
+    return p_lower, _largest_upper_bound(counts, selected, n, share, uniforms)
+
+
+def _largest_upper_bound(counts: Tensor, selected: Tensor, n: int, alpha: float, uniforms: Tensor) -> Tensor:
+    """The largest randomized upper bound of the classes that are not selected, of which few have to be computed.
+
+    Bit for bit the maximum of ``upper_bound(counts, n, alpha, uniforms=uniforms)`` over them, float64 ``[B]``: classes
+    are left out whose bound cannot be larger, whatever their uniform, or given that it is not above another one.
+
+    Args: as those of :func:`simultaneous_bounds`.
+    """
+    failures = _successes(n - counts, n)
+    u = _uniforms(uniforms, failures.shape)
+
+    def upper(k: np.ndarray, u: np.ndarray, *, cap: bool) -> np.ndarray:
+        return np.minimum(np.nextafter(1 - _randomized_lower_bound(k, u, n, alpha, cap=cap), 1), 1)
+
+    different, where = np.unique(failures, return_inverse=True)
+    caps = upper(different, np.ones_like(different), cap=True)[where.reshape(failures.shape)]
+    open_ = np.ones(failures.shape, dtype=bool)
+    np.put_along_axis(open_, selected.cpu().numpy()[:, None], False, axis=1)
+    largest = np.zeros(len(failures))
+    while True:
+        open_ &= caps > largest[:, None]
+        rows = np.flatnonzero(open_.any(1))
+        if not len(rows):
+            return torch.from_numpy(largest).to(counts.device)
+        # of the classes with most votes, the one with the largest uniform
+        fewest = np.where(open_[rows], failures[rows], np.inf).min(1, keepdims=True)
+        tied = open_[rows] & (failures[rows] == fewest)
+        first = np.where(tied, u[rows], 0).argmax(1)
+        k, own = fewest[:, 0], u[rows, first]
+        settled = upper(k, own, cap=True) <= largest[rows]
+        open_[rows[settled]] &= ~tied[settled]  # all with as many votes
+        open_[rows, first] = False
+        more = rows[~settled]
+        largest[more] = np.maximum(largest[more], upper(k[~settled], own[~settled], cap=False))
 
 
 def binomial_p_value(top: Tensor, second: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -32,17 +33,40 @@ def doubles_above(shares: Sequence[Fraction]) -> list[float]:
     ]
 
 
+class _Shares:
+    """Shares as a key: equal to themselves only, since to compare or hash fractions takes as long as to use them."""
+
+    def __init__(self, shares: tuple[Fraction, ...]) -> None:
+        self.shares = shares
+
+    def __hash__(self) -> int:
+        return id(self.shares)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Shares) and self.shares is other.shares
+
+
+@lru_cache(maxsize=32)  # a key keeps its shares alive: no others can have their id
+def _thresholds(key: _Shares) -> Tensor:
+    """:func:`doubles_above`, float64."""
+    return torch.tensor(doubles_above(key.shares), dtype=torch.float64)
+
+
 def steps_within(margins: Tensor, touched: Sequence[Fraction]) -> Tensor:
     """The largest ``j`` with ``touched[j] < margin``, or -1 if there is none.
 
     Args:
         margins: float64 of any shape.
-        touched: nondecreasing exact shares for j = 0, 1, ...; it must reach 1/2, which no margin exceeds.
+        touched: nondecreasing exact shares for j = 0, 1, ...; it must reach 1/2, which no margin exceeds. What is
+            computed of a tuple is kept, for the next call with the same object.
 
     Returns:
         int64 of the shape of ``margins``.
     """
-    thresholds = torch.tensor(doubles_above(touched), dtype=torch.float64, device=margins.device)
+    if isinstance(touched, tuple):
+        thresholds = _thresholds(_Shares(touched)).to(margins.device)
+    else:  # might be changed before the next call
+        thresholds = torch.tensor(doubles_above(touched), dtype=torch.float64, device=margins.device)
     # certified at j iff margin >= threshold[j]; the thresholds are sorted
     steps = torch.searchsorted(thresholds, margins.contiguous(), right=True) - 1
     return torch.where(margins.isnan(), -1, steps)

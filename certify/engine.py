@@ -30,7 +30,7 @@ from certify.inference import (
     position_matters,
 )
 from certify.scheme import EnumeratedScheme, SampledScheme, Scheme, check_integer
-from certify.votes import ThresholdVote, VoteRule, Votes, argmax_vote
+from certify.votes import ThresholdVote, VoteRule, Votes, argmax_vote, count_votes
 
 
 @dataclass(frozen=True)
@@ -359,6 +359,6 @@ def collect_votes(
     scheme = engine.scheme
     assert isinstance(scheme, EnumeratedScheme)
     by_copy = engine.enumerated_by_copy(x) if scheme.positional else None
-    counts = engine.enumerated(x) if by_copy is None else by_copy.sum(1)
+    counts = engine.enumerated(x) if by_copy is None else count_votes(by_copy)
     shape = tuple(x.shape[1:])
     return Votes(counts, None, shape, scheme.num_copies(shape), by_copy=by_copy, scheme=scheme)

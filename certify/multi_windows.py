@@ -37,6 +37,19 @@ def touched_cells(size: int, cell: int, length: int) -> list[range]:
     return [range(*run) for run in sorted(runs)]
 
 
+@lru_cache(maxsize=1)  # large, and asked for again and again with one size of a patch
+def _untouched(grid: tuple[int, int], count: int, met: tuple[tuple[range, range], ...], device: torch.device) -> Tensor:
+    """Which choices of ``count`` cells hold none of those met, rows and columns: bool ``[len(met), choices]``."""
+    rows, columns = grid
+    choices = _choices(rows * columns, count, device)
+    safe = []
+    for in_rows, in_columns in met:
+        cells = torch.zeros((rows, columns), dtype=torch.bool, device=device)
+        cells[in_rows.start : in_rows.stop, in_columns.start : in_columns.stop] = True
+        safe.append(~cells.flatten()[choices].any(1))
+    return torch.stack(safe)
+
+
 @dataclass(frozen=True)
 class GridAblation(StructuredAblation):
     """Every choice of ``count`` cells of a grid that begins in the upper left corner, in lexicographic order.
@@ -79,16 +92,8 @@ class GridAblation(StructuredAblation):
         return math.comb(cells, self.chosen) - math.comb(cells - touched, self.chosen)
 
     def outside(self, votes: Tensor, shape: Shape, patch: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        rows, columns = self.grid(shape)
-        height, width = self.cell(shape)
-        choices = _choices(rows * columns, self.chosen, votes.device)
-        safe = []
-        for in_rows in touched_cells(shape[1], height, patch[0]):
-            for in_columns in touched_cells(shape[2], width, patch[1]):
-                met = torch.zeros((rows, columns), dtype=torch.bool, device=votes.device)
-                met[in_rows.start : in_rows.stop, in_columns.start : in_columns.stop] = True
-                safe.append(~met.flatten()[choices].any(1))
-        untouched = torch.stack(safe)
+        cells = [touched_cells(*side) for side in zip(shape[1:], self.cell(shape), patch, strict=True)]
+        untouched = _untouched(self.grid(shape), self.chosen, tuple(itertools.product(*cells)), votes.device)
         # zeros and ones: all partial sums are integers far below 2^53, exact in any order
         outside = torch.einsum("lp,bpc->bcl", untouched.double(), votes.double()).long()
         return outside, (~untouched).sum(1)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from certify.ablation import NullEncoding
 from certify.images import Shape
 from certify.scheme import Certified, EnumeratedScheme, check_counts, check_integer, leader_and_gap
 from certify.threats import Patch
+from certify.votes import count_votes
 
 PatchSize = int | tuple[int, int]
 PatchBound = Literal["location", "published"]
@@ -82,23 +83,50 @@ def votes_needed(outside: Tensor, label: Tensor) -> Tensor:
     return needed.scatter_(1, index, torch.iinfo(outside.dtype).max)
 
 
-def stays_ahead(outside: Tensor, touched: Tensor, label: Tensor, *, k: int = 1, exclusive: bool = False) -> Tensor:
-    """Whether ``label`` stays among the ``k`` classes with most votes, whatever the copies at risk vote: bool ``[B]``.
+def may_overtake(counts: Tensor, label: Tensor, spare: Tensor, k: int) -> Tensor:
+    """Classes without which it is decided in the same way whether ``label`` stays among the k with most votes.
+
+    Left out is who cannot be ranked ahead of the label at any place, with all of its votes and all copies at risk; and
+    of the classes without votes all but the k first, since these are ahead of the others, by index, at every place.
 
     Args:
-        outside: integers ``[B, C, L]``, votes that are not at risk, for each of L places.
-        touched: integers ``[L]``, copies at risk.
+        counts: int64 ``[B, C]``, votes of all copies.
         label: int64 ``[B]``.
+        spare: integers ``[B]``, votes of the label that are not at risk, less the copies at risk; at the worst place.
         k: ties are ranked by class index.
+
+    Returns:
+        bool ``[B, C]``; never the label itself.
+    """
+    classes = torch.arange(counts.shape[1], device=counts.device)
+    rival, later = classes != label[:, None], classes > label[:, None]
+    unvoted = rival & (counts == 0)
+    able = counts - later.to(counts.dtype) >= spare[:, None]
+    return rival & able & (~unvoted | (unvoted.cumsum(1) <= k))
+
+
+def keeps_place(least: Tensor, touched: Tensor, *, exclusive: bool = False) -> Tensor:
+    """Whether a label stays among the k classes with most votes, whatever the copies at risk vote: bool ``[B]``.
+
+    Args:
+        least: integers ``[B, k, L]``, the k smallest numbers of votes that other classes need, see
+            :func:`votes_needed`, for each of L places.
+        touched: integers ``[L]``, copies at risk.
         exclusive: every copy has at most one vote, so that k classes have to share the copies at risk.
     """
-    needed = votes_needed(outside, label)
-    if k == 1:
-        return (needed.amin(1) > touched).all(1)
-    least = needed.topk(k, dim=1, largest=False).values
     if exclusive:
         return (least.clamp(min=0).sum(1, dtype=torch.int64) > touched).all(1)
     return (least.amax(1) > touched).all(1)
+
+
+class _Question(NamedTuple):
+    """Whether patches of one size (no larger than the image) push a label out of the k classes with most votes."""
+
+    shape: Shape
+    patch: tuple[int, int]
+    bound: PatchBound
+    k: int = 1
+    exclusive: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,7 +181,8 @@ class StructuredAblation(NullEncoding, EnumeratedScheme):
     def certify_copies(self, by_copy: Tensor, *, shape: Shape, bound: PatchBound = "location") -> Certified:
         """The largest square patch that cannot change the prediction; ``radius`` is its side, 0 if there is none."""
         self.check_votes(by_copy, shape, bound)
-        prediction = leader_and_gap(by_copy.sum(1))[0]
+        counts = count_votes(by_copy)
+        prediction = leader_and_gap(counts)[0]
         radius = torch.zeros(len(by_copy), dtype=torch.int64, device=by_copy.device)
         # a smaller patch puts fewer votes at risk: bisection, all images with the same question together
         largest = max(shape[1:])
@@ -161,7 +190,8 @@ class StructuredAblation(NullEncoding, EnumeratedScheme):
             for side in (radius + step).unique().tolist():
                 asked = (radius + step == side).nonzero()[:, 0]
                 if side <= largest:
-                    held = self.certify_votes(by_copy[asked], side, shape=shape, bound=bound).certified
+                    question = _Question(shape, clip(shape, (side, side)), bound)
+                    held = self._held(by_copy, counts, prediction, asked, question)
                     radius[asked[held]] = side
         return Certified(prediction, radius.to(torch.float64), self.threat)
 
@@ -178,8 +208,11 @@ class StructuredAblation(NullEncoding, EnumeratedScheme):
         """
         shape = self.check_votes(votes, shape, bound)
         height, width = height_and_width(patch_size)
-        prediction = leader_and_gap(votes.sum(1))[0]
-        certified = self._held(votes.bool(), prediction, shape, clip(shape, (height, width)), bound, 1, False)
+        counts = count_votes(votes)
+        prediction = leader_and_gap(counts)[0]
+        everyone = torch.arange(len(votes), device=votes.device)
+        question = _Question(shape, clip(shape, (height, width)), bound)
+        certified = self._held(votes, counts, prediction, everyone, question)
         return PatchCertified(prediction, certified, Patch(height, width), bound)
 
     def certify_top_k(
@@ -204,38 +237,70 @@ class StructuredAblation(NullEncoding, EnumeratedScheme):
         """
         shape = self.check_votes(votes, shape, bound)
         check_integer("k", k, 1, votes.shape[2] - 1)
-        patch = clip(shape, height_and_width(patch_size))
+        question = _Question(shape, clip(shape, height_and_width(patch_size)), bound, k, exclusive)
         if exclusive and (votes.sum(2) > 1).any():
             raise ValueError("exclusive: got copies that vote for several classes, expected at most one vote of each")
         certified = torch.zeros((len(votes), votes.shape[2]), dtype=torch.bool, device=votes.device)
-        ranked = votes.sum(1).argsort(dim=1, descending=True, stable=True)
+        counts, everyone = count_votes(votes), torch.arange(len(votes), device=votes.device)
+        ranked = counts.argsort(dim=1, descending=True, stable=True)
         for label in ranked[:, :k].unbind(1):  # no other class is among the k to begin with
-            held = self._held(votes.bool(), label, shape, patch, bound, k, exclusive)
+            held = self._held(votes, counts, label, everyone, question)
             certified.scatter_(1, label[:, None], held[:, None])
         return certified
 
-    def _held(
-        self,
-        votes: Tensor,
-        label: Tensor,
-        shape: Shape,
-        patch: tuple[int, int],
-        bound: PatchBound,
-        k: int,
-        exclusive: bool,
-    ) -> Tensor:
+    def _held(self, votes: Tensor, counts: Tensor, label: Tensor, asked: Tensor, question: _Question) -> Tensor:
+        """Whether images number ``asked`` keep their ``label`` among the k first: bool, of the length of ``asked``."""
+        shape, patch, bound, k, exclusive = question
         if bound == "published":
             # as if the most copies a patch can touch all voted for the label, and for nothing else
-            most, counts = self.most_touched(shape, patch), votes.sum(1)
-            counts = counts.scatter_add(1, label[:, None], counts.new_full((len(votes), 1), -most))
-            return stays_ahead(counts[:, :, None], counts.new_tensor([most]), label, k=k, exclusive=exclusive)
-        held = torch.zeros(len(votes), dtype=torch.bool, device=votes.device)
+            most, own = self.most_touched(shape, patch), label[asked, None]
+            counts = counts[asked].scatter_add(1, own, counts.new_full((len(asked), 1), -most))
+            least = votes_needed(counts[:, :, None], own[:, 0]).topk(k, dim=1, largest=False).values
+            return keeps_place(least, counts.new_tensor([most]), exclusive=exclusive)
+        held = torch.ones(len(asked), dtype=torch.bool, device=votes.device)
         step = max(1, _CHUNK // max(1, votes[:1].numel()))
-        for begin in range(0, len(votes), step):
-            part = slice(begin, begin + step)
-            outside, touched = self.outside(votes[part], shape, patch)
-            held[part] = stays_ahead(outside, touched, label[part], k=k, exclusive=exclusive)
+        for begin in range(0, len(asked), step):
+            at = asked[begin : begin + step]
+            own, touched = self._outside(votes, at, label[at, None], question)
+            able = may_overtake(counts[at], label[at], (own[:, 0] - touched).amin(1), k)
+            close = (able.sum(1) >= k).nonzero()[:, 0]  # fewer than k do not push the label out
+            if len(close):
+                rivals = counts[at[close]].masked_fill(~able[close], -1)
+                held[begin + close] = self._ahead_of(rivals, votes, at[close], label[at[close]], own[close], question)
         return held
+
+    def _ahead_of(
+        self, rivals: Tensor, votes: Tensor, at: Tensor, label: Tensor, own: Tensor, question: _Question
+    ) -> Tensor:
+        """Whether ``label``, with ``own`` votes not at risk, keeps its place among ``rivals``: bool ``[B]``.
+
+        Args:
+            rivals: int64 ``[B, C]``, their votes; -1 for classes that do not matter.
+            at: int64 ``[B]``, which images.
+        """
+        _, _, _, k, exclusive = question
+        never, held = votes.shape[1] + 1, torch.ones_like(at, dtype=torch.bool)  # more than all copies
+        # as many classes for each image; those that only fill up are then ignored
+        strongest = rivals.argsort(dim=1, descending=True, stable=True)[:, : int((rivals >= 0).sum(1).max())]
+        least = own.new_full((len(at), k, own.shape[2]), never)
+        for some in strongest.split(max(1, _CHUNK // (len(at) * votes.shape[1])), dim=1):
+            outside, touched = self._outside(votes, at, some, question)
+            needed = own - outside + (some > label[:, None])[:, :, None].to(own.dtype)  # later classes lose a tie
+            needed.masked_fill_((rivals.gather(1, some) < 0)[:, :, None], never)
+            if k == 1:
+                least = torch.minimum(least, needed.amin(1, keepdim=True))
+            else:
+                least = torch.cat((least, needed), dim=1).topk(k, dim=1, largest=False).values
+            held = keeps_place(least, touched, exclusive=exclusive)
+            if not held.any():
+                break  # more rivals change nothing
+        return held
+
+    def _outside(self, votes: Tensor, at: Tensor, classes: Tensor, question: _Question) -> tuple[Tensor, Tensor]:
+        """:meth:`outside` for some classes (int64 ``[len(at), K]``) of the images number ``at``."""
+        rows = votes[at[0] : at[0] + 1] if len(at) == 1 else votes[at]  # one image may be large
+        picked = rows.gather(2, classes[:, None].expand(-1, rows.shape[1], -1))
+        return self.outside(picked.bool(), question.shape, question.patch)
 
     def check_votes(self, votes: Tensor, shape: Shape | None, bound: str = "location") -> Shape:
         """The shape of the images; raise unless these can be their votes."""

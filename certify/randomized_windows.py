@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -23,6 +24,13 @@ from certify.threats import Patch
 from certify.windows import BandAblation, BlockAblation, WindowAblation
 
 _WORDS = 1 << 32
+
+
+@lru_cache(maxsize=32)
+def _shares(copies: int, touched: tuple[int, ...]) -> tuple[Fraction, ...]:
+    """Upper bounds of the probability that a copy drawn from so many is one of those touched."""
+    likeliest = -(-_WORDS // copies)  # words of 32 bits that lead to one position
+    return tuple(Fraction(n * likeliest, _WORDS) for n in touched)
 
 
 @dataclass(frozen=True)
@@ -52,13 +60,12 @@ class RandomizedWindowAblation(NullEncoding, SampledScheme):
     def sample(self, x: Tensor, draws: Draws) -> Tensor:
         return self.windows.sample(x, draws)
 
-    def touched_shares(self, shape: Shape) -> list[Fraction]:
+    def touched_shares(self, shape: Shape) -> tuple[Fraction, ...]:
         """Upper bounds of the probability that a copy meets a square with side 0, 1, ..., up to the whole image."""
         windows = self.windows
-        likeliest = -(-_WORDS // windows.num_copies(shape))  # words of 32 bits that lead to one position
         sides = range(1, max(shape[1:]) + 1)
         touched = [windows.most_touched(shape, (min(m, shape[1]), min(m, shape[2]))) for m in sides]
-        return [Fraction(n * likeliest, _WORDS) for n in (0, *touched)]
+        return _shares(windows.num_copies(shape), (0, *touched))
 
     def radius(self, p_lower: Tensor, p_upper: Tensor, *, shape: Shape | None = None) -> Tensor:
         if shape is None:

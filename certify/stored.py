@@ -15,7 +15,7 @@ import torch
 from certify.files import read_json
 from certify.images import Shape
 from certify.packed import unpack_votes
-from certify.votes import Votes
+from certify.votes import Votes, count_votes
 
 BY_COPY = "by_copy"  # the column of votes copy by copy, for schemes that need them
 LOG_COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")  # those of Cohen et al. (2019)
@@ -46,17 +46,18 @@ def read_table(path: Path, *, columns: Sequence[str] | None = None) -> list[dict
     return rows
 
 
-def _dense(text: str, num_classes: int) -> list[int]:
-    counts = [0] * num_classes
-    if text != "-":
-        for cell in text.split(","):
+def _dense(texts: Sequence[str], num_classes: int) -> torch.Tensor:
+    """Counts as they are stored, class:count for each class with votes, as int64 ``[len(texts), num_classes]``."""
+    dense = np.zeros((len(texts), num_classes), dtype=np.int64)
+    for text, counts in zip(texts, dense, strict=True):
+        for cell in text.split(",") if text != "-" else ():
             c, n = map(int, cell.split(":"))
-            if not (0 <= c < num_classes and n > 0) or counts[c]:
+            if not (0 <= c < num_classes and 0 < n < 1 << 63) or counts[c]:
                 raise ValueError(
                     f"stored votes: got {cell!r} in {text!r}, expected class:count, each class below {num_classes} once"
                 )
             counts[c] = n
-    return counts
+    return torch.from_numpy(dense)
 
 
 @dataclass(frozen=True)
@@ -174,8 +175,8 @@ def read_votes(folder: str | Path) -> StoredVotes:
             )
     selection = None
     if int(ordered[0]["n0"]) > 0:
-        selection = torch.tensor([_dense(r["selection"], classes) for r in ordered])
-    counts = torch.tensor([_dense(r["counts"], classes) for r in ordered])
+        selection = _dense([r["selection"] for r in ordered], classes)
+    counts = _dense([r["counts"] for r in ordered], classes)
     idx = torch.tensor(sorted(rows))
     n = int(ordered[0]["n"])
     votes = Votes(counts, selection, shape, n, idx, by_copy=_read_by_copy(folder, ordered, n, counts))
@@ -192,7 +193,7 @@ def _read_by_copy(folder: Path, rows: list[dict[str, str]], n: int, counts: torc
     if BY_COPY not in rows[0]:
         return None
     by_copy = torch.stack([unpack_votes(row[BY_COPY], n, counts.shape[1]) for row in rows])
-    wrong = (by_copy.sum(1) != counts).any(1).nonzero()[:, 0].tolist()
+    wrong = (count_votes(by_copy) != counts).any(1).nonzero()[:, 0].tolist()
     if wrong:
         raise ValueError(f"{folder}: the votes of image {rows[wrong[0]]['idx']} do not add up to its counts")
     return by_copy

@@ -116,10 +116,13 @@ def certify_counts(
     for b in range(len(counts)):
         ahead = [_floor_times(p, total) for p in largest[b].tolist()]
         place = {label: i for i, label in enumerate(leaders[b].tolist())}
+        found: dict[tuple[float, int], int] = {}  # by what the radius depends on: many labels have as few votes
         for c in counts[b].nonzero()[:, 0].tolist():
-            out = place.get(c, k)
-            own = -_floor_times(-lower[b, c].item(), total)
-            radius[b, c] = _radius(own, (ahead[:out] + ahead[out + 1 :])[::-1], total, touched)
+            key = p_lower, out = lower[b, c].item(), place.get(c, k)
+            if key not in found:
+                own = -_floor_times(-p_lower, total)
+                found[key] = _radius(own, (ahead[:out] + ahead[out + 1 :])[::-1], total, touched)
+            radius[b, c] = found[key]
     return TopKCertified(radius.to(counts.device), k, L0(unit))
 
 

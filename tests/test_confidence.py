@@ -9,7 +9,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from certify import confidence
@@ -75,6 +75,18 @@ def test_alpha_that_double_precision_cannot_tell_from_0(alpha):
         confidence.lower_bound(torch.tensor([2129]), 2149, alpha)
 
 
+@pytest.mark.parametrize("n", [1, 50, 100_000, 10**7])
+@pytest.mark.parametrize("alpha", [0.999, 0.001, 1e-145])
+def test_bounds_of_many_counts_are_those_of_each(n, alpha):
+    """A bound does not depend on what else is bounded, though each count is bounded once."""
+    counts = torch.from_numpy(np.random.default_rng(0).integers(0, n + 1, (5, 6)))
+    counts[0], counts[1] = torch.arange(6) % (n + 1), n
+    for bound in (confidence.lower_bound, confidence.upper_bound):
+        together = bound(counts, n, alpha)
+        assert together.shape == counts.shape
+        assert together.flatten().tolist() == [bound(count, n, alpha).item() for count in counts.view(-1, 1)]
+
+
 @given(n=st.integers(1, 60), alpha=st.sampled_from([0.5, 0.05, 0.001]), data=st.data())
 def test_upper_bound_against_exact_arithmetic(n, alpha, data):
     k = data.draw(st.integers(0, n))
@@ -100,6 +112,54 @@ def test_simultaneous_coverage():
     lower, upper = confidence.simultaneous_bounds(counts, selected, n, alpha)
     failures = ((lower > p[0]) | (upper < p[1:].max())).double().mean().item()
     assert failures <= alpha + 4 * math.sqrt(alpha * (1 - alpha) / runs)
+
+
+NUMBERS = st.one_of(
+    st.sampled_from([2.0**-53, 0.25, 0.5, 0.5 + 2.0**-53, 0.75, 1 - 2.0**-53, 1.0]), st.floats(2.0**-53, 1)
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.sampled_from([1, 2, 9, 300, 100_000, 10**8]),
+    alpha=st.sampled_from([0.999, 0.5, 0.001, 1e-100]),
+    classes=st.integers(2, 12),
+    data=st.data(),
+)
+def test_largest_randomized_bound_is_that_of_all_classes(n, alpha, classes, data):
+    """The same doubles as from the bounds of all classes, with ties and with neighbouring counts and uniforms."""
+    counts = st.one_of(st.integers(0, min(n, 3)), st.integers(max(0, n - 2), n), st.integers(0, n))
+    votes = torch.tensor(data.draw(st.lists(st.lists(counts, min_size=classes, max_size=classes), max_size=3)))
+    votes = votes.view(-1, classes).long()
+    drawn = data.draw(st.lists(NUMBERS, min_size=votes.numel(), max_size=votes.numel()))
+    uniforms = torch.tensor(drawn, dtype=torch.float64).view(votes.shape)
+    selected = torch.tensor(data.draw(st.lists(st.integers(0, classes - 1), min_size=len(votes), max_size=len(votes))))
+    selected = selected.long()
+    lower, upper = confidence.simultaneous_bounds(votes, selected, n, alpha, uniforms=uniforms)
+    each = confidence.upper_bound(votes, n, alpha / classes, uniforms=uniforms)
+    assert torch.equal(upper, each.scatter(1, selected[:, None], 0).amax(1))
+    own = [t.gather(1, selected[:, None])[:, 0] for t in (votes, uniforms)]
+    assert torch.equal(lower, confidence.lower_bound(own[0], n, alpha / classes, uniforms=own[1]))
+
+
+@pytest.mark.parametrize(("n", "spread"), [(1_000, 0.02), (100_000, 0.05), (100_000, 5.0)])
+def test_largest_randomized_bound_of_many_classes(n, spread):
+    generator = np.random.default_rng(3)
+    counts = torch.from_numpy(np.stack([generator.multinomial(n, p) for p in generator.dirichlet([spread] * 300, 6)]))
+    counts[0], counts[1] = 0, torch.eye(300, dtype=torch.int64)[7] * n  # ties of all, and of all but one class
+    uniforms = torch.from_numpy(1 - generator.random(counts.shape))
+    upper = confidence.simultaneous_bounds(counts, counts.argmax(1), n, 0.001, uniforms=uniforms)[1]
+    each = confidence.upper_bound(counts, n, 0.001 / 300, uniforms=uniforms)
+    assert torch.equal(upper, each.scatter(1, counts.argmax(1)[:, None], 0).amax(1))
+
+
+def test_numbers_of_randomized_bounds_are_checked():
+    counts, selected = torch.tensor([[3, 2, 1]]), torch.tensor([0])
+    for bad in (torch.full((1, 3), 0.5), torch.tensor([[0.5, 0.5, 0.0]]).double(), torch.ones(1, 2).double()):
+        with pytest.raises(ValueError, match="uniforms: got"):
+            confidence.simultaneous_bounds(counts, selected, 6, 0.05, uniforms=bad)
+    with pytest.raises(ValueError, match="expected 0 <= count <= n"):
+        confidence.simultaneous_bounds(torch.tensor([[3, 7, 1]]), selected, 6, 0.05, uniforms=torch.ones(1, 3).double())
 
 
 @given(top=st.integers(0, 400), second=st.integers(0, 400))

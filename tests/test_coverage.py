@@ -28,6 +28,19 @@ def test_steps_within_compares_exactly(touched, margins):
         assert step == max(certified, default=-1)
 
 
+@given(st.lists(shares, min_size=1, max_size=4), st.lists(st.floats(-1, 0.5), min_size=1, max_size=5))
+def test_what_is_kept_of_shares_is_theirs(several, margins):
+    """Tuples are looked up by identity: equal ones, others, and lists that are changed give what belongs to them."""
+    at = torch.tensor(margins, dtype=torch.float64)
+    for touched in (*several, *several):
+        kept, given = tuple(touched), list(touched)
+        expected = [max((j for j, share in enumerate(touched) if share < Fraction(m)), default=-1) for m in margins]
+        for shares_ in (kept, kept, given, given):
+            assert coverage.steps_within(at, shares_).tolist() == expected
+        given[:-1] = [Fraction(1)] * (len(given) - 1)
+        assert coverage.steps_within(at, given).tolist() == [-1] * len(margins)
+
+
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_margin_is_never_too_large(p_lower, p_upper):
     margin = coverage.margin(*(torch.tensor([p], dtype=torch.float64) for p in (p_lower, p_upper))).item()

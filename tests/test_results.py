@@ -460,7 +460,7 @@ def test_an_image_has_one_result(tmp_path, kind):
         (read_rows if kind == "rows" else read_votes)(tmp_path)
 
 
-@pytest.mark.parametrize("cell", ["3:1", "0:0", "-1:2", "0:-2", "x", "0:3,0:4"])
+@pytest.mark.parametrize("cell", ["3:1", "0:0", "-1:2", "0:-2", "x", "0:3,0:4", f"0:{2**63}"])
 def test_impossible_votes_are_refused(tmp_path, cell):
     start(tmp_path, rows=[0])
     with (tmp_path / "votes.tsv").open("a") as handle, (tmp_path / "rows.tsv").open("a") as rows:
@@ -468,6 +468,14 @@ def test_impossible_votes_are_refused(tmp_path, cell):
         rows.write(row(1).line() + "\n")
     with pytest.raises(ValueError, match=r"stored votes|invalid literal|not enough values"):
         read_votes(tmp_path)
+
+
+@given(st.lists(st.dictionaries(st.integers(0, 39), st.integers(1, 2**63 - 1), max_size=9), max_size=5))
+def test_stored_counts_are_read_class_by_class(images):
+    texts = [",".join(f"{c}:{n}" for c, n in image.items()) or "-" for image in images]
+    dense = stored_module._dense(texts, 40)
+    assert dense.dtype == torch.int64
+    assert dense.tolist() == [[image.get(c, 0) for c in range(40)] for image in images]
 
 
 def test_no_votes(tmp_path):
