@@ -319,6 +319,8 @@ def _fill(buffer: ReplayBuffer, tensors: dict[str, Tensor], pos: int, full: bool
     for name, array in _arrays(buffer).items():
         array[: len(tensors[name])] = tensors[name].numpy()
     buffer.pos, buffer.full = pos, full
+    if hasattr(buffer, "ep_length"):  # what was beyond is no episode any more
+        buffer.ep_length[len(tensors["ep_length"]) :] = 0  # type: ignore[attr-defined]
     if hasattr(buffer, "_current_ep_start"):  # no episode is open in a checkpoint
         buffer._current_ep_start[:] = pos  # type: ignore[attr-defined]
     if isinstance(buffer, HerReplayBuffer):

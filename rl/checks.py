@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 
 from rl.goals import ACHIEVED, GOAL
 from rl.vec_env import VectorEnvAdapter
@@ -86,6 +86,8 @@ def check_goal_function(env: VecEnv, name: str, why: str) -> None:
     Args:
         why: what needs it, the beginning of the error.
     """
+    if _answers_itself(env):
+        return
     if not env.has_attr(name):
         other = f", or use {OF_SINGLE} that have it" if isinstance(env.unwrapped, VectorEnvAdapter) else ""
         raise ValueError(
@@ -96,7 +98,7 @@ def check_goal_function(env: VecEnv, name: str, why: str) -> None:
         return  # in other processes; to ask for the function would send the environment here
     function = env.get_attr(name, indices=[0])[0]
     try:
-        signature = inspect.signature(function)
+        signature = inspect.signature(function, follow_wrapped=False)  # of what is called, not of what it decorates
     except (TypeError, ValueError):  # compiled ones have none
         return
     try:
@@ -106,6 +108,15 @@ def check_goal_function(env: VecEnv, name: str, why: str) -> None:
             f"{name}: got a function {name}{signature}, expected {name}(achieved, goal, info), which is given arrays "
             f"[N, ...] of goals and a list of N infos ({error})"
         ) from error
+
+
+def _answers_itself(env: VecEnv) -> bool:
+    """Whether a wrapper answers calls of methods, so that nothing is known of those of the environment in it."""
+    while isinstance(env, VecEnvWrapper):
+        if type(env).env_method is not VecEnvWrapper.env_method:
+            return True
+        env = env.venv
+    return False
 
 
 def check_infos(env: VecEnv) -> None:

@@ -92,10 +92,10 @@ class GoalConditioned(OffPolicyAlgorithm):
             reward function is asked once and then repeated, with the numbers and tensors that it used then; gradients
             of parameters (``.grad``) are of no update in particular.
 
-    Everything else is as in Stable-Baselines3, but that an episode under way ends in the replay buffer, as if cut by a
-    time limit, where the environment is reset or exchanged. Logged are the TD part of the loss, under the name that it
-    has there, and with a positive coefficient ``train/goal_gradient_loss``, the other part with its coefficient, and
-    ``train/goal_gradient_share``, the share of transitions that count in it.
+    Everything else is as in Stable-Baselines3, but that with hindsight an episode under way ends in the replay buffer,
+    as if cut by a time limit, where the environment is reset or exchanged. Logged are the TD part of the loss, under
+    the name that it has there, and with a positive coefficient ``train/goal_gradient_loss``, the other part with its
+    coefficient, and ``train/goal_gradient_share``, the share of transitions that count in it.
     """
 
     goal_gradient_coef: float = 0.0
@@ -340,7 +340,8 @@ class GoalConditioned(OffPolicyAlgorithm):
         term = self.gradient_scale * self.goal_gradient_coef * term
         logs.add(self.loss_name, td_loss)
         logs.add("goal_gradient_loss", term)
-        logs.add("goal_gradient_share", (weight > 0).any(dim=1).to(weight.dtype).mean())
+        counts = (weight.expand_as(target_gradient) > 0).any(dim=1)
+        logs.add("goal_gradient_share", counts.to(td_loss.dtype).mean())
         return td_loss + term
 
     def _clip(self, target: Tensor) -> Tensor:

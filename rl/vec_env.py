@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
@@ -100,8 +100,13 @@ class VectorEnvAdapter(VecEnv):
         return self.env.render() or [None] * self.num_envs  # pyright: ignore[reportReturnType]
 
     def _owner(self, name: str) -> Any:
-        """The vector environment itself, with or without its wrappers, if it has this attribute."""
-        return next((each for each in (self.env, self.env.unwrapped) if hasattr(each, name)), None)
+        """The outermost of the vector environment and its wrappers that has this attribute, if one has."""
+        env: Any = self.env
+        while not hasattr(env, name):
+            if not isinstance(env, VectorWrapper):
+                return None
+            env = env.env
+        return env
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         which, owner, base = list(self._get_indices(indices)), self._owner(attr_name), self.env.unwrapped
@@ -111,14 +116,24 @@ class VectorEnvAdapter(VecEnv):
         if isinstance(base, SyncVectorEnv):
             return [base.envs[i].get_wrapper_attr(attr_name) for i in which]
         if isinstance(base, AsyncVectorEnv) and attr_name in _OF_GOALS:
-            # workers call what they are asked for, and end where they do not have it
+            self._check_workers(base, attr_name)
             return [partial(self.env_method, attr_name, indices=[i]) for i in which]
         raise AttributeError(f"{type(base).__name__} has no {attr_name}")
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         if set(self._get_indices(indices)) != set(range(self.num_envs)):
             raise ValueError(f"indices: got {indices}, expected all environments: they share their attributes")
-        setattr(self.env, attr_name, value)
+        owner, base = self._owner(attr_name), self.env.unwrapped
+        if owner is None and isinstance(base, SyncVectorEnv | AsyncVectorEnv):
+            base.set_attr(attr_name, [value] * self.num_envs)
+        else:
+            setattr(self.env if owner is None else owner, attr_name, value)
+
+    @staticmethod
+    def _check_workers(base: AsyncVectorEnv, name: str) -> None:
+        """Raise AttributeError unless the environments have it: workers end where they are asked for what they lack."""
+        if not all(base.call("has_wrapper_attr", name)):
+            raise AttributeError(f"{type(base).__name__} has no {name}")
 
     def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any):
         """Results for each of the indices; a method of the vector environment is called once.
@@ -134,6 +149,7 @@ class VectorEnvAdapter(VecEnv):
             return [result for _ in which]
         try:
             if isinstance(base, AsyncVectorEnv):
+                self._check_workers(base, method_name)
                 results = base.call(method_name, *method_args, **method_kwargs)
                 return [results[i] for i in which]
             methods = self.get_attr(method_name, which)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 import warnings
 from typing import Any
@@ -12,9 +13,10 @@ import pytest
 import stable_baselines3 as sb3
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 
 import rl
+from rl.checks import check_goal_function
 from rl.her import end_open_episodes
 from tests.agents import agent, bits, seek
 
@@ -352,3 +354,33 @@ def test_infos_and_shapes_that_are_missing() -> None:
     space = spaces.Dict({**env.observation_space.spaces, "achieved_goal": spaces.Box(-1, 1, (2,))})  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match=r"got achieved_goal \(2,\) and desired_goal \(3,\), expected the same shape"):
         rl.HerReplayBuffer(100, space, env.action_space, env)
+
+
+def test_functions_are_judged_by_what_is_called() -> None:
+    """A decorator may take more than what it decorates."""
+
+    def without_info(function: Any) -> Any:
+        @functools.wraps(function)
+        def taken(achieved: Any, goal: Any, info: Any) -> Any:
+            return function(achieved, goal)
+
+        return taken
+
+    class Decorated(gymnasium.Wrapper[Any, Any, Any, Any]):
+        @property
+        def compute_reward(self) -> Any:
+            return without_info(lambda achieved, goal: self.env.unwrapped.compute_reward(achieved, goal, {}))  # type: ignore[attr-defined]
+
+    class Answering(VecEnvWrapper):
+        def env_method(self, name: str, *args: Any, **kwargs: Any) -> list[Any]:
+            return [np.zeros(len(args[0]), np.float32)] if name == "compute_reward" else []
+
+        def reset(self) -> Any:
+            return self.venv.reset()
+
+        def step_wait(self) -> Any:
+            return self.venv.step_wait()
+
+    plain = gymnasium.make("ContinuousSeek-v0", d=2, steps=5)
+    for env in (DummyVecEnv([lambda: Decorated(plain)]), Answering(DummyVecEnv([lambda: plain]))):
+        check_goal_function(env, "compute_reward", "replay buffer")

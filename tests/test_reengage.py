@@ -754,3 +754,15 @@ def test_buffers_that_do_not_keep_new_episodes_are_named() -> None:
     model.replay_buffer = agent("DDPG", stock=True).replay_buffer
     with pytest.raises(ValueError, match=r"got HerReplayBuffer for NormalizedExtractor, expected rl\.Her"):
         model.update_statistics()
+
+
+class Masked(GoalGradient):
+    """Its weights are truth values."""
+
+    def weight(self, rewards: Tensor, *others: Any) -> Tensor:
+        return self.is_low(rewards, *others[:2])
+
+
+def test_weights_may_be_truth_values() -> None:
+    model: Any = agent("DDPG", goal_gradient_coef=0.3, goal_gradient=Masked()).learn(60)
+    assert 0 < model.logger.name_to_value["train/goal_gradient_share"] <= 1

@@ -426,3 +426,14 @@ def test_numbers_that_are_none_end_training(tmp_path: Path) -> None:
         FloatingPointError, match=r"train/\w+: got nan after \d+ updates, from which training cannot recover"
     ):
         model.learn(10, reset_num_timesteps=False)
+
+
+def test_a_checkpoint_replaces_what_a_full_buffer_held(tmp_path: Path) -> None:
+    """Also beyond what the checkpoint fills: an episode there, from before, would be drawn in part."""
+    model: Any = agent("DDPG", buffer_size=50, goal_gradient_coef=0).learn(30)
+    rl.save_checkpoint(model, tmp_path / STATE)
+    model.learn(300, reset_num_timesteps=False)
+    rl.load_checkpoint(model, tmp_path / STATE)
+    buffer = model.replay_buffer
+    assert not buffer.ep_length[buffer.pos :].any()
+    model.learn(120, reset_num_timesteps=False)

@@ -3,7 +3,7 @@
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorWrapper
 from gymnasium.wrappers import RecordEpisodeStatistics
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as RecordVectorStatistics
 from stable_baselines3 import DDPG, DQN, HerReplayBuffer
@@ -192,6 +192,37 @@ def test_functions_that_nobody_has(kind):
         ValueError, match=r"compute_reward: neither \w+VectorEnv nor its .*DummyVecEnv or SubprocVecEnv"
     ):
         env.env_method("compute_reward", None, None, None)
+    env.env.close()
+
+
+class Tenfold(VectorWrapper):
+    def compute_reward(self, *goals):
+        return np.full(2, -10.0)
+
+
+def test_the_outermost_wrapper_that_has_a_function_is_asked():
+    inner = SyncVectorEnv([seek] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    goals = np.zeros((2, 2), np.float32)
+    for env in (Tenfold(inner), RecordVectorStatistics(Tenfold(inner))):
+        assert VectorEnvAdapter(env).env_method("compute_reward", goals, goals, [{}] * 2)[0].tolist() == [-10, -10]
+
+
+@pytest.mark.parametrize("kind", [SyncVectorEnv, AsyncVectorEnv])
+def test_attributes_are_set_where_they_are_read(kind):
+    env = VectorEnvAdapter(kind([seek] * 2, autoreset_mode=AutoresetMode.SAME_STEP))
+    env.set_attr("tolerance", 5.0)
+    assert list(env.env.call("get_wrapper_attr", "tolerance")) == [5.0, 5.0]
+    env.env.close()
+
+
+def test_environments_in_workers_that_lack_a_function_live_on():
+    env = VectorEnvAdapter(
+        AsyncVectorEnv([lambda: gymnasium.make("CartPole-v1")] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    )
+    assert not env.has_attr("compute_reward")
+    with pytest.raises(ValueError, match="compute_reward: neither"):
+        env.env_method("compute_reward", None, None, None)
+    assert env.reset().shape == (2, 4)
     env.env.close()
 
 
