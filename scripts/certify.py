@@ -65,16 +65,19 @@ def main(args: Args) -> None:
     how = evaluation.sampling(smoothed, asked, args.max_n)
     config = classifier_runs.configuration(args, "scripts.certify", smoothed, checkpoint, data, how)
     right = seen = 0
+    which = ""
     with cli.progress() as bar:
         task = bar.add_task("certifying", total=len(indices))
 
         def on_start(done: int) -> None:
+            nonlocal which
+            which = " of the new ones" if done else ""
             bar.update(task, completed=done)
 
         def on_image(row: Row) -> None:
             nonlocal right, seen
             right, seen = right + row.correct, seen + 1
-            bar.update(task, advance=1, description=f"certifying, {right / seen:.1%} of the new ones right")
+            bar.update(task, advance=1, description=f"certifying, {right / seen:.1%}{which} right")
 
         path = evaluation.certify_dataset(
             smoothed,
