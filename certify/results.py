@@ -273,16 +273,16 @@ class ResultFolder:
         if self._has_votes:
             self._votes = TableFile(self.votes_path, self._vote_columns)
             self._open.append(self._votes)
-            self._check_half()
+            mine, voted = ({row["idx"] for row in read_table(path)} for path in (self.rows_path, self.votes_path))
+            self._check_half({self.rows_path: len(mine), self.votes_path: len(voted)})
             # An image's votes are written just before its row: after a kill, the last votes may have no row yet.
-            self._votes.keep({row["idx"] for row in read_table(self.rows_path)})
+            self._votes.keep(mine)
             # after a crash of the machine, rows may be on disk whose votes are not: these images are done again
-            self._rows.keep({row["idx"] for row in read_table(self.votes_path)})
+            self._rows.keep(voted)
         return {int(row["idx"]) for path in table_paths(self.folder, "rows") for row in read_table(path)}
 
-    def _check_half(self) -> None:
+    def _check_half(self, sizes: dict[Path, int]) -> None:
         """Raise if rows or votes are gone altogether: the others would be made again, at the price of all that work."""
-        sizes = {path: len(read_table(path)) for path in (self.rows_path, self.votes_path)}
         # a run that was killed at its first image has votes of it alone
         if min(sizes.values()) == 0 and max(sizes.values()) > 1:
             gone, there = sorted(sizes, key=lambda path: sizes[path])
@@ -290,6 +290,8 @@ class ResultFolder:
 
     def _check_orphans(self) -> None:
         """Raise if there are results, but not the configuration that says how they were made."""
+        if self.config_path.exists():
+            return
         tables = [path for kind in ("rows", "votes") for path in table_paths(self.folder, kind)]
         # looked at before the configuration: other shards may start at this moment, and write theirs first
         if any(path.read_bytes().count(b"\n") > 1 for path in tables) and not self.config_path.exists():

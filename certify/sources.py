@@ -28,13 +28,13 @@ def code_of(things: Iterable[Any]) -> str | None:
     Returns:
         None if there is no such code.
     """
-    texts: dict[str, str] = {}
+    texts: dict[Any, str] = {}
     for thing in things:
         for each in _defined(thing):
             _follow(each, texts)
     if not texts:
         return None
-    return hashlib.sha256("\n".join(texts[name] for name in sorted(texts)).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(sorted(texts.values())).encode()).hexdigest()[:16]
 
 
 def _defined(thing: Any) -> Iterator[Any]:
@@ -48,20 +48,21 @@ def _defined(thing: Any) -> Iterator[Any]:
         yield thing
 
 
-def _follow(thing: Any, texts: dict[str, str]) -> None:
-    """Add the text of a class or function, and of what it names, by their names."""
+def _follow(thing: Any, texts: dict[Any, str]) -> None:
+    """Add the text of a class or function, and of what it names; others may have the same names in other modules."""
     if not isinstance(thing, (type, FunctionType)):
-        texts["arguments"] = _stable(thing)
+        texts["arguments"] = f"arguments {_stable(thing)}"
         return
-    if thing.__qualname__ in texts or len(texts) >= _MOST:
+    if thing in texts or len(texts) >= _MOST:
         return
+    name = thing.__qualname__
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
     except (OSError, TypeError, SyntaxError):  # there is no source, or only a part of a line
-        texts[thing.__qualname__] = repr(_instructions(thing))
+        texts[thing] = f"{name} {_instructions(thing)!r}"
         return
     _drop_docstrings(tree)
-    texts[thing.__qualname__] = ast.dump(tree)
+    texts[thing] = f"{name} {ast.dump(tree)}"
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     around = vars(sys.modules[thing.__module__]) if thing.__module__ in sys.modules else {}
     for name in sorted(names & around.keys()):
@@ -70,7 +71,7 @@ def _follow(thing: Any, texts: dict[str, str]) -> None:
             if value.__module__ == thing.__module__:
                 _follow(value, texts)
         elif isinstance(value, (*_PLAIN, tuple)):
-            texts[f"{name} ="] = _stable(value)
+            texts[thing.__module__, name] = f"{name} = {_stable(value)}"
 
 
 def _stable(value: Any) -> str:

@@ -414,6 +414,19 @@ def code_in(folder: Path, name: str, source: str) -> str | None:
     return code
 
 
+def test_classes_of_one_name_are_told_apart(tmp_path, monkeypatch):
+    """As those that inherit from one of the same name in another module."""
+    monkeypatch.syspath_prepend(tmp_path)
+    codes = []
+    for number in (1, 2):
+        base, own = f"base_{tmp_path.name}_{number}", f"own_{tmp_path.name}_{number}"
+        (tmp_path / f"{base}.py").write_text(f"class Net:\n    def one(self):\n        return {number}\n")
+        (tmp_path / f"{own}.py").write_text(f"import {base} as base\n\n\nclass Net(base.Net):\n    pass\n")
+        codes.append(code_of([importlib.import_module(own).Net]))
+        del sys.modules[base], sys.modules[own]
+    assert codes[0] != codes[1]
+
+
 def test_code_that_is_not_ones_own():
     assert code_of([nn.Linear, RandomizedAblation, None, torch.relu]) is None
     assert code_of([partial(nn.Linear, 3)]) is not None
