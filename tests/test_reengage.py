@@ -380,11 +380,11 @@ def test_the_same_environment_may_go_on_within_an_episode() -> None:
 
 
 def test_another_environment_is_looked_at_as_the_first_one() -> None:
-    model: Any = agent("DQN").learn(60)
+    model: Any = agent("DQN", env=bits(d=2)).learn(60)
     with pytest.raises(ValueError, match="has no compute_reward"):
-        model.set_env(Nothing(gymnasium.make("BitFlipping-v0", d=4)))
+        model.set_env(Nothing(gymnasium.make("BitFlipping-v0", d=2)))
     assert model.replay_buffer.env is model.env
-    model.set_env(bits(terminate=True))
+    model.set_env(bits(d=2, terminate=True))
     with pytest.warns(UserWarning, match="an episode that terminates"):
         model.learn(60)
 
