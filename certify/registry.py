@@ -1,6 +1,12 @@
-"""Classes that are defined outside of this package: texts name them where they are defined, or imported."""
+"""What is defined outside of this package, by name: texts may name it once its module is imported."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from certify.sources import code_of
 
 
 class OwnClasses(dict[str, dict[tuple[str, str], type]]):
@@ -18,3 +24,24 @@ class OwnClasses(dict[str, dict[tuple[str, str], type]]):
     def ambiguous(self, name: str) -> bool:
         """Whether several classes have this name."""
         return len(self.get(name, ())) > 1
+
+
+def check_same_place(what: str, name: str, before: Callable[..., Any], now: Callable[..., Any]) -> None:
+    """Raise ValueError if ``name`` already stands for code of another place; a module may be imported twice.
+
+    Args:
+        what: is named, for messages.
+    """
+    first, second = _place(what, before), _place(what, now)
+    if first != second:
+        raise ValueError(f"{what}: got {name!r} of {second[0]}, but {first[0]} has one, too; rename it")
+
+
+def _place(what: str, build: Callable[..., Any]) -> tuple[str, str, str]:
+    """Where a function is defined, and which arguments a partial one fixes."""
+    function: Any = build.func if isinstance(build, partial) else build
+    name = getattr(function, "__qualname__", "")
+    if not name or "<lambda>" in name:
+        raise ValueError(f"{what}: got {build!r}, expected a function, a class or a functools.partial of one")
+    fixed = code_of([build]) if isinstance(build, partial) else None
+    return function.__module__, name, fixed or ""

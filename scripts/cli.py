@@ -47,7 +47,7 @@ def parse_args(cls: type[ArgsT], argv: list[str] | None, prog: str) -> ArgsT:
         metavar="MODULE",
         action="append",
         default=[],
-        help="import a module of your own first, which defines a scheme or registers a model; may be repeated",
+        help="import a module of your own first, with schemes, models or data sets; may be repeated",
     )
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]

@@ -24,14 +24,16 @@ _CHUNK = 512  # images that are read together
 
 
 def in_memory(data: Dataset) -> Dataset:
-    """The data set with its images in memory: those of GTSRB are read from their files."""
+    """The data set with its images in memory: those of GTSRB, for example, are read from their files."""
     if isinstance(data.images, Tensor):
         return data
-    size = math.prod((len(data), *data.shape))
-    if not isinstance(data.images, FolderImages) or size > _LARGEST:
+    if data.kind == "clip":
+        raise ValueError(f"data: got {data.name}, whose clips are read on demand; expected images")
+    size = math.prod((len(data), *data.shape)) * getattr(data.images, "dtype", torch.uint8).itemsize
+    if size > _LARGEST:
         raise ValueError(
-            f"data: {data.name} is read from files on demand and takes {size / 2**30:.1f} GiB, expected a data set in "
-            f"memory or images of at most {_LARGEST >> 30} GiB"
+            f"data: got {data.name}, whose images take {size / 2**30:.1f} GiB of memory, expected at most "
+            f"{_LARGEST >> 30} GiB; use smaller or fewer images"
         )
     chunks = []
     with cli.progress() as bar:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from certify.data.own import check_labels, class_folders, image_size, npz_file, 
 from certify.data.points import SHAPES, shapes
 from certify.data.videos import FolderClips, Sampling, video_files
 from certify.images import Shape, channels_first
+from certify.registry import check_same_place
 
 Split = Literal["train", "test"]
 
@@ -265,6 +267,7 @@ _FILES: dict[str, Callable[..., object]] = {
     "folder": lambda root, split, path, **options: class_folders(path, split),
 }
 _OWN = ("npz", "folder")  # data of one's own, which say where they are
+own_datasets: set[str] = set()  # names given by register_dataset, which are in DATASETS, too
 _WITH_OPTIONS = {
     "gtsrb": "whole=True, equalize=True",
     "moving-shapes": "frames=8, size=16",
@@ -278,10 +281,13 @@ def parse_name(text: str) -> tuple[str, dict[str, Any]]:
     """``"ucf101(frames=8, stride=2)"`` as a name and its options; a name alone has none."""
     name, bracket, rest = text.strip().partition("(")
     if name not in DATASETS:
-        raise ValueError(f"data set: got {text!r}, expected one of {', '.join(DATASETS)}")
+        raise ValueError(
+            f"data set: got {text!r}, expected one of {', '.join(DATASETS)}; one of your own is known once the module "
+            "that calls certify.data.register_dataset is imported (--import MODULE)"
+        )
     if not bracket and name not in _OWN:
         return name, {}
-    if name not in _WITH_OPTIONS:
+    if name not in _WITH_OPTIONS and name not in own_datasets:
         raise ValueError(f"data set: got {text!r}, but {name} has no options; give its name alone")
     try:
         call = ast.parse(f"f({rest if bracket else ')'}", mode="eval").body
@@ -289,10 +295,44 @@ def parse_name(text: str) -> tuple[str, dict[str, Any]]:
             raise ValueError("not a list of options")
         options = {str(option.arg): ast.literal_eval(option.value) for option in call.keywords}
     except (SyntaxError, ValueError) as error:
-        raise ValueError(f"data set: got {text!r}, expected options as in {name}({_WITH_OPTIONS[name]})") from error
+        raise ValueError(f"data set: got {text!r}, expected options as in {_usage(name)}") from error
     if name in _OWN and not isinstance(options.get("path"), str):
-        raise ValueError(f"data set: got {text!r}, expected to be told where it is: {name}({_WITH_OPTIONS[name]})")
+        raise ValueError(f"data set: got {text!r}, expected to be told where it is: {_usage(name)}")
     return name, options
+
+
+def _usage(name: str) -> str:
+    """A data set with all its options, for messages."""
+    if name not in own_datasets:
+        return f"{name}({_WITH_OPTIONS[name]})"
+    parameters = inspect.signature(DATASETS[name]).parameters.values()
+    return f"{name}({', '.join(str(each) for each in list(parameters)[2:])})"
+
+
+def register_dataset(name: str, read: Callable[..., Dataset]) -> None:
+    """Give a data set of your own a name that :func:`load` and the command lines know.
+
+    Call it in a module of yours, which a command line reads with ``--import MODULE``.
+
+    Args:
+        name: as in ``--data NAME``; letters, digits, ``-`` and ``_``.
+        read: ``read(root, split)`` returns the ``"train"`` or ``"test"`` part, with :func:`~certify.data.from_torch`
+            for instance; ``root`` is the folder of the data sets, ``--data-root``. Further keyword arguments are
+            options that the name may have, ``--data "NAME(size=64)"``: numbers, strings and tuples of them. A function
+            at the top level of its module. Both parts have images of one shape, and the same classes.
+
+    Certificates against poisoned data count changed samples. They hold only if a changed sample changes nothing but
+    itself here: no normalization, selection or order that depends on other samples. If the number of classes is read
+    from the data, the :class:`Dataset` must say ``classes_known=False``, and such certificates are refused.
+
+    Raises:
+        ValueError: for a name that is no such word, or that another data set has.
+    """
+    if not name.replace("-", "_").isidentifier() or name in DATASETS.keys() - own_datasets:
+        raise ValueError(f"data set: got the name {name!r}, expected letters, digits, - and _, and a new name")
+    check_same_place("data set", name, DATASETS.get(name, read), read)
+    own_datasets.add(name)
+    DATASETS[name] = read
 
 
 def load(name: str, split: Split, root: str | Path | None = None) -> Dataset:
@@ -309,13 +349,31 @@ def load(name: str, split: Split, root: str | Path | None = None) -> Dataset:
     if split not in ("train", "test"):
         raise ValueError(f"split: got {split!r}, expected 'train' or 'test'")
     folder = default_root() if root is None else Path(root)
+    text = f"{known}({', '.join(f'{key}={value!r}' for key, value in options.items())})" if options else known
+    if known in own_datasets:
+        return _own(text, known, folder, split, options)
     if not options:
         return DATASETS[known](folder, split)
     try:
         data = DATASETS[known](folder, split, **options)
     except TypeError as error:
-        raise ValueError(f"data set: got {name!r}, expected options as in {known}({_WITH_OPTIONS[known]})") from error
-    return replace(data, name=f"{known}({', '.join(f'{key}={value!r}' for key, value in options.items())})")
+        raise ValueError(f"data set: got {name!r}, expected options as in {_usage(known)}") from error
+    return replace(data, name=text)
+
+
+def _own(text: str, name: str, root: Path, split: Split, options: dict[str, Any]) -> Dataset:
+    """A part of a data set of :func:`register_dataset`, whatever its code calls it."""
+    try:
+        inspect.signature(DATASETS[name]).bind(root, split, **options)
+    except TypeError as error:
+        raise ValueError(f"data set: got {text}, expected options as in {_usage(name)} ({error})") from error
+    data = DATASETS[name](root, split, **options)
+    if not isinstance(data, Dataset):
+        raise TypeError(
+            f"data set: got a {type(data).__name__} from the code of {name}, expected a certify.data.Dataset; "
+            "from_torch(...) makes one of any map-style data set of PyTorch"
+        )
+    return replace(data, name=text, split=split)
 
 
 def both_parts(name: str, root: str | Path | None = None) -> tuple[Dataset, Dataset]:

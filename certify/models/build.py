@@ -20,7 +20,7 @@ from certify.models.pointnet import pointnet, pointnet_basic, pointnet_small
 from certify.models.resnet import cifar_resnet110, resnet18, resnet50
 from certify.models.small import linear, small_cnn
 from certify.models.wide_resnet import wide_resnet40_2
-from certify.sources import code_of
+from certify.registry import check_same_place
 from certify.spec import parse_scheme
 
 Size = tuple[int, ...]  # height, width; of clips frames, height, width
@@ -62,10 +62,7 @@ def register_model(name: str, build: Builder) -> None:
     """
     if not name.isidentifier() or name in (PARTITION_MLP, *MODELS.keys() - own_models.keys()):
         raise ValueError(f"model: got the name {name!r}, expected letters, digits and underscores, and a new name")
-    before = own_models.get(name, build)
-    if _place(before) != _place(build):
-        own, other = (_place(each)[0] for each in (build, before))
-        raise ValueError(f"model: got {name!r} of {own}, but {other} has one, too; rename it")
+    check_same_place("model", name, own_models.get(name, build), build)
     own_models[name] = MODELS[name] = build
 
 
@@ -73,16 +70,6 @@ def is_typed(build: Builder) -> bool:
     """Whether a builder is defined in no file, but in a notebook, say."""
     function: Any = build.func if isinstance(build, partial) else build
     return function.__module__ == "__main__" and not hasattr(sys.modules["__main__"], "__file__")
-
-
-def _place(build: Builder) -> tuple[str, str, str]:
-    """Where a builder is defined, and with which arguments it is called."""
-    function = build.func if isinstance(build, partial) else build
-    name = getattr(function, "__qualname__", "")
-    if not name or "<lambda>" in name:
-        raise ValueError(f"model: got {build!r}, expected a function, a class or a functools.partial of one")
-    given = code_of([build]) if isinstance(build, partial) else None
-    return function.__module__, name, given or ""
 
 
 class Normalize(nn.Module):

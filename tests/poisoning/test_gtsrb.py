@@ -81,6 +81,6 @@ def test_features_are_learned_from_resized_images(root):
 
 def test_data_that_does_not_fit_into_memory_is_refused(root, monkeypatch):
     monkeypatch.setattr(poisoning_inputs, "_LARGEST", 1 << 16)
-    with pytest.raises(ValueError, match="expected a data set in memory"):
+    with pytest.raises(ValueError, match="of memory, expected at most 0 GiB"):
         poisoning.main(poisoning.Args("train", root / "run", data="gtsrb", data_root=root))
     assert not (root / "run").exists()
