@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save
 from torch import nn
 
 from certify import DeterministicSplittingNoise, RandomizedAblation, SplittingNoise, VariableLambda
@@ -20,6 +21,7 @@ from certify.draws import EVALUATION, Draws
 from certify.models import MODELS, ModelSpec
 from certify.training import SCHEDULES, Trainer, TrainingConfig, base_accuracy, copy_statistics, load_checkpoint
 from certify.training.augment import augmented, random_crop_and_flip
+from certify.training.checkpoint import read_tensors, write_tensors
 from scripts import cli
 from scripts import train as train_script
 
@@ -194,6 +196,37 @@ def test_truncated_checkpoint(tmp_path, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match="truncated or not a checkpoint"):
         load_checkpoint(tmp_path)
+
+
+def test_damaged_files_of_tensors(tmp_path):
+    """Whichever bit is wrong: an error, or what was written."""
+    path = tmp_path / "file.safetensors"
+    tensors = {
+        "a.weight": torch.randn(3, 2, generator=torch.Generator().manual_seed(0)),
+        "steps": torch.tensor(7),
+        "mask": torch.tensor([True, False]),
+        "half": torch.ones(2, dtype=torch.bfloat16),
+        "none": torch.zeros(0, 3),
+    }
+    write_tensors(path, tensors, {"format": 1, "name": "n"})
+    content = path.read_bytes()
+    harmless = 0
+    for place in range(len(content)):
+        for bit in (0, 3, 7):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(bytes(damaged))
+            try:
+                found, header = read_tensors(path)
+            except ValueError:
+                continue
+            harmless += 1
+            assert header.items() >= {"format": 1, "name": "n"}.items()
+            assert found.keys() == tensors.keys()
+            assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    assert harmless < 3 * 20  # in padding, and in the name of the checksum
+    path.write_bytes(save(tensors, metadata={"json": "{}"}))  # of an earlier version
+    assert read_tensors(path)[1] == {}
 
 
 def test_missing_and_foreign_checkpoints(tmp_path):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -18,10 +20,11 @@ from certify.sources import code_of
 from certify.training.copies import parse_scheme, scheme_text
 
 FORMAT = 1
+_SEAL = "sha256"  # of tensors and header, in the header
 
 
 def tensor_bytes(tensors: dict[str, Tensor], header: dict[str, Any]) -> bytes:
-    """The content of a file with tensors and a JSON header."""
+    """The content of a file with tensors and a JSON header, and a checksum of both."""
     seen: set[int] = set()
     contiguous: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -29,7 +32,17 @@ def tensor_bytes(tensors: dict[str, Tensor], header: dict[str, Any]) -> bytes:
         place = own.untyped_storage().data_ptr()
         contiguous[name] = own.clone() if place in seen else own  # tied parameters, which the format does not know
         seen.add(place)
-    return save(contiguous, metadata={"json": json.dumps(header)})
+    # in the header, since the format writes several entries in an order that changes from one file to the next
+    sealed = header | {_SEAL: _checksum(contiguous, header)}
+    return save(contiguous, metadata={"json": json.dumps(sealed)})
+
+
+def _checksum(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(header).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
@@ -44,12 +57,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {})["json"])
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 - not a mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise ValueError(
             f"{path}: truncated or not a checkpoint of scripts.train ({error}); restore or retrain it. Of a "
             "network of your own, 'python -m scripts.adopt' makes a checkpoint (docs/own_classifier.md)"
         ) from error
+    seal = header.pop(_SEAL, None)  # files of earlier versions have none
+    if seal not in (None, _checksum(tensors, header)):
+        raise ValueError(f"{path}: is damaged, its checksum is not the one it was written with; restore or retrain it")
+    return tensors, header
 
 
 @dataclass(frozen=True)
