@@ -132,7 +132,7 @@ def test_distances_that_are_known():
         other[0, 1, 5, 5] -= 1
         assert Wasserstein(metric).distance(large, other).item() == math.inf
         assert Wasserstein(metric).distance(large.double() / 256, other.double() / 256).item() == math.inf
-    with pytest.raises(ValueError, match="all zeros for number 1"):
+    with pytest.raises(ValueError, match="all zeros for image 1"):
         Wasserstein().distance(colours, colours * torch.tensor([1.0, 0.0]).view(2, 1, 1, 1))
     with pytest.raises(ValueError, match="metric: got 'l3'"):
         Wasserstein("l3")  # pyright: ignore[reportArgumentType]
@@ -454,11 +454,11 @@ def test_bad_images():
     scheme, x = WassersteinNoise(0.01), torch.rand((3, 1, 4, 4))
     x[2] = 1e-9  # nothing is left on the grid of 2^-24
     for images in (x, torch.zeros((3, 1, 4, 4), dtype=torch.uint8)):
-        with pytest.raises(ValueError, match="all zeros for number"):
+        with pytest.raises(ValueError, match="all zeros for image"):
             scheme.check(images)
-        with pytest.raises(ValueError, match="all zeros for number"):
+        with pytest.raises(ValueError, match="all zeros for image"):
             scheme.sample(images, draws_of(3, 1))
-    with pytest.raises(ValueError, match="shape: Wasserstein smoothing needs"):
+    with pytest.raises(ValueError, match="Wasserstein smoothing needs the image shape"):
         scheme.radius(torch.ones(1), torch.zeros(1))
 
 
