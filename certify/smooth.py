@@ -266,7 +266,7 @@ def _check_votes(votes: Votes, scheme: Scheme) -> None:
     if made_by is not None and made_by is not scheme and made_by != scheme:
         others = made_by.certificates().values() if isinstance(made_by, SampledScheme) else ()
         if scheme not in others:
-            raise ValueError(f"votes: got votes on copies made by {made_by}, which certify nothing for {scheme}")
+            raise ValueError(f"votes: got votes on copies by {made_by}, which certify nothing for {scheme}")
     if votes.stopped:
         raise ValueError(
             "votes: got votes sampled until a question was settled, for which bounds for a fixed sample size do not "

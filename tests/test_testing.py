@@ -43,7 +43,7 @@ def test_sampled_schemes_need_all_their_copies():
     assert attack(scheme, IMAGES, outcomes=ablation_outcomes(scheme)) > 0
     with pytest.raises(TypeError, match="outcomes: got none"):
         attack(scheme, IMAGES)
-    with pytest.raises(AssertionError, match="the sum 3/2, expected 1"):
+    with pytest.raises(AssertionError, match="sum to 3/2, expected 1"):
         attack(scheme, IMAGES, outcomes=lambda x: [(Fraction(3, 2), x[0])])
 
     @dataclass(frozen=True)

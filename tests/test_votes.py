@@ -565,7 +565,7 @@ def test_scores_that_are_a_little_random():
     """Too little for a tolerance, and enough to turn a tie."""
     model = classifier(2)
     smoothed = Smoothed(lambda c: model(c) + 1e-7 * torch.rand(len(c), 1), DeterministicAblation(6), 10)
-    with pytest.raises(ValueError, match="got other scores for the same batch, so they are random"):
+    with pytest.raises(ValueError, match="got different scores for the same batch, so they are random"):
         smoothed.votes(images(1))
 
 
