@@ -69,7 +69,7 @@ class DoubleMasking(EnumeratedScheme):
         return Patch() if height == width else Patch(height, width)
 
     def single_masks(self, shape: Shape, device: torch.device) -> Tensor:
-        """What each mask hides: bool ``[K, H, W]``."""
+        """The pixels that each mask hides: bool ``[K, H, W]``."""
         sides = []
         for size, patch in zip(shape[1:], height_and_width(self.patch), strict=True):
             starts, length = mask_starts(size, patch, self.masks)

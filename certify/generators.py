@@ -90,7 +90,7 @@ def splitmix64(keys: Tensor, count: int) -> Tensor:
 
 
 def splitmix64_at(keys: Tensor, positions: Tensor) -> Tensor:
-    """The outputs at given positions, counted from 1; those at negative positions are never used by :func:`splitmix64`.
+    """The outputs at given positions, counted from 1; at negative ones, they are never outputs of :func:`splitmix64`.
 
     Args:
         keys, positions: int64, of shapes that broadcast together, not both zero-dimensional.

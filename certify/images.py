@@ -1,6 +1,6 @@
-"""What an image batch may be: ``uint8`` (the value v stands for v / 255) or floats in [0, 1], ``[B, C, H, W]``.
+"""Image batches ``[B, C, H, W]``: ``uint8`` (the value v stands for v / 255) or floats in [0, 1].
 
-Schemes that add independent noise to every number also take videos, ``[B, C, T, H, W]``.
+Schemes that add independent noise to every number also accept videos, ``[B, C, T, H, W]``.
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ class RoundedGaussian:
 
     @property
     def slip(self) -> Fraction:
-        """A bound on the total variation distance, in units of 2^-64: half a unit for the rounding of each of the
-        ``2 reach`` thresholds, and less than a unit for the mass beyond the reach."""
+        """A bound on the total variation distance: half of 2^-64 for the rounding of each of the ``2 reach``
+        thresholds, and less than 2^-64 for the mass beyond the reach."""
         return Fraction(self.reach + 2, _TOTAL)
 
     def weights(self) -> list[int]:
