@@ -88,7 +88,7 @@ class Smoothed:
             raise ValueError(f"seed: got {seed!r}, expected an integer in [0, 2^64)")
         for name, value in (("n0", n0), ("n", n)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: got {value!r}, expected an integer number of samples, at least 1")
+                raise ValueError(f"{name}: got {value!r}, expected at least 1 sample, as an integer")
         if not callable(base_classifier):
             got = type(base_classifier).__name__
             hint = "; load it into a module with load_state_dict" if isinstance(base_classifier, Mapping) else ""

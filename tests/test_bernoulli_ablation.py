@@ -119,7 +119,7 @@ def test_keep_out_of_range():
     with pytest.raises(ValueError, match=r"keep: got 17, expected between 1 .* d = 16"):
         Smoothed(lambda c: c, BernoulliAblation(17), 2).certify(torch.rand(1, 1, 4, 4))
     with pytest.raises(
-        ValueError, match="keep: got 2 of d = 150528 units, less than one in 2\\^16; expected at least 3"
+        ValueError, match="keep: got 2 of d = 150528 units, less than one in 2\\^16, expected at least 3"
     ):
         BernoulliAblation(2, unit="feature").retention((3, 224, 224))
 

@@ -610,7 +610,7 @@ def test_a_classifier_that_does_not_take_copies(model):
         ({"vote": "argmax"}, "vote: got 'argmax'"),
         ({"scheme": RandomizedAblation}, "scheme: got the class RandomizedAblation"),
         ({"base_classifier": "model"}, "base_classifier: got a str, expected a module"),
-        ({"base_classifier": {"weight": torch.zeros(2)}}, "got a dict, .*; load_state_dict puts it into a module"),
+        ({"base_classifier": {"weight": torch.zeros(2)}}, "got a dict, .*; load it into a module"),
     ],
 )
 def test_arguments_of_the_wrong_kind(options, message):
