@@ -1,8 +1,8 @@
 """Certified robustness for any PyTorch classifier.
 
 ``Smoothed(base_classifier, scheme, num_classes).certify(images)`` returns predictions with a radius inside which no
-perturbation of the scheme's threat model can change them; :func:`certify_dataset` does it for a data set, with one line
-per image on disk, and :class:`StoredRun` reads what it wrote, or certifies it again without the model. Schemes:
+perturbation of the scheme's threat model can change them. :func:`certify_dataset` certifies a data set and writes one
+line per image to disk; :class:`StoredRun` reads these results, or certifies them again without the model. Schemes:
 
 * :class:`RandomizedAblation`, :class:`BernoulliAblation`, :class:`DiscreteNoise` - l0, randomized;
   :class:`DeterministicAblation` - l0, exact
@@ -15,7 +15,7 @@ per image on disk, and :class:`StoredRun` reads what it wrote, or certifies it a
 * :class:`GaussianNoise` - l2, randomized; :class:`SmoothReduce`, :class:`SmoothReduceVideo` - l2, randomized, from
   patches of an image or parts of a video
 * :class:`WassersteinNoise` - Wasserstein distance of images as distributions of mass, randomized
-* :class:`Undefended` - the base classifier itself, to compare with
+* :class:`Undefended` - the base classifier itself, as a baseline
 """
 
 from certify import metrics, poisoning, topk, topk_l2

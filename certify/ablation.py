@@ -26,15 +26,15 @@ from certify.threats import L0, Unit
 
 PerChannel = tuple[float, ...]
 
-_NEEDS_SHAPE = "shape: randomized ablation needs the image shape (C, H, W), its radius depends on d"
+_NEEDS_SHAPE = "shape: got None; randomized ablation needs the image shape (C, H, W), on which its radius depends"
 
 
 @lru_cache(maxsize=64)
 def touched_shares(d: int, keep: int) -> tuple[Fraction, ...]:
     """``Delta(rho) = 1 - C(d - rho, keep) / C(d, keep)`` for rho = 0, 1, ... up to the first that reaches 1/2.
 
-    The probability that ``keep`` uniformly chosen units out of ``d`` contain at least one of ``rho`` given ones
-    (AAAI 2020, Theorem 1), exactly.
+    The exact probability that ``keep`` units, chosen uniformly out of ``d``, include at least one of ``rho`` given
+    units (AAAI 2020, Theorem 1).
     """
     if not 1 <= keep <= d:
         raise ValueError(f"keep: got {keep}, expected between 1 and the number of units of the image, d = {d}")
@@ -48,12 +48,12 @@ def touched_shares(d: int, keep: int) -> tuple[Fraction, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class NullEncoding(Scheme):
-    """What all ablating schemes share: how an ablated pixel or feature (NULL) is shown.
+    """Base of all ablation schemes: how an ablated pixel or feature (NULL) is encoded.
 
     Attributes:
         null: ``"multichannel"`` shows (x, 1 - x) and NULL = (0, 0), doubling the channels; ``"mean"`` shows NULL as
             the colour ``mean``.
-        mean: one value per channel: the NULL colour of ``null="mean"``, or the normalization below.
+        mean: one value per channel: the NULL colour for ``null="mean"``, or the mean of the normalization below.
         std: if given, channels are normalized to ``(x - mean) / std`` *before* the multichannel encoding (ImageNet).
     """
 
@@ -66,7 +66,8 @@ class NullEncoding(Scheme):
             raise ValueError(f"null: got {self.null!r}, expected 'multichannel' or 'mean'")
         if self.null == "mean" and (self.mean is None or self.std is not None):
             raise ValueError(
-                "null='mean' needs mean=(one value per channel), the training set's mean pixel, and no std"
+                f"null='mean': got mean={self.mean} and std={self.std}, expected mean=(one value per channel), the "
+                "training set's mean pixel, and no std"
             )
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and not isinstance(values, tuple):
@@ -76,7 +77,7 @@ class NullEncoding(Scheme):
         if any(value <= 0 for value in self.std or ()):
             raise ValueError(f"std: got {self.std}, expected numbers above 0")
         if self.std is not None and self.mean is None:
-            raise ValueError("std: normalization needs mean= as well")
+            raise ValueError("std: got no mean with it; normalization needs mean= as well")
 
     def check(self, x: Tensor) -> None:
         check_images(x)
@@ -88,7 +89,8 @@ class NullEncoding(Scheme):
         return 2 * channels if self.null == "multichannel" else channels
 
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
-        """What the base classifier sees of images ``[B, C, H, W]`` under masks (kept) ``[B, n, 1 or C, H, W]``."""
+        """Copies of images ``[B, C, H, W]`` as the base classifier sees them; masks ``[B, n, 1 or C, H, W]`` are True
+        where a unit is kept."""
         image = to_float(x)[:, None]
         if self.null == "mean":
             return torch.where(mask, image, self._per_channel(self.mean, image))
@@ -99,7 +101,7 @@ class NullEncoding(Scheme):
         both = torch.cat((image, 1 - image), dim=2)
         if self.std is None:
             return both * mask.to(both.dtype)
-        # what is negative is -0.0 after a product with 0: a sign that would tell of hidden pixels
+        # a product with 0 would turn negative values into -0.0, whose sign would leak hidden pixels
         return torch.where(mask, both, both.new_zeros(()))
 
     @staticmethod
@@ -109,7 +111,7 @@ class NullEncoding(Scheme):
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation(NullEncoding):
-    """What randomized and deterministic ablation share: the unit that is kept or dropped.
+    """Base of randomized and deterministic ablation: the unit that is kept or dropped.
 
     Attributes:
         unit: ``"pixel"`` keeps or drops all channels of a pixel together; ``"feature"`` treats channels separately.
@@ -132,16 +134,16 @@ class Ablation(NullEncoding):
         return height * width * (channels if self.unit == "feature" else 1)
 
     def unit_shape(self, shape: Shape) -> Shape:
-        """Shape of a mask: (1 or C, H, W)."""
+        """Shape of a mask, (1 or C, H, W)."""
         return (shape[0] if self.unit == "feature" else 1, *shape[1:])
 
 
 @dataclass(frozen=True)
 class RandomizedAblation(Ablation, SampledScheme):
-    """Copies keep ``keep`` uniformly chosen pixels (or features) and replace the others by NULL.
+    """Each copy retains ``keep`` uniformly chosen pixels (or features) and replaces the others by NULL.
 
-    Guarantee: if x and x' differ in at most rho units, every class probability differs by at most ``Delta(rho)``; the
-    radius is the number of pixels (features) that may be changed arbitrarily, an integer.
+    Guarantee: if x and x' differ in at most rho units, every class probability differs by at most ``Delta(rho)``. The
+    radius is the number of pixels (features) that may change arbitrarily, an integer.
 
     Attributes:
         keep: number of units retained, the paper's k.
@@ -182,16 +184,17 @@ class RandomizedAblation(Ablation, SampledScheme):
 
 @dataclass(frozen=True)
 class DeterministicAblation(Ablation, EnumeratedScheme):
-    """``alpha`` copies; every pixel (or feature) is retained in exactly one of them, always the same.
+    """``alpha`` copies; every pixel (or feature) is retained in exactly one of them, the same one for every image.
 
-    Guarantee: the prediction is the same for every input that differs in at most ``radius`` units, inclusive: each
-    unit can change only the vote of its own copy, so ``radius = floor(gap / 2)``. For any values, not only on a grid.
+    Guarantee: the prediction is the same for every input that differs in at most ``radius`` units, inclusive. Each unit
+    can change only the vote of the copy that retains it, so ``radius = floor(gap / 2)``. This holds for arbitrary
+    values, not only on a grid.
 
     Attributes:
-        alpha: number of copies, an integer; about ``d / alpha`` units are retained in each.
-        seed: of the assignment of units to copies; part of the model: train and certify with the same one.
-        unit, null, mean, std: see :class:`Ablation`. The multichannel encoding shows (x, 1 - x) or (0, 0), which is
-            the paper's (lower, upper) end of a pixel's range with the upper end counted from 1.
+        alpha: number of copies, an integer; each retains about ``d / alpha`` units.
+        seed: determines the assignment of units to copies. It is part of the model: train and certify with the same.
+        unit, null, mean, std: see :class:`Ablation`. The multichannel encoding, (x, 1 - x) or (0, 0), is the paper's
+            (lower, upper) end of a pixel's range, with the upper end measured from 1.
     """
 
     alpha: int

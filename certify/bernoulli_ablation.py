@@ -1,7 +1,7 @@
-"""Bernoulli ablation: randomized ablation that retains each pixel on its own.
+"""Bernoulli ablation: randomized ablation that retains each pixel independently.
 
 Source: the threat model, encodings and Theorem 1 of randomized ablation (Levine and Feizi, AAAI 2020; dissertation,
-Theorem 2.1) with independent retention in place of a subset of fixed size.
+Theorem 2.1), with independent retention instead of a subset of fixed size.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from certify.images import Shape
 from certify.scheme import SampledScheme, check_integer
 
 _CHANCES = 1 << 16
-_DIGITS = 128  # binary digits of a share; what is cut off is added to it
+_DIGITS = 128  # binary digits of a share, which is rounded up
 
 
 def retention_chances(d: int, keep: int) -> int:
-    """K, where a unit is retained with probability ``K / 2^16``: ``keep / d`` rounded down."""
+    """K such that a unit is retained with probability ``K / 2^16``, which is ``keep / d`` rounded down."""
     if not 1 <= keep <= d:
         raise ValueError(f"keep: got {keep}, expected between 1 and the number of units of the image, d = {d}")
     chances = keep * _CHANCES // d
     if chances == 0:
         raise ValueError(
-            f"keep: got {keep} of d = {d} units, less than one in 2^16; expected at least {-(-d // _CHANCES)}, "
-            "or use RandomizedAblation"
+            f"keep: got {keep} of d = {d} units, less than one in 2^16, expected at least {-(-d // _CHANCES)}; "
+            "increase keep, or use RandomizedAblation"
         )
     return chances
 
@@ -40,8 +40,8 @@ def retention_chances(d: int, keep: int) -> int:
 def touched_shares(chances: int) -> tuple[Fraction, ...]:
     """``Delta(rho) = 1 - (1 - chances / 2^16)^rho`` for rho = 0, 1, ... up to the first that reaches 1/2.
 
-    The probability that at least one of rho given units is retained, rounded up by less than ``rho / 2^128``: the
-    exact fraction has 16 rho digits, and for small ``chances`` rho goes up to 45,426.
+    The probability that at least one of rho given units is retained, rounded up by less than ``rho / 2^128``, since the
+    exact fraction has 16 rho binary digits and rho goes up to 45,426 for small ``chances``.
     """
     whole = 1 << _DIGITS
     untouched, shares = whole, [Fraction(0)]
@@ -53,16 +53,16 @@ def touched_shares(chances: int) -> tuple[Fraction, ...]:
 
 @dataclass(frozen=True)
 class BernoulliAblation(Ablation, SampledScheme):
-    """Copies keep each pixel (or feature) independently with probability ``keep / d`` and replace the others by NULL.
+    """Each copy retains each pixel (or feature) independently with probability ``keep / d``; the others become NULL.
 
     Guarantee: if x and x' differ in at most rho units, every class probability differs by at most
-    ``Delta(rho) = 1 - (1 - p)^rho``, tight; the radius is the number of pixels (features) that may be changed
-    arbitrarily. For the same ``keep`` this Delta is never above that of :class:`~certify.ablation.RandomizedAblation`,
+    ``Delta(rho) = 1 - (1 - p)^rho``, which is tight. The radius is the number of pixels (features) that may change
+    arbitrarily. For the same ``keep`` this Delta never exceeds that of :class:`~certify.ablation.RandomizedAblation`,
     but the number of retained units varies from copy to copy.
 
     Attributes:
-        keep: expected number of units retained. The probability p is ``keep / d`` rounded down to a multiple of
-            ``2^-16``, which the copies follow exactly and the certificate uses.
+        keep: expected number of retained units. The probability p is ``keep / d`` rounded down to a multiple of
+            ``2^-16``; the copies follow it exactly, and the certificate uses it.
         unit, null, mean, std: see :class:`~certify.ablation.Ablation`.
     """
 
@@ -90,7 +90,9 @@ class BernoulliAblation(Ablation, SampledScheme):
 
     def radius(self, p_lower: Tensor, p_upper: Tensor, *, shape: Shape | None = None) -> Tensor:
         if shape is None:
-            raise ValueError("shape: Bernoulli ablation needs the image shape (C, H, W), its radius depends on d")
+            raise ValueError(
+                "shape: got None; Bernoulli ablation needs the image shape (C, H, W), on which its radius depends"
+            )
         shares = touched_shares(retention_chances(self.units(shape), self.keep))
         radius = coverage.steps_within(coverage.margin(p_lower, p_upper), shares)
         return radius.clamp(max=self.units(shape)).to(torch.float64)

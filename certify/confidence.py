@@ -1,7 +1,7 @@
-"""Confidence bounds on vote probabilities, and the test that decides to abstain.
+"""Confidence bounds on vote probabilities, and the test that decides when to abstain.
 
-Every function is one-sided safe: floating-point error may only make a lower bound lower, an upper bound higher and an
-abstention more likely. ``tests/test_confidence.py`` checks this against exact rational and 50-digit arithmetic.
+Every function errs on the safe side: floating-point error can only make a lower bound lower, an upper bound higher and
+an abstention more likely. ``tests/test_confidence.py`` checks this against exact rational and 50-digit arithmetic.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from certify.draws import BOUNDS, Draws
 
 Interval = Literal["clopper-pearson", "randomized"]
 
-# The incomplete beta function is accurate to a few units of 1e-14 relative for few samples, and to 6e-12 for 1e8 of
-# them, which this covers. Its inverse is not (it has branch points, and fails for extreme arguments), so its results
-# are checked with the function itself.
+# The incomplete beta function has a relative error of a few 1e-14 for few samples and of 6e-12 for 1e8 samples, which
+# this margin covers. Its inverse is less accurate (it has branch points, and fails for extreme arguments), so its
+# results are checked with the function itself.
 _MARGIN = 1e-11
 _MOST_SAMPLES = 10**8
-_ROUNDING = 1e-14  # more than what a mean of two numbers is off by
-_LEAST_ALPHA = 1e-150  # the function is 0 below about 1e-267, which is not a bound
+_ROUNDING = 1e-14  # exceeds the rounding error of a mean of two numbers
+_LEAST_ALPHA = 1e-150  # below about 1e-267 the function returns 0, which is not a bound
 
 
 def check_alpha(alpha: float) -> None:
-    """Raise unless 0 < alpha < 1, and tails of that size can be told from 0 in double precision."""
+    """Raise unless 0 < alpha < 1 and alpha is large enough for double precision to resolve tails of that size."""
     if not 0 < alpha < 1:
         raise ValueError(f"alpha (failure probability): got {alpha}, expected a number strictly between 0 and 1")
     if alpha < _LEAST_ALPHA:
@@ -57,8 +57,8 @@ def lower_bound(successes: Tensor, n: int, alpha: float, *, uniforms: Tensor | N
         successes: integer counts of any shape, each in [0, n].
         n: number of independent samples.
         alpha: failure probability of each bound.
-        uniforms: float64 in (0, 1], of the same shape, uniform and independent of the samples. Draw them once: the
-            best of several draws is not covered.
+        uniforms: float64 in (0, 1], of the same shape, uniform and independent of the samples. Draw them only once:
+            the guarantee does not cover the best of several draws.
 
     Returns:
         float64 of the same shape, on the same device.
@@ -68,7 +68,7 @@ def lower_bound(successes: Tensor, n: int, alpha: float, *, uniforms: Tensor | N
     if uniforms is not None:
         u = _uniforms(uniforms, k.shape)
         return torch.from_numpy(_randomized_lower_bound(k, u, n, alpha)).to(successes.device)
-    different, where = np.unique(k, return_inverse=True)  # of many classes and images, far fewer
+    different, where = np.unique(k, return_inverse=True)  # far fewer than the counts of all classes and images
     bound = _plain_lower_bound(different, n, alpha)[where.reshape(k.shape)]
     return torch.from_numpy(bound).to(successes.device)
 
@@ -88,9 +88,9 @@ def _plain_lower_bound(k: np.ndarray, n: int, alpha: float) -> np.ndarray:
 
 
 def bound_uniforms(seed: int, index: Tensor, num_classes: int) -> Tensor:
-    """The numbers of randomized bounds: float64 ``[B, num_classes]`` in (0, 1], a function of seed and image index.
+    """The uniforms of randomized bounds: float64 ``[B, num_classes]`` in (0, 1], a function of seed and image index.
 
-    On a grid of 2^-52, rounded up, which can only make a bound smaller.
+    They are rounded up to multiples of 2^-52, which can only make a bound smaller.
     """
     draws = Draws.of(seed, BOUNDS, index.to(torch.int64), range(1))
     return draws.uniforms(num_classes)[:, 0] + 2.0**-53
@@ -109,7 +109,7 @@ def _uniforms(uniforms: Tensor, shape: tuple[int, ...]) -> np.ndarray:
 def _randomized_lower_bound(k: np.ndarray, u: np.ndarray, n: int, alpha: float, *, cap: bool = False) -> np.ndarray:
     """The largest p found by bisection with ``u P(X >= k) + (1 - u) P(X > k) <= alpha`` for X ~ Binomial(n, p).
 
-    With ``cap``, a number that is at most what is found for any u in (0, ``u``], bit for bit.
+    With ``cap``, a value that is at most, bit for bit, the result for any u in (0, ``u``].
     """
 
     def safe(p: np.ndarray) -> np.ndarray:
@@ -117,23 +117,24 @@ def _randomized_lower_bound(k: np.ndarray, u: np.ndarray, n: int, alpha: float, 
         more = np.where(k < n, betainc(k + 1, np.maximum(n - k, 1), p), 0.0)
         tail = u * at_least + (1 - u) * more
         if cap:
-            # A mean of both tails for a smaller u is between this one and the second, before rounding: both, however
-            # inexact, are the same numbers for all u. Bisection then goes the same way up to a p that only it accepts.
+            # Before rounding, the mean for a smaller u lies between this tail and `more`; both computed tails, however
+            # inexact, are the same for all u. So bisection takes the same path up to a p that only the smaller u
+            # accepts.
             tail = np.maximum(tail, more) * (1 + _ROUNDING)
         return (p == 0) | (tail * (1 + _MARGIN) <= alpha)
 
-    # At p = 0 the probability of k or more is 0, except for k = 0: then u alone must not exceed alpha.
+    # At p = 0 the probability of k or more successes is 0, except for k = 0, where only u has to be at most alpha.
     low, high = np.zeros_like(k), np.ones_like(k)
     for _ in range(64):
         middle = (low + high) / 2
         fine = safe(middle)
         low, high = np.where(fine, middle, low), np.where(fine, high, middle)
-    # Below 1: for unanimous votes and small u, p = 1 is as safe, but says more than samples ever can.
+    # Below 1: for unanimous votes and small u, p = 1 would be safe, too, but claims more than samples ever can.
     return np.minimum(low, 1 - 2.0**-53)
 
 
 def upper_bound(successes: Tensor, n: int, alpha: float, *, uniforms: Tensor | None = None) -> Tensor:
-    """One-sided Clopper-Pearson upper bound: one minus the lower bound of the failures. See :func:`lower_bound`."""
+    """One-sided Clopper-Pearson upper bound: one minus the lower bound on the failures. See :func:`lower_bound`."""
     failures = n - successes
     complement = lower_bound(failures, n, alpha, uniforms=uniforms)
     return torch.nextafter(1 - complement, torch.ones_like(complement)).clamp(max=1)
@@ -166,12 +167,13 @@ def simultaneous_bounds(
 
 
 def _largest_upper_bound(counts: Tensor, selected: Tensor, n: int, alpha: float, uniforms: Tensor) -> Tensor:
-    """The largest randomized upper bound of the classes that are not selected, of which few have to be computed.
+    """The largest randomized upper bound over the classes that are not selected, computing only a few of them.
 
-    Bit for bit the maximum of ``upper_bound(counts, n, alpha, uniforms=uniforms)`` over them, float64 ``[B]``: classes
-    are left out whose bound cannot be larger, whatever their uniform, or given that it is not above another one.
+    Bit for bit the maximum of ``upper_bound(counts, n, alpha, uniforms=uniforms)`` over these classes, float64 ``[B]``.
+    Classes are skipped if their bound cannot be the largest, either for any uniform in (0, 1] or for any uniform up to
+    that of another class with as many votes.
 
-    Args: as those of :func:`simultaneous_bounds`.
+    Args: as for :func:`simultaneous_bounds`.
     """
     failures = _successes(n - counts, n)
     u = _uniforms(uniforms, failures.shape)
@@ -189,13 +191,13 @@ def _largest_upper_bound(counts: Tensor, selected: Tensor, n: int, alpha: float,
         rows = np.flatnonzero(open_.any(1))
         if not len(rows):
             return torch.from_numpy(largest).to(counts.device)
-        # of the classes with most votes, the one with the largest uniform
+        # among the classes with the most votes, the one with the largest uniform
         fewest = np.where(open_[rows], failures[rows], np.inf).min(1, keepdims=True)
         tied = open_[rows] & (failures[rows] == fewest)
         first = np.where(tied, u[rows], 0).argmax(1)
         k, own = fewest[:, 0], u[rows, first]
         settled = upper(k, own, cap=True) <= largest[rows]
-        open_[rows[settled]] &= ~tied[settled]  # all with as many votes
+        open_[rows[settled]] &= ~tied[settled]  # rules out all classes with as many votes
         open_[rows, first] = False
         more = rows[~settled]
         largest[more] = np.maximum(largest[more], upper(k[~settled], own[~settled], cap=False))
@@ -205,7 +207,7 @@ def binomial_p_value(top: Tensor, second: Tensor) -> Tensor:
     """Two-sided exact binomial test that two classes are equally likely: float64 p-values, never too small.
 
     Args:
-        top, second: integer votes of the two leading classes, ``top >= second``.
+        top, second: integer votes for the two leading classes, ``top >= second``.
     """
     total = top + second
     k, m = top.cpu().numpy().astype(np.float64), total.cpu().numpy().astype(np.float64)
@@ -215,7 +217,7 @@ def binomial_p_value(top: Tensor, second: Tensor) -> Tensor:
 
 
 def predict_or_abstain(counts: Tensor, alpha: float) -> Tensor:
-    """PREDICT of Cohen, Rosenfeld and Kolter (2019): the leading class, or -1 where the votes do not tell.
+    """PREDICT of Cohen, Rosenfeld and Kolter (2019): the leading class, or -1 where the votes are inconclusive.
 
     Guarantee: the returned class is the most probable one, or -1, with probability at least 1 - alpha.
 
@@ -223,7 +225,7 @@ def predict_or_abstain(counts: Tensor, alpha: float) -> Tensor:
         counts: int64 ``[B, C]`` votes of independent samples.
 
     Returns:
-        int64 ``[B]``; ties go to the lower class index and are always abstained from.
+        int64 ``[B]``; on an exact tie of the two leading classes, always -1.
     """
     check_alpha(alpha)
     first = counts.argmax(1)

@@ -1,10 +1,10 @@
 """Coverage certificates: a perturbation can only change the copies that it touches.
 
-If at most a share ``touched(j)`` of the copies differs between ``x`` and any ``x'`` that is ``j`` steps away, no class
-probability moves by more than ``touched(j)``. A class with probability at least ``p_lower``, while every other has at
-most ``p_upper``, then stays ahead as long as ``touched(j) < (p_lower - p_upper) / 2``.
+If at most a share ``touched(j)`` of the copies differs between ``x`` and any ``x'`` at ``j`` steps from it, no class
+probability changes by more than ``touched(j)``. A class with probability at least ``p_lower``, while every other class
+has at most ``p_upper``, then stays ahead as long as ``touched(j) < (p_lower - p_upper) / 2``.
 
-Shares are exact fractions, probabilities are doubles; the comparison between them is exact.
+Shares are exact fractions and probabilities are doubles; comparisons between them are exact.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def doubles_above(shares: Sequence[Fraction]) -> list[float]:
 
 
 class _Shares:
-    """Shares as a key: equal to themselves only, since to compare or hash fractions takes as long as to use them."""
+    """Shares as a cache key, compared by identity: comparing or hashing fractions is as slow as using them."""
 
     def __init__(self, shares: tuple[Fraction, ...]) -> None:
         self.shares = shares
@@ -46,7 +46,7 @@ class _Shares:
         return isinstance(other, _Shares) and self.shares is other.shares
 
 
-@lru_cache(maxsize=32)  # a key keeps its shares alive: no others can have their id
+@lru_cache(maxsize=32)  # a key keeps its shares alive, so that no other object can have their id
 def _thresholds(key: _Shares) -> Tensor:
     """:func:`doubles_above`, float64."""
     return torch.tensor(doubles_above(key.shares), dtype=torch.float64)
@@ -57,15 +57,15 @@ def steps_within(margins: Tensor, touched: Sequence[Fraction]) -> Tensor:
 
     Args:
         margins: float64 of any shape.
-        touched: nondecreasing exact shares for j = 0, 1, ...; it must reach 1/2, which no margin exceeds. What is
-            computed of a tuple is kept, for the next call with the same object.
+        touched: nondecreasing exact shares for j = 0, 1, ...; they must reach 1/2, which no margin exceeds. Thresholds
+            computed from a tuple are cached for later calls with the same object.
 
     Returns:
         int64 of the shape of ``margins``.
     """
     if isinstance(touched, tuple):
         thresholds = _thresholds(_Shares(touched)).to(margins.device)
-    else:  # might be changed before the next call
+    else:  # mutable: it may change before the next call
         thresholds = torch.tensor(doubles_above(touched), dtype=torch.float64, device=margins.device)
     # certified at j iff margin >= threshold[j]; the thresholds are sorted
     steps = torch.searchsorted(thresholds, margins.contiguous(), right=True) - 1

@@ -1,4 +1,4 @@
-"""Double masking: a certificate against patches for an ordinary classifier, without training.
+"""Double masking: a certificate against patches for an ordinary classifier, without special training.
 
 Source: Xiang, Mahloujifar and Mittal, "PatchCleanser: Certifiably Robust Defense against Adversarial Patches for Any
 Image Classifier" (USENIX Security 2022), Algorithms 1 and 2, Theorem 1.
@@ -21,7 +21,7 @@ from certify.threats import Patch
 
 
 def mask_starts(size: int, patch: int, masks: int) -> tuple[list[int], int]:
-    """At most ``masks`` starts of masks along ``size`` pixels, and their length: every patch lies in one of them."""
+    """Starts of at most ``masks`` masks along ``size`` pixels, and their length: each patch lies inside one of them."""
     patch = min(patch, size)
     stride = -(-(size - patch + 1) // masks)
     length = patch + stride - 1
@@ -36,18 +36,19 @@ def _pairs(count: int, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class DoubleMasking(EnumeratedScheme):
-    """Copies with one or two rectangles hidden. Every place of a patch lies inside one of the rectangles.
+    """Each copy hides one or two rectangles; a patch at any location lies inside one of the rectangles.
 
-    The prediction is the class on which all copies with one mask agree; if they do not, that of a mask which the others
-    outvote and which keeps it under every second mask; else the majority (ties to the lower index).
+    The prediction is the class on which all one-mask copies agree. If they disagree, it is the class of a mask that
+    differs from the majority and that keeps its class under every second mask; failing that, it is the majority (ties
+    go to the lower index).
 
     Guarantee: if the base classifier gives all copies the same class, this class is returned for every image that
-    differs in one patch: ``radius`` is the side of ``patch`` if certified (1 for a rectangle), else 0.
+    differs in one patch. ``radius`` is the side of ``patch`` if certified (1 for a rectangle), otherwise 0.
 
     Attributes:
-        patch: side m of the patch to be defended against, or (height, width), in pixels.
-        masks: most masks along each side of the image; K of them in all need ``K (K + 1) / 2`` copies.
-        fill: what hidden pixels show, in [0, 1].
+        patch: side m of the patch to defend against, or (height, width), in pixels.
+        masks: largest number of masks along each side of the image; K masks in total need ``K (K + 1) / 2`` copies.
+        fill: value of hidden pixels, in [0, 1].
     """
 
     patch: PatchSize
@@ -68,7 +69,7 @@ class DoubleMasking(EnumeratedScheme):
         return Patch() if height == width else Patch(height, width)
 
     def single_masks(self, shape: Shape, device: torch.device) -> Tensor:
-        """What each mask hides: bool ``[K, H, W]``."""
+        """The pixels that each mask hides: bool ``[K, H, W]``."""
         sides = []
         for size, patch in zip(shape[1:], height_and_width(self.patch), strict=True):
             starts, length = mask_starts(size, patch, self.masks)
@@ -92,7 +93,9 @@ class DoubleMasking(EnumeratedScheme):
         return to_float(x)[:, None].masked_fill(hidden[:, :, None], self.fill)
 
     def radius_of_flips(self, flips: Tensor, *, shape: Shape | None = None) -> Tensor:
-        raise ValueError("double masking is no vote: its certificate needs the votes copy by copy, certify_copies")
+        raise ValueError(
+            "flips: got a number of votes, but double masking needs the votes copy by copy; use certify_copies"
+        )
 
     def predict_copies(self, by_copy: Tensor, *, shape: Shape) -> Tensor:
         classes = self._classes(by_copy, shape)  # [B, K, K]
@@ -119,7 +122,9 @@ class DoubleMasking(EnumeratedScheme):
                 f"shape {shape}"
             )
         if (by_copy.sum(2) != 1).any():
-            raise ValueError("votes: got copies with no vote or with several; double masking needs the argmax vote")
+            raise ValueError(
+                "votes: got copies with no vote or several, expected one per copy; double masking needs the argmax vote"
+            )
         i, j = _pairs(count, by_copy.device).unbind(1)
         classes = torch.zeros((len(by_copy), count, count), dtype=torch.int64, device=by_copy.device)
         classes[:, i, j] = classes[:, j, i] = by_copy.int().argmax(2)

@@ -1,10 +1,10 @@
 """Counter-based random numbers: the randomness of a copy is a function of *which* copy it is.
 
-A sampled copy is identified by ``(seed, stream, item, copy)``: the run's seed, what the sample is for, the index of
-the image in its data set and the number of the copy. Its random words are Philox4x32-10 of exactly these numbers, so
-batch sizes, sharding, resuming, the order of images and the device cannot change a result, and two streams never
-share a word. A scheme that needs very many numbers takes one 64-bit key per copy from Philox, and the numbers from
-SplitMix64 with this key.
+A sampled copy is identified by ``(seed, stream, item, copy)``: the seed of the run, the purpose of the sample, the
+index of the image in its data set and the index of the copy. Its random words are Philox4x32-10 of exactly these
+numbers, so batch sizes, sharding, resuming, the order of images and the device cannot change a result, and two streams
+never share a word. A scheme that needs very many numbers takes one 64-bit key per copy from Philox and generates the
+numbers from that key with SplitMix64.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from torch import Tensor
 
 from certify.generators import philox4x32
 
-# Goes up with every change after which a sampled scheme makes other copies from the same seed: rows of both never mix.
+# Incremented whenever a change makes a sampled scheme draw different copies from the same seed, so that rows from
+# before and after the change never mix.
 GENERATOR = 2
 
-# Streams: the fourth word of the counter. Selecting the class and bounding its probability must never share samples.
+# Streams, the fourth word of the counter: selecting the class and bounding its probability must never share samples.
 SELECTION, ESTIMATION, TRAINING, EVALUATION, BOUNDS, ATTACK, VERIFICATION = range(7)
 DATA = 16  # points of generated and sampled clouds
-PARTITION = 17  # which buckets feed which models
+PARTITION = 17  # the assignment of buckets to models
 
 _WORD = 0xFFFFFFFF
 
@@ -33,10 +34,10 @@ class Draws:
 
     Attributes:
         seed: seed of the run, 0 <= seed < 2^64.
-        stream: what the numbers are for (``SELECTION``, ``ESTIMATION``, ``TRAINING``, ...).
+        stream: purpose of the numbers (``SELECTION``, ``ESTIMATION``, ``TRAINING``, ...).
         item: int64 ``[B, 1]``, index of each image in its data set, in [0, 2^32).
-        copy: int64 ``[1, n]`` or ``[B, n]``, number of each copy, in [0, 2^32).
-        part: a scheme that needs several kinds of noise takes each from a part of its own, see :meth:`substream`.
+        copy: int64 ``[1, n]`` or ``[B, n]``, index of each copy, in [0, 2^32).
+        part: a scheme that needs several kinds of noise takes each from a separate part, see :meth:`substream`.
     """
 
     seed: int
@@ -56,9 +57,9 @@ class Draws:
         return cls(seed, stream, items[:, None], numbers[None, :])
 
     def substream(self, part: int) -> Draws:
-        """Numbers for the same copies that are independent of those of every other part.
+        """Random numbers for the same copies, independent of those of every other part.
 
-        Within one part, every method below starts at the first word: calling two of them gives dependent numbers.
+        Within one part, every method below starts at the first word, so calling two of them gives dependent numbers.
         """
         return replace(self, part=part)
 
@@ -74,7 +75,7 @@ class Draws:
         return words[..., start - 4 * first : start - 4 * first + count]
 
     def keys(self) -> Tensor:
-        """One number for each copy: int64 ``[B, n, 1]``, uniform. :func:`~certify.generators.splitmix64` takes it."""
+        """One uniform key per copy, for :func:`~certify.generators.splitmix64`: int64 ``[B, n, 1]``."""
         words = self.words(2)
         return words[..., :1] << 32 | words[..., 1:]
 
@@ -89,11 +90,11 @@ class Draws:
         return philox4x32(counter.view(4, -1), (self.seed & _WORD, self.seed >> 32)).view_as(counter)
 
     def integers(self, bound: int, count: int) -> Tensor:
-        """int64 ``[B, n, count]`` in [0, bound), by multiply and shift.
+        """int64 ``[B, n, count]`` in [0, bound), by multiply-and-shift.
 
-        Every value has probability at most ``(1 + bound / 2^32) / bound``: a certificate that uses these integers
-        must count that excess, as splitting noise does. For ``bound`` a power of two the integers are exactly
-        uniform.
+        Every value has probability at most ``(1 + bound / 2^32) / bound``; a certificate that uses these integers must
+        account for the excess, as that of splitting noise does. If ``bound`` is a power of two, the integers are
+        exactly uniform.
         """
         if not 1 <= bound <= 1 << 31:
             raise ValueError(f"bound: got {bound}, expected an integer in [1, 2^31]")
@@ -102,7 +103,7 @@ class Draws:
     def uniforms(self, count: int) -> Tensor:
         """float64 ``[B, n, count]``, exactly uniform on the 2^52 midpoints ``(i + 1/2) / 2^52``."""
         words = self.words(2 * count).view(*self.shape, count, 2)
-        # converted first: adding 0.5 to integers would give float32, with half of the bits
+        # convert first: adding 0.5 to integers would give float32, which has half the bits
         return (((words[..., 0] << 20) + (words[..., 1] >> 12)).to(torch.float64) + 0.5) * 2.0**-52
 
     def bernoulli(self, chances: int, count: int) -> Tensor:
@@ -111,15 +112,15 @@ class Draws:
             raise ValueError(f"chances: got {chances}, expected an integer in [0, 2^16]")
         if chances == 1 << 16:
             return torch.ones((*self.shape, count), dtype=torch.bool, device=self.item.device)
-        # A word makes two signed halves, uniform on [-2^15, 2^15). Whole blocks of four words have a stride of one.
+        # Each word gives two signed halves, uniform on [-2^15, 2^15). Whole blocks of four words have a stride of one.
         halves = (self.words(-(-count // 8) * 4) - (1 << 31)).to(torch.int32).contiguous().view(torch.int16)
         return halves[..., :count] < chances - (1 << 15)
 
     def subsets(self, keep: int, of: int) -> Tensor:
         """Uniformly random subsets of ``keep`` out of ``of`` elements: bool ``[B, n, of]``.
 
-        Exactly uniform: elements are drawn one after another with rejection, and the first ``keep`` different ones
-        are the subset (its complement, when ``keep`` is more than half of ``of``).
+        Exactly uniform: elements are drawn one after another with rejection, and the first ``keep`` distinct ones form
+        the subset (or, if ``keep`` is more than half of ``of``, the first ``of - keep`` form its complement).
         """
         if not 0 <= keep <= of:
             raise ValueError(f"keep: got {keep}, expected an integer in [0, {of}]")
@@ -135,7 +136,7 @@ class Draws:
 
     def _first_distinct(self, chosen: int, of: int, draws: int) -> tuple[Tensor, bool]:
         words = self.words(draws)
-        # A word at or above the largest multiple of `of` would favour the low elements: it draws nothing.
+        # Words at or above the largest multiple of `of` would favour the low elements, so they are rejected.
         accepted = words < (1 << 32) // of * of
         element = words % of
         position = torch.arange(draws, dtype=torch.int32, device=words.device).expand(words.shape)
@@ -150,7 +151,7 @@ class Draws:
 
 
 def _expected_draws(chosen: int, of: int) -> int:
-    """Draws after which `chosen` different elements have almost surely been seen (six standard deviations)."""
+    """Number of draws that almost surely contain `chosen` distinct elements (six standard deviations)."""
     miss = torch.arange(chosen, dtype=torch.float64) / of
     mean = (1 / (1 - miss)).sum()
     deviation = (miss / (1 - miss) ** 2).sum().sqrt()

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and saying how two settings differ."""
+"""Atomic file writing, and a description of how two configurations differ."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 try:
     import fcntl
-except ImportError:  # not a POSIX system: there files are not locked
+except ImportError:  # not a POSIX system, where files are not locked
     fcntl = None
 
 
@@ -23,7 +23,7 @@ def lock_file(descriptor: int) -> None:
 
 
 def create_atomically(path: Path, data: bytes) -> bool:
-    """Create ``path`` with ``data`` unless it exists; of several processes, exactly one succeeds."""
+    """Create ``path`` with ``data`` unless it exists; if several processes try, exactly one succeeds."""
     if path.exists():
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,12 +45,12 @@ def create_atomically(path: Path, data: bytes) -> bool:
 
 
 def temporary_of(path: Path, ending: str = ".tmp") -> Path:
-    """A name beside ``path`` that nobody else has: neither threads nor processes, of this machine or of another."""
+    """A unique name beside ``path``, used by no other thread or process, on this machine or another."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{ending}")
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """How settings that are stored differ from those of now: ``epochs = 30, not 31, model.depth = 3, not 4``."""
+    """How stored settings differ from current ones: ``epochs = 30, not 31, model.depth = 3, not 4``."""
     return ", ".join(f"{name} = {old!r}, not {new!r}" for name, old, new in _different(there, here))
 
 
@@ -64,7 +64,7 @@ def _different(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[tu
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; raises ``ValueError`` if the file holds something else, or was cut off."""
+    """The JSON object in a file; raises ``ValueError`` if the file holds something else or is truncated."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -75,7 +75,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise ``ValueError`` unless files can be made in ``folder``: before work whose results would be lost."""
+    """Raise ``ValueError`` unless files can be created in ``folder``; for use before work that could be lost."""
     probe = temporary_of(folder / "probe")
     try:
         write_atomically(probe, b"")
@@ -85,7 +85,7 @@ def check_writable(folder: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` in one step: afterwards it holds the old or the new content, whole."""
+    """Replace the content of ``path`` by ``data`` atomically: it always holds the complete old or new content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_of(path)
     try:

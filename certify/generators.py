@@ -1,7 +1,7 @@
 """The two generators behind all random numbers, as functions of counters and keys.
 
-Each is written twice, with the same output: with unsigned numbers of numpy for a processor, where a core takes about
-half of the time, and with tensors for other devices, whose signed products and sums wrap around to the same bits.
+Each has two implementations with the same output: NumPy's unsigned integers on the CPU, which take about half the time
+per core, and tensors on other devices, whose signed products and sums wrap around to the same bits.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _GAMMA = 0x9E3779B97F4A7C15
-_MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))  # shifts, and what is multiplied by after them
-_CHUNK = 1 << 14  # counters at a time on a processor: they stay in a core's L2 cache
+_MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))  # shifts, each with the multiplier that follows
+_CHUNK = 1 << 14  # counters processed at once on the CPU, to fit a core's L2 cache
 
 
 def philox4x32(counter: Tensor, key: tuple[int, int]) -> Tensor:
@@ -45,7 +45,7 @@ def philox4x32(counter: Tensor, key: tuple[int, int]) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _keys(key: tuple[int, int]) -> NDArray[np.uint64]:
-    """Those of all rounds, ``[rounds, 2, 1]``."""
+    """The keys of all rounds, ``[rounds, 2, 1]``."""
     rounds = [[[word + i * step & _WORD] for word, step in zip(key, _WEYL, strict=True)] for i in range(_ROUNDS)]
     return np.array(rounds, dtype=np.uint64)
 
@@ -75,12 +75,12 @@ def _philox_of_tensors(counter: Tensor, rounds: Tensor) -> Tensor:
 
 
 def splitmix64(keys: Tensor, count: int) -> Tensor:
-    """Many numbers for each key, far cheaper than by Philox: the first outputs of SplitMix64 from this state.
+    """Many numbers per key, far cheaper than Philox: the first outputs of SplitMix64 with the key as its state.
 
     Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014).
 
     Args:
-        keys: int64 ``[..., 1]``, any numbers; random ones (:meth:`~certify.draws.Draws.keys`) practically never share
+        keys: int64 ``[..., 1]``, any numbers; random keys (:meth:`~certify.draws.Draws.keys`) practically never share
             an output.
 
     Returns:
@@ -90,10 +90,10 @@ def splitmix64(keys: Tensor, count: int) -> Tensor:
 
 
 def splitmix64_at(keys: Tensor, positions: Tensor) -> Tensor:
-    """The outputs at some positions alone: 1 is the first; negative ones are never among those of :func:`splitmix64`.
+    """The outputs at given positions, counted from 1; at negative ones, they are never outputs of :func:`splitmix64`.
 
     Args:
-        keys, positions: int64, of shapes that go together, not both without dimensions.
+        keys, positions: int64, of shapes that broadcast together, not both zero-dimensional.
     """
     assert keys.dtype == positions.dtype == torch.int64
     if keys.device.type != "cpu":
@@ -121,5 +121,5 @@ def _splitmix_of_tensors(keys: Tensor, positions: Tensor) -> Tensor:
 
 
 def _signed(word: int) -> int:
-    """The signed number with the bits of an unsigned one of 64."""
+    """The signed 64-bit integer with the bits of an unsigned one."""
     return word - (word >> 63 << 64)

@@ -1,6 +1,6 @@
-"""What an image batch may be: ``uint8`` (the value v stands for v / 255) or floats in [0, 1], ``[B, C, H, W]``.
+"""Image batches ``[B, C, H, W]``: ``uint8`` (the value v stands for v / 255) or floats in [0, 1].
 
-Schemes that add independent noise to every number also take videos, ``[B, C, T, H, W]``.
+Schemes that add independent noise to every number also accept videos, ``[B, C, T, H, W]``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ IMAGES, VIDEOS = "[B, C, H, W]", "[B, C, T, H, W]"
 
 
 def check_images(x: Tensor, layouts: tuple[str, ...] = (IMAGES,)) -> None:
-    """Raise unless ``x`` is a batch of images with legal values (finite, in range).
+    """Raise unless ``x`` is a batch of images with valid values (finite, in range).
 
     Args:
-        layouts: what ``x`` may be: images, for some schemes videos, for some both.
+        layouts: allowed layouts of ``x``: images, videos, or both, depending on the scheme.
     """
     expected = " or ".join(layouts)
     if not isinstance(x, Tensor):
@@ -31,7 +31,7 @@ def check_images(x: Tensor, layouts: tuple[str, ...] = (IMAGES,)) -> None:
             3: "grey images [B, H, W] are x[:, None], one image [C, H, W] is x[None]",
             4: "this scheme takes clips only",
             5: f"videos {VIDEOS} need a scheme that adds independent noise to every number, such as GaussianNoise",
-        }.get(x.ndim, "give a batch")
+        }.get(x.ndim, "pass a batch")
         raise ValueError(f"images: got shape {tuple(x.shape)}, expected {expected}; {advice}")
     if x.numel() == 0:
         raise ValueError(f"images: got an empty batch of shape {tuple(x.shape)}")
@@ -60,9 +60,9 @@ def _byte_levels(device: torch.device) -> Tensor:
 
 
 def to_float(x: Tensor) -> Tensor:
-    """float32 image in [0, 1]. 8-bit values go through one table, so that every device gets the same bits.
+    """float32 image in [0, 1]. 8-bit values are looked up in one table, so that every device gets the same bits.
 
-    Zeros have no sign: -0.0 is at distance 0 from 0.0, so that both have to have the same copies.
+    Turns -0.0 into 0.0: their distance is 0, so both must have the same copies.
     """
     return _byte_levels(x.device)[x.long()] if x.dtype == torch.uint8 else x.float() + 0.0
 
@@ -76,10 +76,10 @@ def to_levels(x: Tensor, q: int) -> Tensor:
         return scaled // 255
     levels = (x.to(torch.float64) * q).round()
     distance = (x - (levels / q).to(x.dtype)).abs()
-    if not bool((distance <= torch.finfo(x.dtype).eps).all()):  # one unit in the last place, NaN refused
+    if not bool((distance <= torch.finfo(x.dtype).eps).all()):  # one unit in the last place; also rejects NaN
         worst = distance.max().item()
         raise ValueError(
-            f"images: got values up to {worst:.2g} away from the grid i/{q}, expected multiples of 1/{q}: "
-            "a certificate on the grid holds nowhere else; pass the uint8 images, quantize them, or give the right q"
+            f"images: got values up to {worst:.2g} away from the grid i/{q}, expected multiples of 1/{q}, outside of "
+            "which the certificate does not hold; pass the uint8 images, quantize them, or give the right q"
         )
     return levels.to(torch.int64)

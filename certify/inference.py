@@ -1,4 +1,4 @@
-"""Running a base classifier so that the same copy always gets the same scores."""
+"""Reproducible inference: the same copy always gets the same scores from the base classifier."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 BaseClassifier = Callable[[Tensor], Tensor]  # copies [N, C', H, W] -> scores [N, num_classes]
-_PROBES = 4  # random images with which kernels are tried
-_MOST_VALUES = 1_000  # among which modules are looked for
+_PROBES = 4  # random images on which kernels are tested
+_MOST_VALUES = 1_000  # values searched for modules
 
 
 def _exact_settings() -> list[tuple[Any, str, Any]]:
-    """Global switches of torch and their values for full float32 precision without autotuning."""
+    """Global torch settings, with the values that give full float32 precision without autotuning."""
     backends: Any = torch.backends
     settings: list[tuple[Any, str, Any]] = [
         (backends.cudnn, "benchmark", False),
@@ -38,26 +38,26 @@ def _exact_settings() -> list[tuple[Any, str, Any]]:
 
 
 class _Exact:
-    """What the switches and the modes of modules were before the first of several threads changed them.
+    """The global settings and module modes as they were before the first of several threads changed them.
 
-    They belong to the whole process: the last thread that needs them puts them back, not the first that is done.
+    They are shared by the whole process, so the last thread to need them restores them, not the first to finish.
     """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._users = 0
         self._before: list[tuple[Any, str, Any]] = []
-        self._modules: dict[nn.Module, tuple[int, bool]] = {}  # how many use it, and whether it was in training mode
+        self._modules: dict[nn.Module, tuple[int, bool]] = {}  # number of users, and whether it was in training mode
 
     def take(self, module: nn.Module | None) -> list[nn.Module]:
-        """Change them; the modules to be given back."""
+        """Change the settings and modes; returns the modules to pass to :meth:`give_back`."""
         with self._lock:
             if self._users == 0:
                 self._before = [(owner, name, getattr(owner, name)) for owner, name, _ in _exact_settings()]
                 for owner, name, value in _exact_settings():
                     setattr(owner, name, value)
             self._users += 1
-            # a frozen module is in evaluation mode for good, and does not say so
+            # a frozen module is permanently in evaluation mode and has no such attribute
             parts = [] if module is None else [part for part in module.modules() if hasattr(part, "training")]
             for part in parts:
                 users, training = self._modules.get(part, (0, False))
@@ -90,9 +90,9 @@ _EXACT = _Exact()
 
 @contextmanager
 def exact_settings(base_classifier: BaseClassifier | None = None) -> Iterator[None]:
-    """The same copy always gets the same scores: evaluation mode (if given a module), no autocast, TF32, autotuning.
+    """The same copy always gets the same scores: evaluation mode (if given a module), no autocast, TF32 or autotuning.
 
-    Several threads may be inside at a time, with the same module, too.
+    Several threads may be inside at once, even with the same module.
     """
     parts = _EXACT.take(base_classifier if isinstance(base_classifier, nn.Module) else None)
     try:
@@ -106,7 +106,8 @@ def exact_settings(base_classifier: BaseClassifier | None = None) -> Iterator[No
 def exact_inference(base_classifier: BaseClassifier | None = None) -> Iterator[None]:
     """Inference under :func:`exact_settings`, without gradients.
 
-    Not in torch's inference mode: what a model keeps for later, a table of positions, say, could not be trained with.
+    Does not use torch's inference mode, since tensors that a model caches in it, such as a table of positions, could
+    not be used in training later.
     """
     with exact_settings(base_classifier), torch.inference_mode(False), torch.no_grad():
         yield
@@ -114,14 +115,14 @@ def exact_inference(base_classifier: BaseClassifier | None = None) -> Iterator[N
 
 @contextmanager
 def exact_gradients(base_classifier: BaseClassifier | None = None) -> Iterator[None]:
-    """Gradients under :func:`exact_settings`, also where the caller has switched them off."""
+    """Gradients under :func:`exact_settings`, even where the caller has disabled them."""
     with exact_settings(base_classifier), torch.inference_mode(False), torch.enable_grad():
         yield
 
 
 @contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """Only algorithms that give the same bits every time; anything else raises."""
+    """Allows only bitwise deterministic algorithms; anything else raises."""
     if device.type == "cuda" and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
         raise ValueError(
             "device: got cuda without CUBLAS_WORKSPACE_CONFIG, so training would not be reproducible; set it to "
@@ -129,7 +130,7 @@ def deterministic(device: torch.device) -> Iterator[None]:
         )
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     settings: Any = torch.utils.deterministic
-    fill = settings.fill_uninitialized_memory  # for debugging, and slow
+    fill = settings.fill_uninitialized_memory  # a slow debugging aid
     try:
         torch.use_deterministic_algorithms(True)
         settings.fill_uninitialized_memory = False
@@ -140,29 +141,30 @@ def deterministic(device: torch.device) -> Iterator[None]:
 
 
 def device_of(base_classifier: BaseClassifier, default: torch.device) -> torch.device:
-    """Where a classifier's parameters are, of a function those of the modules in it; ``default`` if there are none."""
+    """Device of a classifier's parameters, or of the modules that a function uses; ``default`` if there are none or the
+    modules of a function are on several devices."""
     if isinstance(base_classifier, nn.Module):
         for tensor in [*base_classifier.parameters(), *base_classifier.buffers()]:
             return tensor.device
         return default
     modules = list(_referred(base_classifier))
     found = {tensor.device for module in modules for tensor in (*module.parameters(), *module.buffers())}
-    return found.pop() if len(found) == 1 else default  # of several, the function knows which
+    return found.pop() if len(found) == 1 else default  # with several, only the function knows which to use
 
 
 def modes(base_classifier: BaseClassifier) -> tuple[bool, ...]:
     """Which of the modules that a callable refers to are in training mode; empty for a module, which is set to
-    evaluation mode anyway. What was tried in one mode may be another classifier in the other."""
+    evaluation mode anyway. A callable checked in one mode may be a different classifier in the other."""
     return () if isinstance(base_classifier, nn.Module) else tuple(part.training for part in _modules(base_classifier))
 
 
 def _modules(base_classifier: BaseClassifier) -> Iterator[nn.Module]:
-    """All modules in it, or in those that a callable refers to."""
+    """All submodules of a module, or of the modules that a callable refers to."""
     return (part for module in _referred(base_classifier) for part in module.modules())
 
 
 def _referred(callable_: object) -> Iterator[nn.Module]:
-    """The modules that a callable refers to, directly or by way of other values, nearest first."""
+    """The modules that a callable refers to, directly or through other values, nearest first."""
     values, seen = deque([callable_]), set[int]()
     while values and len(seen) < _MOST_VALUES:
         value = values.popleft()
@@ -176,7 +178,7 @@ def _referred(callable_: object) -> Iterator[nn.Module]:
 
 
 def _held(value: object) -> Iterable[object]:
-    """What a value refers to: in its closure, globals and attributes, or as items."""
+    """The values that a value refers to: in its closure, globals and attributes, or as items."""
     if isinstance(value, (type, ModuleType, str, bytes, Tensor)):
         return ()
     if isinstance(value, (list, tuple)):
@@ -188,21 +190,21 @@ def _held(value: object) -> Iterable[object]:
     if inspect.ismethod(value):
         return (value.__self__,)
     if inspect.isfunction(value):
-        with suppress(ValueError):  # a name that has no value yet
+        with suppress(ValueError):  # raised for a name that has no value yet
             found = inspect.getclosurevars(value)
             return (*found.nonlocals.values(), *found.globals.values())
     return vars(value).values() if hasattr(value, "__dict__") else ()
 
 
 def good_batch_size(base_classifier: BaseClassifier, copy: Tensor, inputs: int = 1) -> int:
-    """A batch size near the throughput optimum, from what one copy costs in activations; no timing, so reproducible.
+    """A batch size near the throughput optimum, from the activation size of one copy; no timing, so reproducible.
 
-    A processor is fastest when the activations of a batch stay in its caches; a GPU wants large batches that fit its
-    memory. Powers of two between 8 and 256 (CPU) or 64 and 4,096 (CUDA).
+    A CPU is fastest when the activations of a batch stay in its caches; a GPU needs large batches that fit its memory.
+    The size is a power of two between 8 and 256 (CPU) or 64 and 4,096 (CUDA).
 
     Args:
         copy: one copy, ``[1, C', H, W]``.
-        inputs: how many inputs of a model it is; fewer copies make a batch then.
+        inputs: number of model inputs that make up a copy; with more of them, a batch has fewer copies.
     """
     largest = [copy.numel()]
 
@@ -211,7 +213,7 @@ def good_batch_size(base_classifier: BaseClassifier, copy: Tensor, inputs: int =
             largest.append(output.numel())
 
     modules = base_classifier.modules() if isinstance(base_classifier, nn.Module) else []
-    # compiled ones take no hooks: what is in them is not known then
+    # TorchScript modules take no hooks, so their activations remain unknown
     hooks = [m.register_forward_hook(record) for m in modules if not isinstance(m, torch.jit.ScriptModule)]
     try:
         base_classifier(copy)
@@ -219,7 +221,7 @@ def good_batch_size(base_classifier: BaseClassifier, copy: Tensor, inputs: int =
         for hook in hooks:
             hook.remove()
     cuda = copy.device.type == "cuda"
-    # bytes of the largest activation of a batch; on a CPU, 256 for the MNIST network and 32 for a CIFAR ResNet-18
+    # bytes of a batch's largest activation; on a CPU this gives 256 for the MNIST network, 32 for a CIFAR ResNet-18
     budget = (1 << 29) if cuda else 13 * (1 << 20)
     low, high = (64, 4096) if cuda else (8, 256)
     fitting = budget // (4 * max(largest))
@@ -227,17 +229,17 @@ def good_batch_size(base_classifier: BaseClassifier, copy: Tensor, inputs: int =
 
 
 def check_independence(base_classifier: BaseClassifier, copies: Tensor, rows: int) -> None:
-    """Raise if scores are random, or if those of a copy change, if only in a bit, with what else is in its batch.
+    """Raise if scores are random, or if those of a copy depend, even in a single bit, on the rest of its batch.
 
-    They do with batch statistics left in training mode, or with activations that are quantized by the range of a batch:
-    a perturbation then moves votes of copies that it does not touch. Batches of ``rows`` are scored, half of their rows
-    again and again, beside other ones: copies, noise, black and white, and numbers out of range. Copies alone are not
-    enough, those of a blank image may all be equal. A classifier that takes nothing but copies is tried with these.
-    Then others stay, until each row has stayed beside each other one that changes.
+    They do if batch statistics are left in training mode or activations are quantized by the range of a batch: a
+    perturbation can then change votes of copies that it does not touch. Batches of ``rows`` are scored repeatedly with
+    half of their rows fixed and the others replaced: by copies, noise, black and white, and out-of-range values. Copies
+    alone would not be enough, since those of a blank image may all be equal; but a classifier that accepts nothing else
+    is tested with copies only. Then other halves are fixed, until each row has been fixed while each other one changes.
 
     Args:
-        copies: a few different ones, ``[N, C', H, W]``, that the classifier takes.
-        rows: of the batches to come.
+        copies: a few distinct copies, ``[N, C', H, W]``, that the classifier accepts.
+        rows: batch size that will be used.
     """
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand((rows, *copies.shape[1:]), generator=generator).to(copies)
@@ -248,7 +250,7 @@ def check_independence(base_classifier: BaseClassifier, copies: Tensor, rows: in
     odd, *further = _halves(number) if rows > 1 else [number < 0]
 
     def scores(kept: Tensor, others: Tensor, replaced: Tensor) -> Tensor | None:
-        if by_mask:  # 0 is a hidden value: hidden ones stay, and no others are hidden
+        if by_mask:  # 0 marks a hidden value: hidden values stay hidden, and no others become hidden
             others = torch.where(kept == 0, 0.0, torch.where(others == 0, 0.5, others))
         batch = torch.where(replaced.view(-1, *[1] * (kept.ndim - 1)), others, kept)
         try:
@@ -274,18 +276,18 @@ def check_independence(base_classifier: BaseClassifier, copies: Tensor, rows: in
                 continue
             if other is kept:
                 raise ValueError(
-                    "base classifier: got other scores for the same batch, so they are random (dropout or noise in a "
-                    "wrapping function?); call .eval() on the model, pass the module itself, or seed what is random"
+                    "base classifier: got different scores for the same batch, so they are random (dropout or noise in "
+                    "a wrapping function?); call .eval() on the model, pass the module itself, or fix the seed"
                 )
             raise ValueError(
                 "base classifier: the scores of a copy depend on the other copies in its batch (training mode inside a "
-                "wrapping function, or numbers rounded by the range of the batch?); call .eval() on the model, or pass "
-                "the module itself; with batch_size=1 each copy is scored alone"
+                "wrapping function, or values quantized by the range of the batch?); call .eval() on the model, pass "
+                "the module itself, or use batch_size=1, which scores each copy alone"
             )
 
 
 def check_rows(rule: Callable[[Tensor], Tensor], num_classes: int) -> None:
-    """Raise if what a rule makes of a row of scores changes with the other rows, or with chance.
+    """Raise if the result of a rule for one row of scores depends on the other rows, or is random.
 
     Args:
         rule: maps scores ``[N, num_classes]`` to ``[N, ...]``.
@@ -298,27 +300,27 @@ def check_rows(rule: Callable[[Tensor], Tensor], num_classes: int) -> None:
 
 
 def _halves(number: Tensor) -> list[Tensor]:
-    """Halves of a batch, bool ``[rows]`` each: the odd rows, the even ones, and so many that for any two rows there is
-    one with the first and without the second."""
+    """Halves of a batch, bool ``[rows]`` each: the odd rows, the even rows, and enough others that for any two rows,
+    some half contains the first but not the second."""
     bits = range(max(1, (len(number) - 1).bit_length()))
     return [(number >> bit & 1) == value for bit in bits for value in (1, 0)]
 
 
 def position_matters(base_classifier: BaseClassifier, copies: Tensor, rows: int) -> bool:
-    """Whether the scores of a copy differ, if only in a bit, with where it stands in a batch of ``rows``.
+    """Whether the scores of a copy depend, even in a single bit, on its position in a batch of ``rows``.
 
-    Kernels for matrices treat some rows of small batches in another order of summation than the others. Each probe
-    fills a batch: copies, and random images of their shape, whose sums have more terms to differ in.
+    Matrix kernels sum some rows of small batches in a different order than the others. Each probe fills a whole batch:
+    copies, and random images of their shape, whose sums have more nonzero terms in which to differ.
 
     Args:
-        copies: a few different ones, ``[N, C', H, W]``.
+        copies: a few distinct copies, ``[N, C', H, W]``.
     """
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand((_PROBES, *copies.shape[1:]), generator=generator).to(copies)
     for probe in (*copies[:2], *noise):
         try:
             scores = base_classifier(probe[None].expand(rows, *probe.shape).contiguous()).nan_to_num()
-        except Exception:  # it takes nothing but copies, so this cannot be found out
+        except Exception:  # the classifier accepts only copies, so this cannot be determined
             return True
         if not torch.equal(scores, scores[:1].expand_as(scores)):
             return True

@@ -1,14 +1,13 @@
-"""Designing the cell widths of Variable-Lambda smoothing.
+"""Design of the distribution of cell widths for Variable-Lambda smoothing.
 
-Splitting noise with cells of different widths: two values that are k grid steps apart are told apart by a share
-``P(k)`` of the copies. For an elementwise-concave metric ``sum g(|x_i - y_i|)`` the distribution of the widths has to
-make ``P(k) <= g(k / q)`` everywhere, which is the guarantee, and close to it, which is quality (Levine and Feizi,
-"Provable Adversarial Robustness for Fractional lp Threat Models", AISTATS 2022; dissertation, Theorem 4.3 and Appendix
-C.3).
+Under splitting noise with cells of different widths, two values k grid steps apart are separated in a share ``P(k)`` of
+the copies. For an elementwise-concave metric ``sum g(|x_i - y_i|)``, the distribution of the widths has to satisfy
+``P(k) <= g(k / q)`` everywhere, for the guarantee, and come close to equality, for quality (Levine and Feizi, "Provable
+Adversarial Robustness for Fractional lp Threat Models", AISTATS 2022; dissertation, Theorem 4.3 and Appendix C.3).
 
 With ``w_j`` of ``budget`` outcomes for each of the j splits of cells of width ``j / q``, the increments of
-``budget P`` are ``m_k = sum of w_j over j >= k``: designing the distribution means choosing integers
-``m_1 >= m_2 >= ... >= m_q >= 0`` whose partial sums stay below ``budget g(k / q)``.
+``budget P`` are ``m_k = sum of w_j over j >= k``. A design is thus a choice of integers
+``m_1 >= m_2 >= ... >= m_q >= 0`` whose partial sums do not exceed ``budget g(k / q)``.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from certify.files import write_atomically
 
-_SOLVED_BUDGET, _SOLVED_STEPS = 2_000, 512  # beyond these, designs are made step by step
+_SOLVED_BUDGET, _SOLVED_STEPS = 2_000, 512  # beyond these, designs are greedy
 
-Limits = tuple[int, ...]  # votes that may differ between values k = 0..q grid steps apart
+Limits = tuple[int, ...]  # number of votes that may differ between values k grid steps apart, for k = 0..q
 
 
 def exact_power(p: float) -> Fraction:
-    """``p`` as the simple fraction it stands for: 1/3 for 0.333..."""
+    """``p`` as the simple fraction that it stands for, such as 1/3 for 0.333..."""
     if not 0 < p <= 1:
         raise ValueError(f"p: got {p}, expected 0 < p <= 1")
     fraction = Fraction(p).limit_denominator(100)
@@ -73,8 +72,8 @@ def concave_limits(g: Sequence[float], budget: int) -> Limits:
     bad = np.flatnonzero((steps < -1e-12) | (np.append(steps[1:], -np.inf) > steps + 1e-9))
     if bad.size:
         raise ValueError(
-            f"g: not nondecreasing and concave at {bad[0] + 1}/{len(steps)} of the range; an elementwise-concave "
-            "metric needs steps g((k+1)/q) - g(k/q) that are never negative and never grow"
+            f"g: got values that are not nondecreasing and concave at {bad[0] + 1}/{len(steps)} of the range, expected "
+            "steps g((k+1)/q) - g(k/q) that are never negative and never grow"
         )
     return tuple(math.floor(budget * Fraction(float(value))) for value in values)
 
@@ -84,9 +83,9 @@ def _constraint(matrix: Any, low: Any, high: Any) -> LinearConstraint:
 
 
 def cache_folder() -> Path | None:
-    """``$CERTIFY_CACHE``, or ``certify`` in the user's cache folder: results that take long and can be had again.
+    """``$CERTIFY_CACHE``, or ``certify`` in the user's cache folder: results that take long but can be recomputed.
 
-    None if the user has no home.
+    None if the user has no home directory.
     """
     if "CERTIFY_CACHE" in os.environ:
         return Path(os.environ["CERTIFY_CACHE"])
@@ -98,15 +97,15 @@ def cache_folder() -> Path | None:
 
 @lru_cache(maxsize=16)
 def design(limits: Limits, target: tuple[float, ...], budget: int, eps: float | None = None) -> tuple[int, ...]:
-    """Increments ``m_1 >= ... >= m_q`` whose partial sums stay below ``limits``, as close to ``target`` as possible.
+    """Increments ``m_1 >= ... >= m_q`` whose partial sums never exceed ``limits``, as close to ``target`` as possible.
 
-    An integer program with the smallest possible largest gap and, second, a small total gap (with ``eps``: any largest
-    gap up to ``eps``, and the smallest total one). For large budgets, where it would take long, each step is as large
-    as the limits and the steps before allow. The result is checked in exact arithmetic, whatever the solver or the file
-    says, and kept in :func:`cache_folder`.
+    Solves an integer program that minimizes the largest gap and, secondarily, the total gap (with ``eps``: the total
+    gap, subject to a largest gap of at most ``eps``). For large budgets, where this would take too long, the design is
+    greedy (:func:`greedy_design`). The result is verified in exact arithmetic, whether it comes from the solver or from
+    a file, and cached in :func:`cache_folder`.
 
     Args:
-        limits: votes that may differ at k = 0..q steps.
+        limits: number of votes that may differ at k = 0..q steps.
         target: ``g(1 / q), ..., g(1)``, which ``limits / budget`` rounds down.
         budget: number of outcomes.
         eps: largest gap between target and result, as a share of the budget; raises if there is no such design.
@@ -126,13 +125,13 @@ def design(limits: Limits, target: tuple[float, ...], budget: int, eps: float | 
     verify(increments, limits)
     if path is not None:
         content = json.loads(key) | {"increments": increments, "digest": _digest(digest, increments)}
-        with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
+        with contextlib.suppress(OSError):  # failing to write the cache only costs time
             write_atomically(path, json.dumps(content).encode())
     return increments
 
 
 def _digest(key: str, increments: tuple[int, ...]) -> str:
-    """Tells a design that was stored from one that was changed in the file."""
+    """A digest by which a stored design is recognized as unmodified."""
     return hashlib.sha256(f"{key} {increments}".encode()).hexdigest()
 
 
@@ -143,7 +142,10 @@ def _found(limits: Limits, target: tuple[float, ...], budget: int, eps: float | 
 
 
 def greedy_design(limits: Limits) -> tuple[int, ...]:
-    """Each step as large as possible. The largest gap is 0.2 % of a budget of 4,000 for p = 1/2 and 1/3."""
+    """Each increment as large as the limits and the previous one allow.
+
+    The largest gap is 0.2 % of a budget of 4,000 for p = 1/2 and 1/3.
+    """
     increments, total = [], 0
     for limit in limits[1:]:
         increments.append(min(limit - total, increments[-1]) if increments else limit)
@@ -173,12 +175,12 @@ def _solve(limits: Limits, target: tuple[float, ...], budget: int, eps: float | 
         bounds=Bounds(0, upper),
         options={"time_limit": 120, "mip_rel_gap": 0.002},
     )
-    # a search that ran into the time limit would end elsewhere on another machine: that is no result
+    # where a search hits the time limit depends on the machine, so its result would not be reproducible
     if result.x is None or (result.status != 0 and eps is None):
         if eps is None:
             return greedy_design(limits)
         raise ValueError(
-            f"budget: got {budget}, no distribution that stays within eps = {eps} was found ({result.message}); use a "
+            f"budget: got {budget}, for which no distribution within eps = {eps} was found ({result.message}); use a "
             "larger one"
         )
     return tuple(int(m) for m in np.rint(result.x[:q]))
@@ -192,11 +194,11 @@ def verify(increments: Sequence[int], limits: Limits) -> None:
     for k, m in enumerate(increments, start=1):
         total += m
         if total > limits[k] or (k < len(increments) and increments[k] > m):
-            raise ArithmeticError(f"design: breaks its constraints at k = {k}; choose another budget")
+            raise ArithmeticError(f"design: got one that violates its constraints at k = {k}; choose another budget")
 
 
 def outcomes(increments: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """The finite outcomes ``(width, split)`` in grid steps, with multiplicity: of each width all splits in turn."""
+    """The finite outcomes ``(width, split)`` in grid steps, with multiplicity: for each width, all splits in turn."""
     falling = (*increments, 0)
     return tuple(
         (j, split) for j in range(1, len(falling)) for _ in range(falling[j - 1] - falling[j]) for split in range(j)

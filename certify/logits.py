@@ -1,8 +1,7 @@
-"""Scores copy by copy: how far the leading class is ahead, on which copies (Smooth-Reduce, Appendix D.1).
+"""Scores copy by copy: the lead of the top class on each copy (Smooth-Reduce, Appendix D.1).
 
-A vote forgets by how much it was won. The distribution of the scores of the two leading classes over noisy copies
-shows whether an image abstains because the classes lie close together or because their scores scatter. It certifies
-nothing.
+A vote discards by how much it was won. The distribution of the top two classes' scores over noisy copies shows whether
+an image abstains because the classes are close or because their scores scatter. It certifies nothing.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ class TopTwo:
     """The scores of the two leading classes on every copy of an image.
 
     Attributes:
-        first, second: the class with most votes, and the one with most votes of the others; equal numbers of votes go
-            to the larger mean score, equal ones of these to the lower class.
+        first, second: the classes with the most and the second most votes; ties go to the larger mean score, then to
+            the lower class.
         of_first, of_second: float64 ``[n]``, their scores.
         share: share of the copies that vote for ``first``.
     """
@@ -36,7 +35,7 @@ class TopTwo:
 
     @property
     def margin(self) -> Tensor:
-        """By how much ``first`` is ahead of ``second`` on each copy; negative where it is behind. float64 ``[n]``."""
+        """Lead of ``first`` over ``second`` on each copy, negative where it is behind: float64 ``[n]``."""
         return self.of_first - self.of_second
 
 
@@ -44,8 +43,8 @@ def top_two(scores: Tensor, *, softmax: bool = True) -> TopTwo:
     """The two leading classes of an image.
 
     Args:
-        scores: float ``[n, classes]``, of n copies; each votes for its largest score, ties to the lower class.
-        softmax: give soft-max values instead of the scores themselves.
+        scores: float ``[n, classes]``, of n copies; each votes for its largest score, ties go to the lower class.
+        softmax: return soft-max values instead of the scores themselves.
     """
     if scores.ndim != 2 or scores.shape[0] < 1 or scores.shape[1] < 2 or not scores.is_floating_point():
         raise ValueError(
@@ -61,16 +60,16 @@ def top_two(scores: Tensor, *, softmax: bool = True) -> TopTwo:
 
 
 def histogram(values: Tensor, edges: Tensor) -> Tensor:
-    """How many values lie in each bin, int64 ``[bins]``: bins are ``[edge_i, edge_i+1)``, the last one closed.
+    """Number of values in each bin, int64 ``[bins]``: bins are ``[edge_i, edge_i+1)``, the last one closed.
 
     Args:
-        values: float64 ``[n]``, none outside of the edges.
+        values: float64 ``[n]``, all within the edges.
         edges: float64 ``[bins + 1]``, ascending.
     """
     bins = len(edges) - 1
     if values.numel() and not bool(((values >= edges[0]) & (values <= edges[-1])).all()):
         raise ValueError(
-            f"values: got some outside of [{edges[0]:g}, {edges[-1]:g}], expected edges around all of them"
+            f"values: got some outside of [{edges[0]:g}, {edges[-1]:g}], expected edges that enclose all of them"
         )
     return torch.bincount(
         (torch.bucketize(values.contiguous(), edges, right=True) - 1).clamp(max=bins - 1), minlength=bins
@@ -78,16 +77,16 @@ def histogram(values: Tensor, edges: Tensor) -> Tensor:
 
 
 def scores_of_copies(smoothed: Smoothed, x: Tensor, *, n: int, stream: int, index: int) -> Tensor:
-    """The scores of copies of one image, in the order of their numbers: float32 ``[n, classes]``.
+    """The scores of the copies of one image, in the order of their indices: float32 ``[n, classes]``.
 
-    They are the very copies that a certificate counts the votes of.
+    They are the very copies whose votes a certificate counts.
 
     Args:
-        smoothed: of a sampled scheme, used as it is configured.
+        smoothed: a classifier smoothed by a sampled scheme, used as configured.
         x: the image, ``[1, C, H, W]``.
-        n: how many copies.
-        stream: which ones: :data:`certify.draws.ESTIMATION` are those that bound the probability.
-        index: of the image in its data set.
+        n: number of copies.
+        stream: which copies: :data:`certify.draws.ESTIMATION` for those that bound the probability.
+        index: index of the image in its data set.
     """
     seen: list[Tensor] = []
 
@@ -96,7 +95,7 @@ def scores_of_copies(smoothed: Smoothed, x: Tensor, *, n: int, stream: int, inde
         return smoothed.engine.vote(scores)
 
     smoothed.engine.prepare(x)
-    listener = copy.copy(smoothed.engine)  # a new engine would wrap the classifier of patches once more
+    listener = copy.copy(smoothed.engine)  # a new engine would wrap a patch classifier a second time
     listener.vote = remember
     listener.sampled(x, n, index=torch.tensor([index]), seed=smoothed.seed, stream=stream)
     return torch.cat(seen)[:n].to(x.device)

@@ -1,6 +1,6 @@
 """Published per-image logs of certificates: the six columns of Cohen, Rosenfeld and Kolter (2019).
 
-``idx label predict radius correct time``, separated by tabs, as their code and most of what followed it writes; the
+``idx label predict radius correct time``, separated by tabs, as written by their code and most of its successors. The
 header may be missing, and a file may end in the middle of a line.
 """
 
@@ -15,20 +15,21 @@ from certify.stored import read_rows
 
 
 def read_log(path: str | Path) -> dict[str, np.ndarray]:
-    """The finished rows of a log ordered by index, a float64 array per column; a second row of an image replaces it.
+    """The complete rows of a log, ordered by index, as one float64 array per column; of several rows of an image, the
+    last counts.
 
-    Abstentions (``predict`` -1) have radius -1, whatever the log says (usually 0): nothing is certified there. Raises
-    where a log contradicts itself. ``time`` is in seconds.
+    Abstentions (``predict`` -1) get radius -1, whatever the log says (usually 0), since nothing is certified there.
+    Raises if the log contradicts itself. ``time`` is in seconds.
     """
     return consistent(read_rows(path), path)
 
 
 def consistent(rows: dict[str, np.ndarray], path: str | Path) -> dict[str, np.ndarray]:
-    """The rows of a log or of a result folder, with radius -1 where they abstain; raises where they contradict
-    themselves, since somebody has changed them."""
+    """The rows of a log or a result folder, with radius -1 where they abstain; raises where they contradict themselves,
+    since they must have been edited."""
     if not set(COLUMNS[:5]) <= set(rows):
         raise ValueError(
-            f"{path}: got columns {', '.join(rows)}, expected {', '.join(COLUMNS)}; not a log of this kind"
+            f"{path}: got columns {', '.join(rows)}, expected {', '.join(COLUMNS)}; this is not such a log"
         )
     idx, label, predict, radius, correct = (rows[name] for name in COLUMNS[:5])
     for name, values, low in (("label", label, 0), ("predict", predict, -1)):

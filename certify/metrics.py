@@ -1,7 +1,7 @@
-"""What a set of certificates says about a data set.
+"""Summary metrics of the certificates on a data set.
 
 All functions take plain arrays with one entry per image: ``correct`` (predicted, not abstained, and right) and
-``radius``. A wrong or abstaining prediction has no radius (the papers' N/A): it is never certified at any radius and
+``radius``. A wrong or abstaining prediction has no radius (the papers' N/A): it is not certified at any radius and
 counts as minus infinity in medians.
 """
 
@@ -19,7 +19,7 @@ from scipy.special import betainc
 def _effective(correct: ArrayLike, radius: ArrayLike) -> NDArray[Any]:
     right, radii = np.asarray(correct), np.asarray(radius, np.float64)
     if not np.isin(right, (0, 1)).all():
-        raise ValueError("correct: got other values than 0 and 1, expected prediction == label, not the predictions")
+        raise ValueError("correct: got values other than 0 and 1, expected prediction == label, not the predictions")
     right = right.astype(bool)
     if right.shape != radii.shape or right.ndim != 1 or right.size == 0:
         raise ValueError(f"correct, radius: got shapes {right.shape} and {radii.shape}, expected the same, [N], N >= 1")
@@ -32,19 +32,19 @@ def _magnitudes(magnitude: ArrayLike) -> NDArray[Any]:
     magnitudes = np.asarray(magnitude, np.float64)
     if magnitudes.ndim != 1 or magnitudes.size == 0:
         raise ValueError(f"magnitude: got shape {magnitudes.shape}, expected [N], N >= 1")
-    if not (magnitudes >= 0).all():  # refuses NaN as well
+    if not (magnitudes >= 0).all():  # also rejects NaN
         raise ValueError("magnitude: got NaN or a negative number, expected 0 or more (infinity: no success)")
     return magnitudes
 
 
 def certified_accuracy(correct: ArrayLike, radius: ArrayLike, at: Sequence[float] | NDArray[Any]) -> NDArray[Any]:
-    """Share of images that are right and certified at each radius of ``at`` (inclusive)."""
+    """Share of images that are classified correctly and certified, at each radius in ``at`` (inclusive)."""
     effective = np.sort(_effective(correct, radius))
     return 1 - np.searchsorted(effective, np.asarray(at, np.float64), side="left") / effective.size
 
 
 def median_certified_robustness(correct: ArrayLike, radius: ArrayLike) -> float:
-    """The largest radius at which certified accuracy is still at least one half; minus infinity (N/A) if there is none.
+    """Largest radius at which certified accuracy is at least one half; minus infinity (N/A) if there is none.
 
     The median of {N/A, N/A, 1, 2, 3} is 1.
     """
@@ -53,20 +53,20 @@ def median_certified_robustness(correct: ArrayLike, radius: ArrayLike) -> float:
 
 
 def median_attack_magnitude(magnitude: ArrayLike) -> float:
-    """The least magnitude at which an attack breaks at least half of the images: an upper bound on robustness.
+    """Smallest magnitude at which an attack breaks at least half of the images: an upper bound on robustness.
 
-    ``magnitude`` has one entry for every image: 0 where the classifier is wrong or abstains without an attack, infinity
-    where the attack never succeeded. Of an even number of images, this is the lower of the two middle values, so that
+    ``magnitude`` has one entry per image: 0 where the classifier is wrong or abstains without an attack, infinity where
+    the attack never succeeded. For an even number of images, this is the lower of the two middle values, so that
     robustness is never overstated (published tables take their mean: 16.5 where this is 16). The median certified
-    robustness takes the other middle value; compare the two on an odd number of images.
+    robustness takes the upper one; compare the two on an odd number of images.
     """
     magnitudes = _magnitudes(magnitude)
     return float(np.sort(magnitudes)[(magnitudes.size - 1) // 2])
 
 
 def attacked_accuracy(magnitude: ArrayLike, at: Sequence[float] | NDArray[Any]) -> NDArray[Any]:
-    """Share of images that an attack did not break up to each radius of ``at`` (inclusive): an upper bound on the
-    accuracy that holds against every perturbation of that size. ``magnitude`` as in :func:`median_attack_magnitude`."""
+    """Share of images that an attack did not break, up to each radius in ``at`` (inclusive): an upper bound on the
+    robust accuracy at that radius. ``magnitude`` is as in :func:`median_attack_magnitude`."""
     magnitudes = np.sort(_magnitudes(magnitude))
     return 1 - np.searchsorted(magnitudes, np.asarray(at, np.float64), side="right") / magnitudes.size
 
@@ -78,7 +78,7 @@ def average_certified_radius(correct: ArrayLike, radius: ArrayLike) -> float:
 
 
 def clean_accuracy(prediction: ArrayLike, label: ArrayLike) -> float:
-    """Share of images predicted right; an abstention (-1) is wrong."""
+    """Share of images classified correctly; abstentions (-1) count as wrong."""
     predictions, labels = np.asarray(prediction), np.asarray(label)
     if predictions.shape != labels.shape:
         raise ValueError(f"label: got shape {labels.shape}, expected that of prediction, {predictions.shape}")
@@ -95,10 +95,11 @@ def certified_accuracy_lower_bound(
 ) -> NDArray[Any]:
     """Certified accuracy on this data set that holds for *all* its images at once with probability 1 - rho.
 
-    Each image's certificate fails with probability at most alpha, independently: their samples have to be, so batches
-    that are certified one by one need ``index`` (:meth:`certify.Smoothed.certify`). Cohen et al. (2019, Appendix) bound
-    the number of failures by Bernstein's inequality; this uses the exact binomial quantile, which is never worse: with
-    probability at least 1 - rho, at most j of the m images fail, j the least with P(Binomial(m, alpha) > j) <= rho.
+    Each image's certificate fails with probability at most alpha, independently of the others. This needs independent
+    samples, so batches that are certified one by one need ``index`` (:meth:`certify.Smoothed.certify`). Cohen et al.
+    (2019, Appendix) bound the number of failures by Bernstein's inequality; this uses the exact binomial quantile,
+    which is never worse: with probability at least 1 - rho, at most j of the m images fail, for the smallest j with
+    P(Binomial(m, alpha) > j) <= rho.
 
     Args:
         at: radii.
@@ -116,8 +117,8 @@ def certified_accuracy_lower_bound(
 
 
 def bernstein_lower_bound(accuracy: ArrayLike, m: int, *, alpha: float, rho: float = 0.001) -> NDArray[Any]:
-    """The bound as printed by Cohen et al. (2019): ``accuracy - alpha - sqrt(2 alpha (1 - alpha) L / m) - L / (3 m)``,
-    with ``L = ln(1 / rho)``; for comparison with published figures."""
+    """The bound as published by Cohen et al. (2019), ``accuracy - alpha - sqrt(2 alpha (1 - alpha) L / m) - L / (3 m)``
+    with ``L = ln(1 / rho)``, for comparison with published figures."""
     log = math.log(1 / rho)
     slack = alpha + math.sqrt(2 * alpha * (1 - alpha) * log / m) + log / (3 * m)
     return np.maximum(0, np.asarray(accuracy, np.float64) - slack)

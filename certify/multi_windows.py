@@ -1,4 +1,4 @@
-"""Multi-band and multi-block ablation: copies that retain several bands or blocks of a grid.
+"""Multi-band and multi-block ablation: each copy retains several bands or blocks of a grid.
 
 Source: Levine and Feizi, "(De)Randomized Smoothing for Certifiable Defense against Patch Attacks" (NeurIPS 2020),
 appendix, Section D; dissertation, Appendix E.4.
@@ -32,14 +32,14 @@ def _choices(cells: int, count: int, device: torch.device) -> Tensor:
 
 
 def touched_cells(size: int, cell: int, length: int) -> list[range]:
-    """The different runs of grid cells, ``cell`` pixels each, that ``length`` pixels out of ``size`` can meet."""
+    """The distinct runs of grid cells, ``cell`` pixels each, that ``length`` adjacent pixels of ``size`` can meet."""
     runs = {(first // cell, (first + length - 1) // cell + 1) for first in range(size - length + 1)}
     return [range(*run) for run in sorted(runs)]
 
 
-@lru_cache(maxsize=1)  # large, and asked for again and again with one size of a patch
+@lru_cache(maxsize=1)  # large, and requested repeatedly for the same patch size
 def _untouched(grid: tuple[int, int], count: int, met: tuple[tuple[range, range], ...], device: torch.device) -> Tensor:
-    """Which choices of ``count`` cells hold none of those met, rows and columns: bool ``[len(met), choices]``."""
+    """Which choices of ``count`` cells avoid all cells met, given as rows and columns: bool ``[len(met), choices]``."""
     rows, columns = grid
     choices = _choices(rows * columns, count, device)
     safe = []
@@ -52,9 +52,10 @@ def _untouched(grid: tuple[int, int], count: int, met: tuple[tuple[range, range]
 
 @dataclass(frozen=True)
 class GridAblation(StructuredAblation):
-    """Every choice of ``count`` cells of a grid that begins in the upper left corner, in lexicographic order.
+    """One copy for every choice of ``count`` cells of a grid, in lexicographic order.
 
-    Cells at the right and lower border are smaller where the image does not divide evenly; none wraps around.
+    The grid begins in the upper left corner. Cells at the right and lower border are smaller if the image does not
+    divide evenly; none wraps around.
     """
 
     @abstractmethod
@@ -102,7 +103,7 @@ class GridAblation(StructuredAblation):
         for cell, size, name in zip(self.cell(shape), shape[1:], ("high", "wide"), strict=True):
             if cell > size:
                 raise ValueError(
-                    f"{type(self).__name__}: got cells of {cell} pixels, expected at most {size}: images are {size} "
+                    f"{type(self).__name__}: got cells of {cell} pixels, expected at most {size}, as images are {size} "
                     f"pixels {name}"
                 )
         cells = math.prod(self.grid(shape))
@@ -110,8 +111,8 @@ class GridAblation(StructuredAblation):
             raise ValueError(f"count: got {self.chosen}, expected at most the {cells} cells of the grid")
         if self.num_copies(shape) > MOST_COPIES:
             raise ValueError(
-                f"count: got {self.chosen} of {cells} cells, {self.num_copies(shape)} copies; expected at most "
-                f"{MOST_COPIES}: choose fewer or larger cells"
+                f"count: got {self.chosen} of {cells} cells, {self.num_copies(shape)} copies, expected at most "
+                f"{MOST_COPIES}; choose fewer or larger cells"
             )
 
     def guess_shape(self, positions: int) -> Shape | None:
@@ -120,14 +121,14 @@ class GridAblation(StructuredAblation):
 
 @dataclass(frozen=True)
 class MultiBandAblation(GridAblation):
-    """Copies retain ``count`` of the bands that begin at multiples of ``width``: all choices of them.
+    """Each copy retains ``count`` of the bands that begin at multiples of ``width``; there is a copy for every choice.
 
     Guarantee: see :class:`~certify.patch.StructuredAblation`. Published form: dissertation,
     Appendix E.4.
 
     Attributes:
-        width: of a band in pixels, the paper's s.
-        count: of bands, the paper's kappa.
+        width: width of a band in pixels, the paper's s.
+        count: number of bands, the paper's kappa.
         axis: ``"column"`` or ``"row"``.
         null, mean, std: see :class:`~certify.ablation.NullEncoding`.
     """
@@ -153,14 +154,14 @@ class MultiBandAblation(GridAblation):
 
 @dataclass(frozen=True)
 class MultiBlockAblation(GridAblation):
-    """Copies retain ``count`` of the square blocks that begin at multiples of ``size``: all choices of them.
+    """Each copy retains ``count`` of the square blocks that begin at multiples of ``size``; one copy for every choice.
 
     Guarantee: see :class:`~certify.patch.StructuredAblation`. Published form: dissertation,
     Appendix E.4.
 
     Attributes:
         size: side of a block in pixels, the paper's s.
-        count: of blocks, the paper's kappa.
+        count: number of blocks, the paper's kappa.
         null, mean, std: see :class:`~certify.ablation.NullEncoding`.
     """
 

@@ -1,4 +1,4 @@
-"""Votes copy by copy as one cell of a text file, and back; nothing that could run code."""
+"""Votes copy by copy as one cell of a text file, and back, in a format that cannot run code."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 
 def pack_votes(by_copy: Tensor) -> str:
-    """Votes copy by copy, bool ``[n, C]``, as text: one bit each (row by row, most significant first), then zlib's
-    format, then base64."""
+    """Votes copy by copy, bool ``[n, C]``, as text: one bit each (row by row, most significant first), compressed by
+    zlib, in base64."""
     bits = np.packbits(by_copy.cpu().numpy().astype(bool), axis=None)
     return base64.b64encode(zlib.compress(bits.tobytes(), 9)).decode()
 
@@ -23,7 +23,7 @@ def unpack_votes(text: str, n: int, num_classes: int) -> Tensor:
     size = -(-n * num_classes // 8)
     stream = zlib.decompressobj()
     try:
-        packed = stream.decompress(base64.b64decode(text, validate=True), size + 1)  # never more than is expected
+        packed = stream.decompress(base64.b64decode(text, validate=True), size + 1)  # caps the size of bad data
     except (binascii.Error, zlib.error) as error:
         raise ValueError(f"stored votes: got {text[:40]!r}, expected packed votes of {n} copies ({error})") from error
     if len(packed) != size or not stream.eof or stream.unused_data:

@@ -1,7 +1,7 @@
-"""Patches of an image as linear maps: bilinear resizing, windows, and how much all of them together stretch.
+"""Patches of an image as linear maps: bilinear resizing, windows, and the operator norm of the stacked patches.
 
-Everything works axis by axis, and in whole numbers: an axis is interpolated at positions rounded to quarters of a
-pixel, so values on the grid ``1 / q`` become values on the grid ``1 / (4 q)``.
+Everything works axis by axis and in integers: an axis is interpolated at positions rounded to quarters of a pixel, so
+values on the grid ``1 / q`` become values on the grid ``1 / (4 q)``.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ QUARTERS = 4
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of an image, of which patches are windows.
+    """One axis of an image, along which patches are windows.
 
     Attributes:
-        dim: in a batch ``[B, n, C, ...]`` of copies.
-        size: before and after resizing: equal for none.
+        dim: dimension in a batch ``[B, n, C, ...]`` of copies.
+        size, resized: length before and after resizing; equal without resizing.
         window: length of a patch along this axis.
     """
 
@@ -37,14 +37,14 @@ class Axis:
 
     @property
     def places(self) -> int:
-        """Where a window may start."""
+        """Number of positions at which a window may start."""
         return self.resized - self.window + 1
 
 
 def _interpolation(size: int, resized: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """For each resized pixel the pixels below and above its centre, and the quarters between it and the one below."""
+    """For each resized pixel: the pixels below and above its centre, and its offset from the lower one in quarters."""
     i = np.arange(resized)
-    # The centre of pixel i lies at (i + 1/2) size / resized - 1/2; in quarters, rounded, kept inside.
+    # The centre of pixel i lies at (i + 1/2) size / resized - 1/2; here in quarters, rounded and clipped to the image.
     quarters = ((8 * i + 4) * size - 3 * resized) // (2 * resized)
     quarters = quarters.clip(0, QUARTERS * (size - 1))
     below = quarters // QUARTERS
@@ -58,9 +58,9 @@ def _interpolation_on(size: int, resized: int, device: torch.device) -> tuple[Te
 
 
 def resize(images: Tensor, axes: Sequence[Axis]) -> Tensor:
-    """Images resized along all axes, times 4 for each of them; exact for whole numbers that remain below 2^24.
+    """Images resized along all axes, multiplied by 4 per axis; exact for integers that remain below 2^24.
 
-    Not by a matrix product, in which a GPU may round its arguments.
+    Avoids matrix products, in which a GPU may round the arguments.
     """
     for axis in axes:
         below, above, quarters = _interpolation_on(axis.size, axis.resized, images.device)
@@ -71,21 +71,21 @@ def resize(images: Tensor, axes: Sequence[Axis]) -> Tensor:
 
 
 def dense_starts(axes: Sequence[Axis], stride: int) -> list[tuple[int, ...]]:
-    """Where patches start that are ``stride`` apart along each axis."""
+    """Start positions of patches that are ``stride`` apart along each axis."""
     return list(itertools.product(*(range(0, axis.places, stride) for axis in axes)))
 
 
 def dense_windows(images: Tensor, axes: Sequence[Axis], stride: int) -> Tensor:
     """The patches at :func:`dense_starts` of images ``[B, n, C, ...]``: ``[B, n, k, C, ...]``.
 
-    No two of them share memory; a single one may be the image itself.
+    No two patches share memory; a single patch may share it with the image.
     """
     view = _places(images, axes, stride)
     sides = len(axes)
     places = range(2, 2 + sides)
     view = view.movedim([axis.dim for axis in axes], list(places))
     view = view.movedim(list(range(-sides, 0)), [axis.dim + sides for axis in axes])
-    # contiguous: merged places may still be a view, of windows that overlap
+    # contiguous: with merged positions, this may still be a view of overlapping windows
     return view.flatten(places.start, places.stop - 1).contiguous()
 
 
@@ -94,14 +94,14 @@ def windows(images: Tensor, starts: Sequence[Tensor], axes: Sequence[Axis]) -> T
 
     Args:
         images: ``[B, n, C, ...]``.
-        starts: one int64 tensor for each axis, ``[B, n, k]``, in its range, which is not checked; n and B may be 1 here
-            or there.
+        starts: one int64 tensor ``[B, n, k]`` per axis, with positions in range, which is not checked; B and n may be 1
+            in ``starts`` or in ``images``.
 
     Returns:
         ``[B, n, k, C, ...]``.
     """
     if images.shape[1] == 1 and math.prod(axis.places for axis in axes) <= starts[0][0].numel():
-        # all that there are, then whole ones of these: copied faster than number by number
+        # cut all possible windows, then select whole ones: faster than gathering single values
         every = dense_windows(images, axes, 1)[:, 0]
         number = torch.arange(len(images), device=images.device)[:, None, None]
         for axis, start in zip(axes, starts, strict=True):
@@ -115,14 +115,14 @@ def windows(images: Tensor, starts: Sequence[Tensor], axes: Sequence[Axis]) -> T
 
 
 def _places(images: Tensor, axes: Sequence[Axis], stride: int) -> Tensor:
-    """A view with the places of windows in the dimension of each axis, and their insides in the last ones."""
+    """A view with window positions in the dimension of each axis, and the windows' contents in the last dimensions."""
     for axis in axes:
         images = images.unfold(axis.dim, axis.window, stride)
     return images
 
 
 def _gram(axis: Axis, starts: Sequence[int]) -> NDArray[np.float64]:
-    """``R^T D R``, R the resizing of one axis and D how many of the windows cover each resized pixel; exact."""
+    """``R^T D R``, with R the resizing of one axis and D the number of windows that cover each resized pixel; exact."""
     covered = np.zeros(axis.resized)
     for start in starts:
         covered[start : start + axis.window] += 1
@@ -134,15 +134,15 @@ def _gram(axis: Axis, starts: Sequence[int]) -> NDArray[np.float64]:
 
 
 def eigenvalue_bound(matrix: NDArray[np.float64]) -> float:
-    """An upper bound on the largest eigenvalue of a symmetric matrix without negative entries, about 1e-9 above it.
+    """An upper bound on the largest eigenvalue of a symmetric nonnegative matrix, about 1e-9 above it.
 
-    For any positive vector v, no eigenvalue exceeds the largest ``(matrix v)_i / v_i`` (Collatz and Wielandt). Floats
-    only choose v, and round this quotient of sums of positive numbers.
+    For any positive vector v, no eigenvalue exceeds the largest ``(matrix v)_i / v_i`` (Collatz and Wielandt). So
+    floating-point error only affects the choice of v and the rounding of this quotient of sums of nonnegative numbers.
     """
     if not np.count_nonzero(matrix - np.diag(matrix.diagonal())):
-        return float(matrix.diagonal().max())  # windows without resizing: the exact number
+        return float(matrix.diagonal().max())  # windows without resizing: exact
     near = np.linalg.eigvalsh(matrix)[-1] * (1 + 1e-9)
-    # Positive where near exceeds the largest eigenvalue, and then matrix v = near v - 1.
+    # If near exceeds the largest eigenvalue, v is positive and matrix v = near v - 1.
     v = np.linalg.solve(near * np.eye(len(matrix)) - matrix, np.ones(len(matrix)))
     v = np.maximum(v, np.finfo(float).tiny)
     return float((matrix @ v / v).max()) * (1 + len(matrix) * 2.0**-50)
@@ -150,10 +150,10 @@ def eigenvalue_bound(matrix: NDArray[np.float64]) -> float:
 
 @lru_cache(maxsize=64)
 def stack_norm(axes: tuple[Axis, ...], stride: int | None, count: int | None) -> float:
-    """The operator norm of all patches of an image, stacked; never too small.
+    """The operator norm of the stacked patches of an image; never too small.
 
-    Of dense patches (``stride``) or of ``count`` random ones, for which it is the largest over the draws: all of them
-    may be the same. The squared norm is a product over the axes, since windows and interpolation are.
+    The patches are dense (``stride``), or ``count`` random ones: then this is the maximum over the draws, in which all
+    may coincide. The squared norm is a product over the axes, since windows and interpolation are separable.
     """
     square = 1.0 if count is None else float(count)
     for axis in axes:

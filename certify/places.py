@@ -1,4 +1,4 @@
-"""Patches place by place: which copies each puts at risk, and by how many votes a prediction survives it."""
+"""Patches by location: which copies each location puts at risk, and by what margin a prediction survives it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from certify.patch import PatchSize, StructuredAblation, clip, height_and_width,
 from certify.scheme import leader_and_gap
 from certify.votes import count_votes
 
-_CHUNK = 1 << 24  # pixels of masks or of places that are worked on at once
+_CHUNK = 1 << 24  # pixels of masks or of locations processed at once
 
 
 def grid_of_places(shape: Shape, patch: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns in which the upper left corner of a patch (no larger than the image) can be."""
+    """Numbers of rows and columns in which the upper left corner of a patch (no larger than the image) can lie."""
     return shape[1] - patch[0] + 1, shape[2] - patch[1] + 1
 
 
 def covered(shape: Shape, patch: tuple[int, int], place: Tensor) -> Tensor:
-    """The pixels of a patch at each place.
+    """The pixels that a patch covers at each location.
 
     Args:
-        place: int64 ``[L]``, numbers of places in row-major order, see :func:`grid_of_places`.
+        place: int64 ``[L]``, indices of locations in row-major order, see :func:`grid_of_places`.
 
     Returns:
         bool ``[L, H, W]``.
@@ -36,15 +36,15 @@ def covered(shape: Shape, patch: tuple[int, int], place: Tensor) -> Tensor:
 
 
 def at_risk(scheme: StructuredAblation, shape: Shape, places: Tensor) -> Tensor:
-    """Which copies show a pixel of each place.
+    """Which copies show a pixel of the patch at each location.
 
     Args:
-        places: bool ``[L, H, W]``.
+        places: bool ``[L, H, W]``, the pixels covered at each location.
 
     Returns:
         bool ``[L, copies]``.
     """
-    # sums of zeros and ones: positive exactly where a copy and a place share a pixel, however they are rounded
+    # sums of zeros and ones: positive exactly where a copy and a patch share a pixel, however they are rounded
     pixels, step = places.flatten(1).float(), max(1, _CHUNK // places[0].numel())
     numbers = torch.arange(scheme.num_copies(shape), device=places.device)
     return torch.cat(
@@ -53,17 +53,17 @@ def at_risk(scheme: StructuredAblation, shape: Shape, places: Tensor) -> Tensor:
 
 
 def margins(scheme: StructuredAblation, votes: Tensor, patch_size: PatchSize, *, shape: Shape | None = None) -> Tensor:
-    """By how many votes the prediction stays ahead of every other class, at worst, for each place of a patch.
+    """Worst-case lead, in votes, of the prediction over every other class, for each location of a patch.
 
-    With c the prediction and S the copies at risk at a place, ``n_c(outside S) - n_c'(outside S) - |S| - [c' < c]``,
-    minimized over c'. An adversary at that place can change the prediction of some classifier with these votes exactly
-    if this is negative: the prediction is certified (``bound="location"``) iff no place has a negative margin.
+    With c the prediction and S the copies at risk, this is ``n_c(outside S) - n_c'(outside S) - |S| - [c' < c]``,
+    minimized over c'. It is negative iff an adversary at that location can change the prediction of some classifier
+    with these votes, so the prediction is certified (``bound="location"``) iff no location has a negative margin.
 
     Args:
         votes, patch_size, shape: see :meth:`~certify.patch.StructuredAblation.certify_votes`.
 
     Returns:
-        int64 ``[B, H - height + 1, W - width + 1]``, by the upper left corner of the patch.
+        int64 ``[B, H - height + 1, W - width + 1]``, indexed by the upper left corner of the patch.
     """
     shape = scheme.check_votes(votes, shape)
     patch = clip(shape, height_and_width(patch_size))

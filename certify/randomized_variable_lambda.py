@@ -1,8 +1,8 @@
 """Variable-Lambda smoothing with independent random cells: Monte-Carlo lp certificates for 0 < p <= 1.
 
 Source: Levine and Feizi, "Provable Adversarial Robustness for Fractional lp Threat Models" (AISTATS 2022);
-dissertation, Theorem 4.2 and Corollary 4.1 (continuous inputs; alpha < 1 is in its Appendix C.1.3.1), Theorem 4.3
-(inputs on a grid). The paper's experiments use the exact form, :class:`~certify.variable_lambda.VariableLambda`.
+dissertation, Theorem 4.2 and Corollary 4.1 (continuous inputs; Appendix C.1.3.1 for alpha < 1), Theorem 4.3 (inputs on
+a grid). The paper's experiments use the exact form, :class:`~certify.variable_lambda.VariableLambda`.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from certify.scheme import SampledScheme, check_integer
 from certify.threats import Lp
 from certify.variable_lambda import Encoding, check_scale, encode_cells, encoded_channels, root_below
 
-# Continuous inputs are multiples of 2^-36, or 8-bit. Two values that differ then differ by at least 2^-36, against
-# which the errors of computing in doubles are small: x - s, its division by Lambda and s = u Lambda shift the ends of
-# cells by at most 2^-50 together, whatever Lambda; the 52-bit uniforms behind s and Lambda add at most 2^-51 to a
-# probability of at least 2^-36, both in units of 1 / alpha, and that behind the choice of the case changes it by a
-# share below 1e-6. Two values are so told apart with probability at most (1 + 2^-12) |x - y|^p / alpha.
+# Continuous inputs are multiples of 2^-36, or 8-bit, so two distinct values differ by at least 2^-36. Against this,
+# rounding errors of doubles are small: x - s, its division by Lambda and s = u Lambda together shift cell ends by at
+# most 2^-50, whatever Lambda. The 52-bit uniforms behind s and Lambda add at most 2^-51 to a probability of at least
+# 2^-36, both in units of 1 / alpha, and the uniform that chooses the case changes it by a relative error below 1e-6.
+# Hence two values are separated with probability at most (1 + 2^-12) |x - y|^p / alpha.
 _GRID_BITS = 36
 _EXCESS = 1 + 2.0**-12
-# Cells below the grid tell all values apart anyway.
+# Cells below the grid resolution separate all values anyway.
 _SMALLEST_CELL = 2.0**-40
 
 
 @lru_cache(maxsize=16)
 def _blocks(p: Fraction, alpha: Fraction, q: int) -> tuple[Tensor, Tensor]:
-    """The 2^32 values of a random word, divided among widths: ends of the blocks and their starts, int64 ``[q]``.
+    """The 2^32 values of a random word, partitioned by cell width: ends and starts of the blocks, int64 ``[q]`` each.
 
-    Width j has ``j n_j`` words, ``n_j`` for each split, with ``m_k = sum of n_j over j >= k`` nonincreasing and
-    partial sums of at most ``2^32 (k / q)^p / alpha``: exact. Words behind the last block show nothing.
+    Width j gets ``j n_j`` words, ``n_j`` for each split, where ``m_k = sum of n_j over j >= k`` is nonincreasing and
+    its partial sums are at most ``2^32 (k / q)^p / alpha``, exactly. Words after the last block show nothing.
     """
     increments = greedy_design(power_limits(p, alpha, q, 1 << 32))
     sizes = [
@@ -51,16 +51,16 @@ def _blocks(p: Fraction, alpha: Fraction, q: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class RandomizedVariableLambda(SampledScheme):
-    """Every feature gets a cell of random width and position, independently.
+    """Every feature independently gets a cell of random width and position.
 
     Guarantee: class probabilities are ``1 / alpha``-Lipschitz in ``sum |x_i - y_i|^p``, so the lp radius is
-    ``(alpha (p_lower - 1/2))^(1/p)``, rounded down; with ``q`` given, for inputs on the grid ``i / q``.
+    ``(alpha (p_lower - 1/2))^(1/p)``, rounded down; if ``q`` is given, for inputs on the grid ``i / q``.
 
     Attributes:
         p: in (0, 1], a simple fraction such as 0.5 or 1/3.
         alpha: above 0; above 1, a feature shows nothing with probability ``1 - 1 / alpha``.
-        q: quantization steps of the input; None for continuous inputs: multiples of 2^-36, or 8-bit (the radius is
-            then smaller by a rounding allowance, about 0.02 % of it for p = 1).
+        q: quantization steps of the input; None for continuous inputs, which must be 8-bit or multiples of 2^-36 (a
+            rounding allowance, about 0.02 % of the radius for p = 1, is then subtracted).
         encoding: see :class:`~certify.variable_lambda.CellSmoothing`.
     """
 
@@ -71,7 +71,7 @@ class RandomizedVariableLambda(SampledScheme):
 
     def __post_init__(self) -> None:
         check_scale(self.alpha)
-        object.__setattr__(self, "p", float(exact_power(self.p)))  # the one that is certified, to the last bit
+        object.__setattr__(self, "p", float(exact_power(self.p)))  # bit for bit the p that is certified
         object.__setattr__(self, "alpha", float(self.alpha))
         if self.q is not None:
             check_integer("q (quantization steps, 255 for 8-bit images)", self.q, 1, 1 << 12)
@@ -90,7 +90,7 @@ class RandomizedVariableLambda(SampledScheme):
             scaled = x.to(torch.float64) * 2.0**_GRID_BITS
             if (scaled != scaled.round()).any():
                 raise ValueError(
-                    f"images: got values that are no multiples of 2^-{_GRID_BITS}, to which this certificate is "
+                    f"images: got other values, expected multiples of 2^-{_GRID_BITS}, to which this certificate is "
                     f"limited; round them: (x.double() * 2.0**{_GRID_BITS}).round() / 2.0**{_GRID_BITS}"
                 )
 
@@ -106,7 +106,7 @@ class RandomizedVariableLambda(SampledScheme):
         ends, starts = (part.to(x.device) for part in _blocks(exact_power(self.p), Fraction(self.alpha), q))
         features = x[0].numel()
         words = draws.words(features).expand(len(x), -1, -1)
-        # most words show nothing when alpha is large: only the others are looked at
+        # if alpha is large, most words show nothing: process only the others
         shown = (words < ends[-1]).flatten().nonzero()[:, 0]
         word = words.flatten()[shown]
         width = torch.searchsorted(ends, word, right=True) + 1

@@ -1,7 +1,7 @@
-"""Randomized structured ablation: bands and blocks at random positions, the baseline of the exact schemes.
+"""Randomized structured ablation: bands and blocks at random positions, the baseline for the exact schemes.
 
 Source: Levine and Feizi, "(De)Randomized Smoothing for Certifiable Defense against Patch Attacks" (NeurIPS 2020),
-appendix, Section E; dissertation, Appendix E.5. It shows what is gained by classifying every position.
+appendix, Section E; dissertation, Appendix E.5. It shows the benefit of classifying every position.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _WORDS = 1 << 32
 
 @lru_cache(maxsize=32)
 def _shares(copies: int, touched: tuple[int, ...]) -> tuple[Fraction, ...]:
-    """Upper bounds of the probability that a copy drawn from so many is one of those touched."""
-    likeliest = -(-_WORDS // copies)  # words of 32 bits that lead to one position
+    """Upper bounds on the probability that a copy drawn at random is one of n given ones, for n in ``touched``."""
+    likeliest = -(-_WORDS // copies)  # the most 32-bit words that can map to one position
     return tuple(Fraction(n * likeliest, _WORDS) for n in touched)
 
 
 @dataclass(frozen=True)
 class RandomizedWindowAblation(NullEncoding, SampledScheme):
-    """Copies retain one band or block at a random position, each as likely as the others up to 2^-32.
+    """Each copy retains one band or block at a random position, where positions are equally likely up to 2^-32.
 
     Guarantee: a square patch with side m changes a class probability by at most the probability that a copy meets it.
-    The radius is the largest m for which that is below ``p_lower - 1/2`` (or half the gap of the two bounds).
+    The radius is the largest m for which this is below ``p_lower - 1/2`` (or half the gap between the two bounds).
     """
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class RandomizedWindowAblation(NullEncoding, SampledScheme):
         return self.windows.sample(x, draws)
 
     def touched_shares(self, shape: Shape) -> tuple[Fraction, ...]:
-        """Upper bounds of the probability that a copy meets a square with side 0, 1, ..., up to the whole image."""
+        """Upper bounds on the probability that a copy meets a square with side 0, 1, ..., up to the whole image."""
         windows = self.windows
         sides = range(1, max(shape[1:]) + 1)
         touched = [windows.most_touched(shape, (min(m, shape[1]), min(m, shape[2]))) for m in sides]
@@ -69,14 +69,14 @@ class RandomizedWindowAblation(NullEncoding, SampledScheme):
 
     def radius(self, p_lower: Tensor, p_upper: Tensor, *, shape: Shape | None = None) -> Tensor:
         if shape is None:
-            raise ValueError("shape: a patch certificate needs the image shape (C, H, W)")
+            raise ValueError("shape: got None; a patch certificate needs the image shape (C, H, W)")
         self.windows.check_shape(shape)
         return coverage.steps_within(coverage.margin(p_lower, p_upper), self.touched_shares(shape)).to(torch.float64)
 
 
 @dataclass(frozen=True)
 class RandomizedBandAblation(RandomizedWindowAblation):
-    """Copies retain one band of columns (or rows) at a random position.
+    """Each copy retains one band of columns (or rows) at a random position.
 
     Attributes:
         width, axis: see :class:`~certify.windows.BandAblation`.
@@ -93,7 +93,7 @@ class RandomizedBandAblation(RandomizedWindowAblation):
 
 @dataclass(frozen=True)
 class RandomizedBlockAblation(RandomizedWindowAblation):
-    """Copies retain one square block at a random position.
+    """Each copy retains one square block at a random position.
 
     Attributes:
         size: see :class:`~certify.windows.BlockAblation`.

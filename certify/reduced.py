@@ -1,4 +1,4 @@
-"""A classifier of patches becomes one of stacks of patches."""
+"""Turns a classifier of patches into a classifier of stacks of patches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Reduce = Literal["max", "mean"]
 
 
 class Reduced(nn.Module):
-    """Scores of all patches of a stack, reduced to those of the stack.
+    """Reduces the scores of all patches of a stack to the scores of the stack.
 
     Args:
         base_classifier: maps inputs ``[N, C, ...]`` to scores ``[N, num_classes]``.

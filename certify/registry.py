@@ -1,4 +1,4 @@
-"""What is defined outside of this package, by name: texts may name it once its module is imported."""
+"""Registry of what is defined outside of this package: texts can name it once its module is imported."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from certify.sources import code_of
 
 
 class OwnClasses(dict[str, dict[tuple[str, str], type]]):
-    """By name, and by module and place in it. A text may name those of which there is one (:mod:`certify.spec`)."""
+    """Classes by name, then by module and qualified name. Texts may use unique names only (:mod:`certify.spec`)."""
 
     def add(self, kind: type) -> None:
-        """Remember a class, unless it is one of this package."""
+        """Register a class, unless it belongs to this package."""
         if kind.__module__.split(".")[0] != __package__:
             self.setdefault(kind.__name__, {})[kind.__module__, kind.__qualname__] = kind
 
     def unique(self) -> dict[str, type]:
-        """Those that are the only ones of their name."""
+        """The classes whose name is unique."""
         return {name: next(iter(found.values())) for name, found in self.items() if len(found) == 1}
 
     def ambiguous(self, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""``Smoothed``: a base classifier and a scheme become a certifiably robust classifier."""
+"""``Smoothed``: turns a base classifier and a smoothing scheme into a certifiably robust classifier."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from certify.votes import VoteRule, Votes, argmax_vote
 
 
 class Smoothed:
-    """The smoothed classifier: the majority vote of a base classifier over the copies that a scheme makes.
+    """The smoothed classifier: a majority vote of the base classifier over the copies that a scheme makes.
 
     Example::
 
@@ -46,19 +46,19 @@ class Smoothed:
         result.prediction, result.radius       # [B], [B]
 
     Args:
-        base_classifier: any callable from copies ``[N, scheme.channels(C), H, W]`` (float32) to scores
-            ``[N, num_classes]``; modules are run in evaluation mode, on the device of their parameters. Of schemes
-            whose copies are stacks of patches, it takes the patches.
+        base_classifier: any callable that maps copies ``[N, scheme.channels(C), H, W]`` (float32) to scores
+            ``[N, num_classes]``. Modules run in evaluation mode, on the device of their parameters. For schemes whose
+            copies are stacks of patches, it takes the individual patches.
         scheme: a :class:`~certify.scheme.Scheme`.
         num_classes: number of classes.
-        n0: selection samples (sampled schemes only).
-        n: estimation samples (sampled schemes only), never shared with the selection.
+        n0: number of selection samples (sampled schemes only).
+        n: number of estimation samples (sampled schemes only); they are independent of the selection samples.
         alpha: failure probability of each image's certificate, and of each prediction (sampled schemes only).
         bounds: see :meth:`~certify.scheme.SampledScheme.certify_counts`.
-        interval: ``"clopper-pearson"`` (the published bounds) or ``"randomized"`` (a little larger radii from the same
-            votes, see :func:`~certify.confidence.lower_bound`; the random numbers follow from ``seed`` and ``index``).
-        seed: of the samples; together with ``index`` it determines them. Inputs have to be chosen without knowing it.
-        vote: how a copy's scores become votes.
+        interval: ``"clopper-pearson"`` (the published bounds) or ``"randomized"`` (slightly larger radii from the same
+            votes, see :func:`~certify.confidence.lower_bound`; ``seed`` and ``index`` determine the random numbers).
+        seed: determines the samples, together with ``index``. Inputs must be chosen without knowledge of it.
+        vote: turns the scores of a copy into votes.
         batch_size: copies per forward pass; by default chosen from the size of the model's activations.
     """
 
@@ -79,7 +79,7 @@ class Smoothed:
     ) -> None:
         if not isinstance(scheme, (EnumeratedScheme, SampledScheme)):
             got = f"the class {scheme.__name__}" if isinstance(scheme, type) else type(scheme).__name__
-            raise TypeError(f"scheme: got {got}, expected an EnumeratedScheme or a SampledScheme, with its parameters")
+            raise TypeError(f"scheme: got {got}, expected an EnumeratedScheme or a SampledScheme, as an instance")
         check_alpha(alpha)
         if bounds not in get_args(Bounds):
             raise ValueError(BAD_BOUNDS.format(bounds))
@@ -91,7 +91,7 @@ class Smoothed:
                 raise ValueError(f"{name}: got {value!r}, expected at least 1 sample, as an integer")
         if not callable(base_classifier):
             got = type(base_classifier).__name__
-            hint = "; load_state_dict puts it into a module" if isinstance(base_classifier, Mapping) else ""
+            hint = "; load it into a module with load_state_dict" if isinstance(base_classifier, Mapping) else ""
             raise TypeError(f"base_classifier: got a {got}, expected a module or a function of copies{hint}")
         self._base_classifier = base_classifier
         self.n0, self.n, self.alpha, self.seed = n0, n, alpha, seed
@@ -103,25 +103,26 @@ class Smoothed:
 
     @property
     def base_classifier(self) -> BaseClassifier:
-        """What was given; make another ``Smoothed`` for another one."""
+        """The base classifier, read-only: to use another one, create another ``Smoothed``."""
         return self._base_classifier
 
     @property
     def scheme(self) -> Scheme:
-        """What makes the copies; make another ``Smoothed`` for another one."""
+        """The smoothing scheme, read-only: to use another one, create another ``Smoothed``."""
         return self.engine.scheme
 
     def copies_per_image(self, shape: Shape) -> int:
-        """How many copies of an image of ``shape`` (C, H, W) a certificate classifies."""
+        """Number of copies that are classified to certify one image of ``shape`` (C, H, W)."""
         return self.scheme.num_copies(shape) if isinstance(self.scheme, EnumeratedScheme) else self.n0 + self.n
 
     def votes(self, x: Tensor, *, index: Tensor | None = None) -> Votes:
-        """The integer votes of ``x [B, C, H, W]``: store them, every certificate can be computed from them.
+        """The integer votes for ``x [B, C, H, W]``. Store them: every certificate can be computed from them.
 
         Args:
-            index: int64 ``[B]``, each image's index in its data set; sampled copies depend on it. By default 0..B-1, so
-                batches of a loop share their noise: each certificate holds, but a statement about several images at
-                once (:func:`~certify.metrics.certified_accuracy_lower_bound`) needs an index of its own for each.
+            index: int64 ``[B]``, each image's index in its data set; sampled copies depend on it. The default is
+                0..B-1, so that the batches of a loop share their noise: each certificate still holds, but a joint
+                statement about several images (:func:`~certify.metrics.certified_accuracy_lower_bound`) needs a
+                distinct index for each.
         """
         return collect_votes(self.engine, x, n0=self.n0, n=self.n, index=index, seed=self.seed)
 
@@ -133,8 +134,8 @@ class Smoothed:
 
         Args:
             index: see :meth:`votes`.
-            fresh: sample with a new secret seed in place of ``seed``. That is how to deploy a sampled scheme: whoever
-                knows the seed knows the copies that will be counted, and can fit an input to them.
+            fresh: sample with a new secret seed instead of ``seed``. Deploy sampled schemes this way: an adversary who
+                knows the seed knows the copies that will be counted and can tailor an input to them.
         """
         if isinstance(self.scheme, EnumeratedScheme):
             return self.prediction(self.votes(x))
@@ -147,21 +148,21 @@ class Smoothed:
         return self.certificate(self.votes(x, index=index))
 
     def certify_top_k(self, x: Tensor, k: int, *, index: Tensor | None = None) -> TopKCertified:
-        """How far each image may change before a label can leave the ``k`` most probable ones, for every label.
+        """For every label, how far each image may change before the label can drop out of the ``k`` most probable.
 
-        For randomized ablation and Gaussian noise, see :meth:`~certify.scheme.SampledScheme.certify_top_k`; from the
-        ``n`` estimation samples. ``bounds`` and ``interval`` play no part.
+        Available for randomized ablation and Gaussian noise, see :meth:`~certify.scheme.SampledScheme.certify_top_k`.
+        Uses only the ``n`` estimation samples; ``bounds`` and ``interval`` have no effect.
         """
         if not isinstance(self.scheme, SampledScheme):
             got = type(self.scheme).__name__
             raise ValueError(f"scheme: got {got}, top-k certificates are for RandomizedAblation and Gaussian noise")
         empty, shape = torch.zeros((0, self.engine.num_classes), dtype=torch.int64), tuple(x.shape[1:])
-        self.scheme.certify_top_k(empty, k, self.alpha, n=self.n, shape=shape)  # says what is wrong before it samples
+        self.scheme.certify_top_k(empty, k, self.alpha, n=self.n, shape=shape)  # raises before anything is sampled
         counts = self.engine.sampled(x, self.n, index=index, seed=self.seed, stream=ESTIMATION)
         return self.scheme.certify_top_k(counts, k, self.alpha, n=self.n, shape=shape)
 
     def certify_patch(self, x: Tensor, patch_size: PatchSize, *, bound: PatchBound = "location") -> PatchCertified:
-        """Which predictions no patch of one size can change; for schemes against patches with a vote per position.
+        """Predictions that no patch of a given size can change; for patch schemes with one vote per position.
 
         Args:
             patch_size: m for m x m pixels, or (height, width).
@@ -169,7 +170,7 @@ class Smoothed:
         """
         if not isinstance(self.scheme, StructuredAblation):
             got = type(self.scheme).__name__
-            raise ValueError(f"scheme: got {got}, expected one against patches such as BandAblation(width=4)")
+            raise ValueError(f"scheme: got {got}, expected a patch scheme such as BandAblation(width=4)")
         by_copy, shape = self.engine.enumerated_by_copy(x), tuple(x.shape[1:])
         return self.scheme.certify_votes(by_copy, patch_size, shape=shape, bound=bound)
 
@@ -178,7 +179,7 @@ class Smoothed:
     ) -> SequentialCertified:
         """Certify, sampling only until it is settled whether the prediction is certified at ``radius``.
 
-        Sampled schemes only; ``n``, ``bounds`` and ``interval`` play no part. See
+        Sampled schemes only; ``n``, ``bounds`` and ``interval`` have no effect. See
         :func:`~certify.sequential.certify_sequentially`.
         """
         return self.certify_until(x, CertifiedAt(radius), max_n=max_n, index=index)
@@ -192,7 +193,7 @@ class Smoothed:
     def certify_until(
         self, x: Tensor, question: Question, *, max_n: int = 100_000, index: Tensor | None = None
     ) -> SequentialCertified:
-        """Certify, sampling only until ``question`` is settled; the two methods above ask the usual ones."""
+        """Certify, sampling only until ``question`` is settled; the two methods above cover the usual questions."""
         return certify_sequentially(
             self.engine, x, question, n0=self.n0, max_n=max_n, alpha=self.alpha, index=index, seed=self.seed
         )
@@ -209,7 +210,7 @@ class Smoothed:
 
 
 def predicted(scheme: Scheme, votes: Votes, alpha: float) -> Tensor:
-    """The classes that follow from votes, int64 ``[B]``: the exact ones, or -1 where a sampled scheme abstains."""
+    """Predictions from votes, int64 ``[B]``: exact for enumerated schemes, -1 where a sampled scheme abstains."""
     if not isinstance(scheme, EnumeratedScheme):
         return predict_or_abstain(votes.counts, alpha)
     if votes.by_copy is not None:
@@ -220,10 +221,10 @@ def predicted(scheme: Scheme, votes: Votes, alpha: float) -> Tensor:
 def certified(
     scheme: Scheme, votes: Votes, alpha: float, *, bounds: Bounds, interval: Interval, seed: int
 ) -> Certified:
-    """The certificates that follow from votes.
+    """Certificates from votes.
 
     Args:
-        alpha, bounds, interval, seed: of sampled schemes, see :class:`Smoothed`.
+        alpha, bounds, interval, seed: for sampled schemes, see :class:`Smoothed`.
     """
     if isinstance(scheme, EnumeratedScheme):
         if votes.by_copy is not None:
@@ -245,7 +246,7 @@ def certified(
 
 
 def check_bounds_exist(n: int, alpha: float, bounds: Bounds, num_classes: int) -> None:
-    """Raise, before anything is sampled, unless probabilities can be bounded with so many samples at this level."""
+    """Raise, before anything is sampled, unless probabilities can be bounded from ``n`` samples at level ``alpha``."""
     none = torch.zeros((0, num_classes), dtype=torch.int64)
     if bounds == "simultaneous":
         simultaneous_bounds(none, none[:, 0], n, alpha)
@@ -254,27 +255,27 @@ def check_bounds_exist(n: int, alpha: float, bounds: Bounds, num_classes: int) -
 
 
 def check_interval(interval: str) -> None:
-    """Raise unless there is such an interval."""
+    """Raise unless ``interval`` is a known kind of interval."""
     if interval not in get_args(Interval):
         raise ValueError(f"interval: got {interval!r}, expected one of {', '.join(get_args(Interval))}")
 
 
 def _check_votes(votes: Votes, scheme: Scheme) -> None:
-    """Raise unless these are votes of a fixed number of copies, as ``scheme`` makes them."""
+    """Raise unless these are votes on a fixed number of copies, made as ``scheme`` makes them."""
     made_by = votes.scheme
     if made_by is not None and made_by is not scheme and made_by != scheme:
         others = made_by.certificates().values() if isinstance(made_by, SampledScheme) else ()
         if scheme not in others:
-            raise ValueError(f"votes: got those of copies by {made_by}, which certify nothing for {scheme}")
+            raise ValueError(f"votes: got votes on copies by {made_by}, which certify nothing for {scheme}")
     if votes.stopped:
         raise ValueError(
-            "votes: got some that were sampled until a question was settled; bounds for a fixed sample size do not "
-            "hold for them, use the result of certify_at or certify_within itself"
+            "votes: got votes sampled until a question was settled, for which bounds for a fixed sample size do not "
+            "hold; use the result of certify_at or certify_within itself"
         )
 
 
 def vote_uniforms(votes: Votes, seed: int) -> Tensor:
-    """The random numbers of randomized bounds on stored votes, float64 ``[B, C]``."""
+    """The random numbers for randomized bounds on stored votes, float64 ``[B, C]``."""
     if votes.index is None:
         raise ValueError("votes: got no image indices, which randomized bounds need; pass index= to Votes")
     return bound_uniforms(seed, votes.index, votes.counts.shape[1])

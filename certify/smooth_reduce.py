@@ -1,19 +1,19 @@
-"""Smooth-Reduce: one vote from the reduced scores of many noised patches of an image, or sub-videos of a video.
+"""Smooth-Reduce: one vote from the reduced scores of many noisy patches of an image, or sub-videos of a video.
 
-Source: "Smooth-Reduce: Leveraging Patches for Improved Certified Robustness", Algorithm 1, which is not sound as
-printed. It draws independent noise for each patch and reports the radius of plain smoothing. But to the theorem the
-smoothed object is then the stack ``(P_1 x, ..., P_k x)``, which a perturbation delta of x moves by up to L times its
-length, L the operator norm of the stacked P_i. Two rules are sound, from any base classifier, patches and reduction:
+Source: "Smooth-Reduce: Leveraging Patches for Improved Certified Robustness", Algorithm 1, which is unsound as printed.
+It draws independent noise for each patch and reports the radius of plain smoothing. In that case, however, the smoothed
+input is the stack ``(P_1 x, ..., P_k x)``, which a perturbation delta of x moves by up to L times its norm, where L is
+the operator norm of the stacked P_i. Two rules are sound, for any base classifier, patches and reduction:
 
-* ``noise="image"``: one draw of noise for the image, of which all patches are taken. What they are and how they are
-  reduced is part of the base classifier, and the radius that of plain smoothing.
-* ``noise="patch"``: independent noise for each patch, and the radius divided by L. Patches drawn at random mix many
-  such classifiers. With noise of deviation 1, a perturbation of length c takes a probability p of one of them to
-  ``Phi(Phi^-1(p) - c)`` at worst. That is convex in p and falls with c, so that the mean over the draws falls no deeper
-  than for the mean of p and the largest L; what it may rise to is concave, likewise.
+* ``noise="image"``: one draw of noise for the image, from which all patches are then taken. The choice of patches and
+  their reduction are part of the base classifier, and the radius is that of plain smoothing.
+* ``noise="patch"``: independent noise for each patch, and the radius divided by L. Patches drawn at random form a
+  mixture of such classifiers. With noise of standard deviation 1, a perturbation of norm c lowers a probability p of
+  one of them to ``Phi(Phi^-1(p) - c)`` at worst. This is convex in p and decreasing in c, so the mean over the draws
+  falls no lower than for the mean p and the largest L; the upper bound is concave, and the same argument applies.
 
 The first is the paper's Corollary 1. Its Theorem 2, on failure probabilities, assumes that patches fail independently;
-nothing here uses it.
+it is not used here.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from certify.scheme import SampledScheme, check_integer
 
 NoiseOn = Literal["image", "patch"]
 
-_PLACES, _PICK, _CHUNK = 8, 9, 10  # parts of the random numbers; noise has those of the draws themselves
+_PLACES, _PICK, _CHUNK = 8, 9, 10  # substreams of the random numbers; noise uses the draws themselves
 
 
 @dataclass(frozen=True)
 class _SmoothReduce(GaussianScheme):
-    """What images and videos share. See :class:`SmoothReduce`."""
+    """Base of the image and the video scheme. See :class:`SmoothReduce`."""
 
     stride: int | None = field(default=None, kw_only=True)
     count: int | None = field(default=None, kw_only=True)
@@ -53,8 +53,8 @@ class _SmoothReduce(GaussianScheme):
     def __post_init__(self) -> None:
         if (self.stride is None) == (self.count is None):
             raise ValueError(
-                f"stride, count: got {self.stride} and {self.count}, expected one of them: patches everywhere, stride "
-                "apart, or that many at random"
+                f"stride, count: got {self.stride} and {self.count}, expected exactly one of them: stride for dense "
+                "patches that far apart, or count for that many random ones"
             )
         if self.stride is not None:
             check_integer("stride", self.stride, 1)
@@ -65,17 +65,19 @@ class _SmoothReduce(GaussianScheme):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(get_args(choices))}")
         if self.as_printed and self.noise == "image":
-            raise ValueError("as_printed: is for noise='patch'; with noise on the image, radii as printed are sound")
+            raise ValueError(
+                "as_printed: got True with noise='image', where the printed radii are sound; expected noise='patch'"
+            )
         super().__post_init__()
 
     @abstractmethod
     def axes(self, shape: Shape) -> tuple[Axis, ...]:
-        """The axes along which patches are windows; raises if an image of ``shape`` has none."""
+        """The axes along which patches are windows; raises if patches do not fit an image of ``shape``."""
 
     @property
     @abstractmethod
-    def _resizes(self) -> int:
-        """By how much resizing may multiply values."""
+    def _resize_factor(self) -> int:
+        """The factor by which resizing multiplies values, to keep them integers."""
 
     def doubts(self) -> list[str]:
         return [*(["as printed"] if self.as_printed else []), *super().doubts()]
@@ -87,7 +89,7 @@ class _SmoothReduce(GaussianScheme):
 
     @property
     def refinement(self) -> int:
-        return self._resizes if self.noise == "patch" else 1
+        return self._resize_factor if self.noise == "patch" else 1
 
     def check(self, x: Tensor, layouts: tuple[str, ...] = (IMAGES, VIDEOS)) -> None:
         super().check(x, layouts)
@@ -108,9 +110,10 @@ class _SmoothReduce(GaussianScheme):
         return math.prod(shape) if self.noise == "image" else self.patches(shape) * math.prod(self.patch_shape(shape))
 
     def operator_norm(self, shape: Shape) -> float:
-        """L, by how much the stack of patches may stretch a perturbation of an image of ``shape``; never too small.
+        """L, an upper bound on the factor by which the stack of patches stretches a perturbation, for ``shape``.
 
-        Without resizing it is the root of the largest number of patches that cover a pixel; of random ones, all may.
+        Without resizing, it is the square root of the largest number of patches that cover a pixel; random patches may
+        all cover the same one.
         """
         return stack_norm(self.axes(shape), self.stride, self.count)
 
@@ -118,7 +121,7 @@ class _SmoothReduce(GaussianScheme):
         if self.noise == "image" or self.as_printed:
             return 1.0
         if shape is None:
-            raise ValueError("shape: noise on patches needs the image shape, on which the radius depends")
+            raise ValueError("shape: got None; noise on patches needs the image shape, on which the radius depends")
         return self.operator_norm(shape)
 
     def classifier(self, base_classifier: BaseClassifier) -> BaseClassifier:
@@ -147,7 +150,7 @@ class _SmoothReduce(GaussianScheme):
         return self._noised(x, draws, axes, lambda image: windows(image, starts, axes))
 
     def _random_starts(self, axes: tuple[Axis, ...], draws: Draws, count: int) -> list[Tensor]:
-        """Where ``count`` patches start, each place as likely, with replacement."""
+        """Start positions of ``count`` patches, uniform and with replacement."""
         number, starts = draws.integers(math.prod(axis.places for axis in axes), count), []
         for axis in reversed(axes):
             starts.append(number % axis.places)
@@ -155,40 +158,41 @@ class _SmoothReduce(GaussianScheme):
         return starts[::-1]
 
     def _noised(self, x: Tensor, draws: Draws, axes: tuple[Axis, ...], cut: Callable[[Tensor], Tensor]) -> Tensor:
-        """Values of the patches that ``cut`` takes of a resized image, with noise on these or on the image."""
+        """Values of the patches that ``cut`` takes from a resized image, with noise on the patches or on the image."""
         numbers = self.numbers(x)[:, None]
         if self.noise == "image":
             numbers = added(numbers, self.draw_noise(draws, tuple(x.shape[1:])))
-        if self._resizes > 1:
+        if self._resize_factor > 1:
             numbers = resize(numbers, axes)
         patches = cut(numbers)
         if self.noise == "patch":
             noise = self.draw_noise(draws, tuple(patches.shape[2:]))
-            # floats are not in steps: there the noise, too, is multiplied by what resizing has multiplied values by
-            patches = added(patches, noise if self.sound else noise.mul_(self._resizes))
-        return self.values(patches, self._resizes)
+            # floats are not in grid steps, so the noise has to be scaled by the same factor as the resized values
+            patches = added(patches, noise if self.sound else noise.mul_(self._resize_factor))
+        return self.values(patches, self._resize_factor)
 
 
 @dataclass(frozen=True)
 class SmoothReduce(_SmoothReduce):
-    """Gaussian smoothing of a classifier of patches: their scores, reduced, are one vote.
+    """Gaussian smoothing of a patch classifier: its scores on the patches of a copy are reduced to one vote.
 
-    Guarantee, for inputs on the grid ``i / q``: the prediction is the same for every input on it within l2 distance
-    ``radius``. With ``noise="image"`` that is the radius of :class:`~certify.gaussian.GaussianNoise`, with
-    ``noise="patch"`` the same divided by :meth:`operator_norm`.
+    Guarantee, for inputs on the grid ``i / q``: the prediction is the same for every input on the grid within l2
+    distance ``radius``. With ``noise="image"`` this is the radius of :class:`~certify.gaussian.GaussianNoise`, with
+    ``noise="patch"`` that radius divided by :meth:`operator_norm`.
 
     The base classifier takes patches ``[N, C, *size]``.
 
     Attributes:
         sigma: standard deviation of the noise.
-        size: of a patch in pixels, one number or (height, width).
-        resize: of the image, before patches are taken, likewise: bilinear, at positions rounded to quarters of a pixel.
-        stride: patches that are ``stride`` pixels apart, from the upper left corner on, all of them in each copy; or
-        count: that many at random places, drawn for each copy.
+        size: size of a patch in pixels, one number or (height, width).
+        resize: size to which the image is resized before patches are taken, in the same form; bilinear, at positions
+            rounded to quarters of a pixel.
+        stride: each copy has all patches that lie ``stride`` pixels apart, from the upper left corner on; or
+        count: each copy has that many patches at random positions.
         reduce: ``"mean"`` of the scores, or ``"max"`` of their soft-max.
-        noise: on the ``"image"``, or on each ``"patch"``, after resizing.
-        as_printed: with noise on patches, radii as Algorithm 1 prints them, not divided by the norm. They are not
-            certificates: their threat says so, and with it everything that shows them. Votes are the same.
+        noise: on the ``"image"``, or on each ``"patch"`` after resizing.
+        as_printed: with noise on patches, use the radii of Algorithm 1 as printed, not divided by the norm. They are
+            not certificates, and their threat, and so everything that shows them, says so. Votes are the same.
         sound, q: see :class:`~certify.gaussian.GaussianNoise`.
     """
 
@@ -205,7 +209,7 @@ class SmoothReduce(_SmoothReduce):
         super().__post_init__()
 
     @property
-    def _resizes(self) -> int:
+    def _resize_factor(self) -> int:
         return 1 if self.resize is None else QUARTERS**2
 
     def axes(self, shape: Shape) -> tuple[Axis, ...]:
@@ -213,7 +217,7 @@ class SmoothReduce(_SmoothReduce):
         resized = pixels if self.resize is None else _pair(self.resize)
         if any(window > side for window, side in zip(_pair(self.size), resized, strict=True)):
             got, of = ("x".join(map(str, sides)) for sides in (_pair(self.size), resized))
-            raise ValueError(f"size: got patches of {got} pixels, images have {of}; use a smaller size, or resize")
+            raise ValueError(f"size: got patches of {got} pixels for images of {of}; use a smaller size, or resize")
         dims = (3, 4)
         return tuple(map(Axis, dims, pixels, resized, _pair(self.size)))
 
@@ -229,18 +233,18 @@ class SmoothReduce(_SmoothReduce):
 
 @dataclass(frozen=True)
 class SmoothReduceVideo(_SmoothReduce):
-    """Smooth-Reduce of videos ``[B, C, T, H, W]``: sub-videos, cut into chunks, are what patches are of an image.
+    """Smooth-Reduce for videos ``[B, C, T, H, W]``: sub-videos, cut into chunks, take the role of patches.
 
     The base classifier takes chunks ``[N, C, chunk, H, W]``; the scores of a sub-video are the mean over its chunks.
-    Guarantee, and the meaning of all else: see :class:`SmoothReduce`. Chunks of one sub-video share no frame: the
-    operator norm is the root of the largest number of chunks, or sub-videos, that cover a frame.
+    For the guarantee and all other parameters, see :class:`SmoothReduce`. Chunks of one sub-video share no frame, so
+    the operator norm is the square root of the largest number of chunks, or sub-videos, that cover a frame.
 
     Attributes:
         sigma: standard deviation of the noise.
-        frames: of a sub-video; published are 64 and 128.
-        chunk: frames of a chunk, a divisor of ``frames``; published are 8 and 16.
-        stride: sub-videos that start ``stride`` frames apart; or
-        count: that many, at random.
+        frames: length of a sub-video; 64 and 128 in the paper.
+        chunk: frames of a chunk, a divisor of ``frames``; 8 and 16 in the paper.
+        stride: sub-videos start ``stride`` frames apart; or
+        count: that many sub-videos at random positions.
     """
 
     frames: int
@@ -254,12 +258,12 @@ class SmoothReduceVideo(_SmoothReduce):
         super().__post_init__()
 
     @property
-    def _resizes(self) -> int:
+    def _resize_factor(self) -> int:
         return 1
 
     def axes(self, shape: Shape) -> tuple[Axis, ...]:
         if self.frames > shape[1]:
-            raise ValueError(f"frames: got sub-videos of {self.frames}, a video has only {shape[1]}; use fewer")
+            raise ValueError(f"frames: got sub-videos of {self.frames} for videos of only {shape[1]}; use fewer")
         return (Axis(3, shape[1], shape[1], self.frames),)
 
     def check(self, x: Tensor, layouts: tuple[str, ...] = (VIDEOS,)) -> None:

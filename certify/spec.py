@@ -1,7 +1,7 @@
 """Schemes and vote rules as text: ``RandomizedAblation(keep=45)``.
 
-The text is what command lines take and what configurations and checkpoints store. It is parsed, never evaluated: a
-known name, optionally one of its ``from_...`` constructors, and literal arguments.
+Command lines take this text, and configurations and checkpoints store it. It is parsed, never evaluated: a known name,
+optionally one of its ``from_...`` constructors, and literal arguments.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from certify.votes import ThresholdVote, VoteRule, argmax_vote
 
 
 def known() -> dict[str, type]:
-    """The classes that a text may name: every dataclass exported by :mod:`certify`, and schemes defined elsewhere that
-    are the only ones of their name."""
+    """The classes that a text may name: every dataclass exported by :mod:`certify`, and schemes defined elsewhere whose
+    name is unique."""
     import certify
 
     own = Scheme.own.unique()
@@ -37,7 +37,7 @@ def parse(text: str, names: dict[str, type] | None = None, *, example: str = "Ra
 
     Args:
         names: classes that it may name, by default :func:`known`.
-        example: for messages.
+        example: a valid text to show in error messages.
     """
     names = known() if names is None else names
     usage = f"expected e.g. {example}, with one of {', '.join(sorted(names))}"
@@ -55,7 +55,7 @@ def parse(text: str, names: dict[str, type] | None = None, *, example: str = "Ra
     if isinstance(function, ast.Attribute) and function.attr.startswith("from_"):
         constructor, function = function.attr, function.value
     if not isinstance(function, ast.Name) or function.id not in names:
-        own = "" if close else "; one of your own is known once its module is imported (--import MODULE)"
+        own = "" if close else "; to use a class of your own, import its module (--import MODULE)"
         raise ValueError(f"got {text!r}, {usage}{own}")
     build = names[function.id]
     if constructor is not None:
@@ -64,7 +64,7 @@ def parse(text: str, names: dict[str, type] | None = None, *, example: str = "Ra
         build = getattr(build, constructor)
     keywords = [keyword.arg for keyword in call.keywords]
     if None in keywords or len(set(keywords)) < len(keywords):
-        raise ValueError(f"got {text!r}: every argument must be named once, without **")
+        raise ValueError(f"got {text!r}, expected each keyword argument once, and no **")
     try:
         args = [_literal(value, text) for value in call.args]
         kwargs = {keyword.arg: _literal(keyword.value, text) for keyword in call.keywords if keyword.arg}
@@ -77,7 +77,7 @@ def _literal(node: ast.expr, text: str) -> Any:
     try:
         return ast.literal_eval(node)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"got {text!r}: {ast.unparse(node)} is not a number, a string or a tuple of them") from error
+        raise ValueError(f"got {text!r}: {ast.unparse(node)} is not a number, a string or a tuple of these") from error
 
 
 def _is_literal(value: Any) -> bool:
@@ -88,7 +88,7 @@ def _is_literal(value: Any) -> bool:
 
 def parse_scheme(text: str) -> Scheme:
     """The smoothing scheme that ``text`` describes."""
-    # other names are parsed, too, but not proposed
+    # other known names are parsed, too, but not suggested
     schemes = {name: value for name, value in known().items() if issubclass(value, Scheme)}
     scheme = parse(text, schemes if text.split("(")[0].split(".")[0].strip() not in known() else None)
     if not isinstance(scheme, Scheme):
@@ -106,16 +106,17 @@ def parse_vote(text: str) -> VoteRule:
 
 
 def to_text(value: Any) -> str:
-    """The text from which :func:`parse` builds an equal object; defaults are left out.
+    """The text from which :func:`parse` builds an equal object; arguments equal to their defaults are omitted.
 
-    Raises ``ValueError`` for an object that no text tells from others: results of both would go into one folder.
+    Raises ``ValueError`` for an object that no text identifies uniquely, since its results and those of another object
+    would go into one folder.
     """
     kind = type(value).__name__
     taken = isinstance(value, Scheme) and known().get(kind, type(value)) is not type(value)
     if taken or Scheme.own.ambiguous(kind):
         raise ValueError(f"got a {kind} of {type(value).__module__}, but {kind} is another scheme, too; rename it")
     if not dataclasses.is_dataclass(value):
-        raise ValueError(f"got a {kind}, which has no text; expected a frozen dataclass, whose fields tell what it is")
+        raise ValueError(f"got a {kind}, which has no text form, expected a frozen dataclass, whose fields identify it")
     arguments = []
     for field in sorted(
         dataclasses.fields(value), key=lambda field: field.kw_only is True
@@ -124,8 +125,8 @@ def to_text(value: Any) -> str:
         argument = argument.item() if isinstance(argument, np.generic) else argument
         if not _is_literal(argument):
             raise ValueError(
-                f"got a {kind} whose {field.name} is a {type(argument).__name__}, which has no text that tells it from "
-                "others; expected numbers, strings and tuples of them, such as the seed from which it is made"
+                f"got a {kind} whose {field.name} is a {type(argument).__name__}, which has no unique text form, "
+                "expected numbers, strings and tuples of these, such as the seed from which it is made"
             )
         if argument != field.default:
             arguments.append(f"{field.name}={argument!r}")

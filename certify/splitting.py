@@ -1,12 +1,12 @@
 """Splitting noise: l1 certificates from cells instead of additive noise, and their exact, deterministic form.
 
 Source: Levine and Feizi, "Improved, Deterministic Smoothing for l1 Certified Robustness" (ICML 2021); dissertation,
-Theorem 3.2 and Corollary 3.1, both in their general case (Eq. 3.28): the splits ``s_i + 2 lambda n`` cut [0, 1] into
-cells, and a copy shows for each feature the centre of the cell that holds it. Two inputs get different copies only if a
-split falls between them.
+Theorem 3.2 and Corollary 3.1, both in their general case (Eq. 3.28). The splits ``s_i + 2 lambda n`` cut [0, 1] into
+cells, and a copy replaces each feature by the centre of its cell. Two inputs get different copies only if a split falls
+between them.
 
-On a grid ``i / q`` all of it is integer arithmetic: with ``period = 2 lambda q`` possible splits at the half-steps
-``(S + 1/2) / q``, levels and splits are integers in units of ``1 / (2q)``, even and odd, and never meet.
+On a grid ``i / q`` everything is integer arithmetic. There are ``period = 2 lambda q`` possible splits, at the
+half-steps ``(S + 1/2) / q``; in units of ``1 / (2q)``, levels are even and splits odd integers, so they never coincide.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from certify.offsets import fixed_offsets
 from certify.scheme import EnumeratedScheme, SampledScheme, check_integer
 from certify.threats import L1
 
-_TABLE_LIMIT = 1 << 24  # entries; beyond this centres are computed instead of looked up
+_TABLE_LIMIT = 1 << 24  # entries; beyond this, centres are computed instead of looked up
 
-# Continuous splitting in doubles. Each of the d features misjudges its cell with probability at most
+# Continuous splitting in doubles. Each of the d features is put into the wrong cell with probability at most
 # (1 + 1/(2 lambda)) 2^-48 (rounding of s_i and of (x_i - s_i) / (2 lambda), 52-bit splits; both inputs counted).
-# For up to 2^24 features this is the share of copies a perturbation may touch beyond the theorem's.
+# For up to 2^24 features, this bounds the share of copies that a perturbation may touch beyond the theorem's.
 _MAX_FEATURES = 1 << 24
 _ROUNDING_SHARE = Fraction(_MAX_FEATURES, 1 << 48)
 
@@ -41,7 +41,7 @@ def _check_lam(lam: float) -> None:
 
 
 def splitting_period(lam: float, q: int) -> int:
-    """``2 lambda q``, the number of different splits on the grid ``i / q``; raises unless it is a positive integer."""
+    """``2 lambda q``, the number of distinct splits on the grid ``i / q``; raises unless it is a positive integer."""
     check_integer("q (quantization steps, 255 for 8-bit images)", q, 1, 1 << 16)
     _check_lam(lam)
     exact = 2 * lam * q
@@ -51,14 +51,14 @@ def splitting_period(lam: float, q: int) -> int:
     if period < 1 or abs(exact - period) > 1e-6:
         low = max(1, math.floor(exact))
         raise ValueError(
-            f"lam: got {lam}, 2 * lam * q = {exact:.6g}, expected an integer: the nearest legal values are "
+            f"lam: got {lam}, so 2 * lam * q = {exact:.6g}, expected an integer; the nearest valid values are "
             f"{low / (2 * q)} and {(low + 1) / (2 * q)} (= {low}/{2 * q} and {low + 1}/{2 * q})"
         )
     return period
 
 
 def lam_of_sigma(sigma: float, q: int | None = None) -> float:
-    """The papers' noise level: ``lambda = sigma sqrt(3)``, rounded down to the grid of legal values if q is given."""
+    """The papers' noise level: ``lambda = sigma sqrt(3)``, rounded down to the grid of valid values if q is given."""
     if not (math.isfinite(sigma) and sigma > 0):
         raise ValueError(f"sigma: got {sigma}, expected a finite number above 0")
     lam = sigma * math.sqrt(3)
@@ -66,9 +66,9 @@ def lam_of_sigma(sigma: float, q: int | None = None) -> float:
 
 
 def cell_centres(levels: Tensor, splits: Tensor, period: int, q: int) -> Tensor:
-    """Centre of the cell that holds a level, for integer levels (0..q) and splits (0..period - 1): float32.
+    """Centre of the cell that contains a level, for integer levels (0..q) and splits (0..period - 1): float32.
 
-    In units of ``1 / (2q)`` the level is ``2 X`` and the splits are ``2 S + 1 + 2 period n``.
+    In units of ``1 / (2q)``, the level is ``2 X`` and the splits are ``2 S + 1 + 2 period n``.
     """
     offset = 2 * levels - (2 * splits + 1)
     lower = 2 * splits + 1 + torch.div(offset, 2 * period, rounding_mode="floor") * 2 * period
@@ -78,7 +78,7 @@ def cell_centres(levels: Tensor, splits: Tensor, period: int, q: int) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _centre_table(period: int, q: int, device: torch.device) -> Tensor:
-    """``table[level * 2 period + split]`` for splits 0..2 period - 1 (twice around, so that no modulo is needed)."""
+    """``table[level * 2 period + split]`` for splits 0..2 period - 1 (two periods, so that no modulo is needed)."""
     levels = torch.arange(q + 1)[:, None]
     splits = torch.arange(2 * period)[None, :] % period
     return cell_centres(levels, splits, period, q).flatten().to(device)
@@ -94,18 +94,18 @@ def _look_up_centres(levels: Tensor, splits: Tensor, period: int, q: int) -> Ten
 
 @dataclass(frozen=True)
 class DeterministicSplittingNoise(EnumeratedScheme):
-    """DSSN: ``2 lam q`` copies, the exact l1 certificate for inputs on the grid ``i / q``.
+    """DSSN: ``2 lam q`` copies and the exact l1 certificate for inputs on the grid ``i / q``.
 
-    Copy t splits feature i at ``(t + v_i) mod period`` half-steps, v a fixed pseudorandom vector.
+    Copy t splits feature i at ``(t + v_i) mod period`` half-steps, where v is a fixed pseudorandom vector.
 
-    Guarantee: the prediction is the same for every input on the grid within l1 distance ``radius``, inclusive:
-    each l1 step of ``1 / q`` moves at most one vote, so ``radius = floor(gap / 2) / q``.
+    Guarantee: the prediction is the same for every input on the grid within l1 distance ``radius``, inclusive. Each
+    l1 step of ``1 / q`` changes at most one vote, so ``radius = floor(gap / 2) / q``.
 
     Attributes:
         lam: half the distance between splits, any value above 0 with ``2 lam q`` an integer; the papers report
             ``sigma = lam / sqrt(3)``, see :meth:`from_sigma`.
         q: quantization steps of the input, 255 for 8-bit images.
-        seed: of the offsets v; part of the model: train and certify with the same one.
+        seed: determines the offsets v. It is part of the model: train and certify with the same one.
     """
 
     lam: float
@@ -118,12 +118,12 @@ class DeterministicSplittingNoise(EnumeratedScheme):
 
     @classmethod
     def from_sigma(cls, sigma: float, q: int = 255, seed: int = 0) -> DeterministicSplittingNoise:
-        """With ``lam = floor(2 sqrt(3) sigma q) / (2 q)``, as the paper's experiments choose it."""
+        """The scheme with ``lam = floor(2 sqrt(3) sigma q) / (2 q)``, as in the paper's experiments."""
         return cls(lam_of_sigma(sigma, q), q, seed)
 
     @property
     def period(self) -> int:
-        """``2 lam q``: how many values a split can take, and how many copies there are."""
+        """``2 lam q``: the number of values a split can take, and the number of copies."""
         return splitting_period(self.lam, self.q)
 
     @property
@@ -144,7 +144,7 @@ class DeterministicSplittingNoise(EnumeratedScheme):
         return _look_up_centres(levels, splits, period, self.q)
 
     def radius_of_flips(self, flips: Tensor, *, shape: Shape | None = None) -> Tensor:
-        # Nearest double of flips / q: between it and the exact value lies no other multiple of 1 / q.
+        # The nearest double to flips / q: no other multiple of 1 / q lies between it and the exact value.
         return flips.to(torch.float64) / self.q
 
 
@@ -152,13 +152,13 @@ class DeterministicSplittingNoise(EnumeratedScheme):
 class SplittingNoise(SampledScheme):
     """SSN: independent random splits, with a Monte-Carlo l1 certificate.
 
-    Guarantee: class probabilities are ``1 / (2 lam)``-Lipschitz in l1, so the radius is ``2 lam (p_lower - 1/2)``;
-    with ``q`` given, for inputs on the grid ``i / q``, it is a multiple of ``1 / q``.
+    Guarantee: class probabilities are ``1 / (2 lam)``-Lipschitz in l1, so the radius is ``2 lam (p_lower - 1/2)``. If
+    ``q`` is given, for inputs on the grid ``i / q``, it is a multiple of ``1 / q``.
 
     Attributes:
         lam: half the distance between splits, above 0.
-        q: quantization steps of the input; None for continuous inputs (splits are then 52-bit numbers, and the
-            radius is smaller by a rounding allowance of about 1e-7).
+        q: quantization steps of the input; None for continuous inputs (splits are then 52-bit numbers, and a rounding
+            allowance of about 1e-7 is subtracted from the radius).
     """
 
     lam: float
@@ -171,7 +171,8 @@ class SplittingNoise(SampledScheme):
 
     @classmethod
     def from_sigma(cls, sigma: float, q: int | None = None) -> SplittingNoise:
-        """With ``lam = sqrt(3) sigma``, rounded down to the grid if there is one: uniform noise of deviation sigma."""
+        """The scheme with ``lam = sqrt(3) sigma``, rounded down to the grid if there is one: uniform noise on
+        [-lam, lam] has standard deviation sigma."""
         return cls(lam_of_sigma(sigma, q), q)
 
     @property
@@ -183,7 +184,7 @@ class SplittingNoise(SampledScheme):
         if self.q is not None:
             to_levels(x, self.q)
         if x[0].numel() > _MAX_FEATURES:
-            raise ValueError(f"images: got {x[0].numel()} features, at most {_MAX_FEATURES} are supported")
+            raise ValueError(f"images: got {x[0].numel()} features, expected at most {_MAX_FEATURES}")
 
     def sample(self, x: Tensor, draws: Draws) -> Tensor:
         shape, features = x.shape[1:], x[0].numel()
@@ -212,9 +213,9 @@ class SplittingNoise(SampledScheme):
 
 @lru_cache(maxsize=32)
 def _grid_shares(period: int) -> tuple[Fraction, ...]:
-    """Share of copies that ``j`` grid steps can touch, up to the first that reaches 1/2.
+    """Share of copies that ``j`` grid steps can touch, for j = 0, 1, ... up to the first share that reaches 1/2.
 
-    A split is drawn by multiply and shift from 32 bits: each of the ``period`` values has probability at most
+    Splits are drawn from 32 bits by multiply-and-shift, so each of the ``period`` values has probability at most
     ``(1 + period / 2^32) / period``.
     """
     each = Fraction(1, period) * (1 + Fraction(period, 1 << 32))

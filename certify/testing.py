@@ -1,8 +1,8 @@
-"""What an own scheme has to get right, as checks to run in its tests: its contract, and certificates under attack.
+"""Checks for the tests of your own scheme: its contract, and its certificates under exhaustive attack.
 
-:func:`check_scheme` tries what every scheme promises; :func:`attack` certifies all images of a small domain with base
-classifiers that are as erratic as can be, and tries every perturbation. Both raise ``AssertionError`` with what is
-wrong. That they pass is no proof; that they fail is one.
+:func:`check_scheme` checks the contract that every scheme has to meet; :func:`attack` certifies all images of a small
+domain with maximally erratic base classifiers and tries every perturbation. Both raise ``AssertionError`` with a
+description of the fault. Passing proves nothing; a failure proves an error.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from certify.draws import ESTIMATION, Draws
 from certify.scheme import EnumeratedScheme, SampledScheme, Scheme
 from certify.smooth import Smoothed
 
-# of an image [1, C, H, W]: the probability of each copy, and the copy [C', H, W]
+# maps an image [1, C, H, W] to pairs of the probability of a copy and the copy [C', H, W]
 Outcomes = Callable[[Tensor], Iterable[tuple[Fraction, Tensor]]]
-_TABLES = ((2, 0.0), (3, 0.0), (3, 0.5), (2, 0.7), (3, 0.8))  # classes, and how often a copy is of class 0
+_TABLES = ((2, 0.0), (3, 0.0), (3, 0.5), (2, 0.7), (3, 0.8))  # number of classes, and bias towards class 0
 _COPIES = 12
 
 
 class RandomTable:
-    """A base classifier that assigns a class to every distinct copy: a pseudorandom one, always the same.
+    """A base classifier that assigns a fixed pseudorandom class to every distinct copy.
 
     Args:
         num_classes: number of classes.
-        seed: of the pseudorandom classes.
-        bias: probability of class 0, the others share the rest: biased tables have certificates worth attacking.
+        seed: seed of the pseudorandom classes.
+        bias: probability that a copy gets class 0 outright; otherwise, its class is uniform over all classes. Biased
+            tables have certificates worth attacking.
     """
 
     def __init__(self, num_classes: int, seed: int, bias: float = 0.0) -> None:
@@ -59,7 +60,7 @@ def copy_key(copy: Tensor) -> bytes:
 
 
 def all_images(shape: tuple[int, ...], levels: int) -> Tensor:
-    """Every image of a shape (C, H, W) with values ``0, 1 / (levels - 1), ..., 1``: float32 ``[levels^d, C, H, W]``."""
+    """All images of ``shape`` (C, H, W) with values ``i / (levels - 1)``: float32 ``[levels^d, C, H, W]``."""
     size = torch.Size(shape).numel()
     values = torch.tensor(list(itertools.product(range(levels), repeat=size)), dtype=torch.float64)
     return (values / (levels - 1)).float().view(-1, *shape)
@@ -73,21 +74,22 @@ def attack(
     distance: Callable[[Tensor, Tensor], Tensor] | None = None,
     tables: int = 5,
 ) -> int:
-    """Certify all images with random base classifiers, and compare each with every other one inside its radius.
+    """Certify all images with random base classifiers, and compare each image with every other one inside its radius.
 
     Args:
-        images: all of a small domain ``[N, C, H, W]``, such as :func:`all_images`; those of 2 x 3 pixels are 64.
-        outcomes: of a sampled scheme, every copy of an image with its exact probability; certificates are then made of
-            these, as from infinitely many samples.
+        images: all images ``[N, C, H, W]`` of a small domain, such as :func:`all_images` (64 binary images of 2 x 3
+            pixels).
+        outcomes: for a sampled scheme, every copy of an image with its exact probability; certificates are computed
+            from these, as from infinitely many samples.
         distance: between two batches, in the unit of the radius; by default that of the threat model. For a scheme
-            without a grid, rounding may put a float on the wrong side of a radius: pass one that rounds.
-        tables: how many base classifiers.
+            without a grid, rounding may put a float on the wrong side of a radius: pass a distance that rounds.
+        tables: number of base classifiers.
 
     Returns:
-        how many pairs of different images were inside a radius; with 0, nothing was shown.
+        number of pairs of distinct images that were inside a radius; if 0, nothing was tested.
 
     Raises:
-        AssertionError: one of them has another prediction.
+        AssertionError: an image inside the radius of another one has a different prediction.
     """
     measure = scheme.threat.distance if distance is None else distance
     found = 0
@@ -124,16 +126,19 @@ def _attacked(
 def _certified_exactly(
     scheme: Scheme, base: RandomTable, images: Tensor, outcomes: Outcomes | None
 ) -> tuple[Tensor, Tensor]:
-    """Predictions and radii from exact probabilities, with both kinds of bounds; the larger radius is attacked."""
+    """Predictions and radii from exact probabilities, with both kinds of bounds; returns the larger radii."""
     if outcomes is None or not isinstance(scheme, SampledScheme):
-        raise TypeError(f"outcomes: got none for {scheme}, whose copies are random; expected all copies of an image")
+        raise TypeError(
+            f"outcomes: got none for {scheme}, whose copies are random; expected a function that returns all copies "
+            "of an image with their probabilities"
+        )
     leaders, lowers, uppers = [], [], []
     for image in images:
         shares = [Fraction(0)] * base.num_classes
         for probability, copy in outcomes(image[None]):
             shares[base.classify(copy)] += probability
         if sum(shares) != 1:
-            raise AssertionError(f"outcomes: got probabilities with the sum {sum(shares)}, expected 1")
+            raise AssertionError(f"outcomes: got probabilities that sum to {sum(shares)}, expected 1")
         leader = shares.index(max(shares))
         leaders.append(leader)
         lowers.append(_at_most(shares[leader]))
@@ -143,7 +148,7 @@ def _certified_exactly(
     one_sided = scheme.radius(p_lower, 1 - p_lower, shape=shape)
     simultaneous = scheme.radius(p_lower, p_upper, shape=shape)
     if not (simultaneous >= one_sided).all():
-        raise AssertionError(f"{scheme}: a smaller bound on the other classes gave a smaller radius")
+        raise AssertionError(f"{scheme}: a tighter bound on the other classes gave a smaller radius")
     return torch.tensor(leaders), simultaneous
 
 
@@ -158,21 +163,21 @@ def _at_least(share: Fraction) -> float:
 
 
 def check_scheme(scheme: Scheme, images: Tensor) -> None:
-    """Try what every scheme promises, on some images that it takes.
+    """Check the contract that every scheme has to meet, on some images that it accepts.
 
-    Copies are float32 of the shape that the scheme says; those of an image are the same bits beside other images, in
-    parts, and with zeros of either sign; its threat model finds no distance between equal images. Radii are float64,
-    no smaller for better bounds, and negative where one half is all that is known.
+    Copies are float32, of the shape that the scheme declares. The copies of an image are the same bits next to any
+    other images, when made in parts, and for zeros of either sign. The threat model assigns distance 0 to equal images.
+    Radii are float64, no smaller for tighter bounds, and negative where the bounds are no better than one half.
 
     Args:
-        images: ``[B, C, H, W]``, at least two different ones.
+        images: ``[B, C, H, W]``, at least two distinct ones.
 
     Raises:
         AssertionError: what is wrong.
     """
     scheme.check(images)
     shape = tuple(images.shape[1:])
-    _expect(bool((scheme.threat.distance(images, images) == 0).all()), "its threat model sets equal images apart")
+    _expect(bool((scheme.threat.distance(images, images) == 0).all()), "its threat model tells equal images apart")
     _check_copies(scheme, images, shape)
     if isinstance(scheme, EnumeratedScheme) and not scheme.positional:
         flips = torch.arange(scheme.num_copies(shape) // 2 + 1)
@@ -183,9 +188,9 @@ def check_scheme(scheme: Scheme, images: Tensor) -> None:
         p = torch.linspace(0.5, 1, 101, dtype=torch.float64)
         radius = scheme.radius(p, 1 - p, shape=shape)
         _check_radii(radius, len(p), "radius")
-        _expect(float(radius[0]) < 0, "radius is not negative where both classes may have one half")
+        _expect(float(radius[0]) < 0, "radius is not negative where both classes may have probability one half")
         rivals = scheme.radius(p, torch.minimum(1 - p, p / 4), shape=shape)
-        _expect(bool((rivals >= radius).all()), "radius is smaller for a smaller bound on the other classes")
+        _expect(bool((rivals >= radius).all()), "radius is smaller for a tighter bound on the other classes")
 
 
 def _check_copies(scheme: Scheme, images: Tensor, shape: tuple[int, ...]) -> None:
@@ -200,11 +205,11 @@ def _check_copies(scheme: Scheme, images: Tensor, shape: tuple[int, ...]) -> Non
     _expect(copy_key(torch.cat(parts, 1)) == copy_key(made), "copies depend on which others are made with them")
     if images.is_floating_point():
         negative = torch.where(images == 0, -images, images)
-        _expect(copy_key(_copies(scheme, negative, range(count))) == copy_key(made), "copies tell -0.0 from 0.0")
+        _expect(copy_key(_copies(scheme, negative, range(count))) == copy_key(made), "copies differ for -0.0 and 0.0")
 
 
 def _copies(scheme: Scheme, images: Tensor, numbers: range, *, first: int = 0) -> Tensor:
-    """Copies of images whose numbers in a data set are ``first``, ``first + 1``, ..."""
+    """Copies of images whose indices in the data set are ``first``, ``first + 1``, ..."""
     if isinstance(scheme, EnumeratedScheme):
         total = scheme.num_copies(tuple(images.shape[1:]))
         return scheme.copies(images, torch.arange(numbers.start, min(numbers.stop, total))[None])

@@ -1,11 +1,11 @@
-"""Threat models: what an adversary may do to an input, or to a training set, as small values.
+"""Threat models: what an adversary may do to an input, or to a training set, as small value objects.
 
-A threat model names the unit of a radius and measures the distance between two inputs, both as 8-bit images and as
-floats in [0, 1], or between two training sets. It is what a certificate is stated in, and what the soundness tests
-measure perturbations with.
+A threat model names the unit of a radius and measures the distance between two inputs (8-bit images, or floats in
+[0, 1]) or between two training sets. Certificates are stated in it, and the soundness tests measure perturbations with
+it.
 
-Inputs on a grid ``i / q`` are compared there, by whole steps: a float stands for the grid point that it is nearest to.
-The difference of two floats can be smaller than that of their grid points, by more than a radius may be off.
+Inputs on a grid ``i / q`` are compared in whole grid steps: a float stands for the grid point nearest to it. The
+difference of two floats can fall short of that of their grid points by more than the error a radius may have.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from certify.images import to_levels
 from certify.transport import GroundMetric, check_metric, flow_distance, transport_distance
 
 Unit = Literal["pixel", "feature"]
-FLOAT_BITS = 24  # of floats that stand for masses: they are rounded to multiples of 2^-24, so that sums are exact
+FLOAT_BITS = 24  # floats that represent masses are rounded to multiples of 2^-24, so that their sums are exact
 
 
 def _difference(x: Tensor, y: Tensor, q: int | None = None) -> Tensor:
-    """|x - y| as float64 ``[B, C, H, W]`` in units of the full range; exact up to one rounding for 8-bit images, and
-    for those on the grid ``i / q``."""
+    """|x - y| as float64 ``[B, C, H, W]`` in units of the full range; exact up to one rounding for 8-bit images and
+    for inputs on the grid ``i / q``."""
     if x.dtype != y.dtype or x.shape != y.shape:
         raise ValueError(
-            f"inputs to compare: got {x.dtype} {tuple(x.shape)} and {y.dtype} {tuple(y.shape)}, expected the same"
+            f"inputs to compare: got {x.dtype} {tuple(x.shape)} and {y.dtype} {tuple(y.shape)}, "
+            "expected the same dtype and shape"
         )
     if q is not None:
         return (to_levels(x, q) - to_levels(y, q)).abs().to(torch.float64) / q
@@ -42,7 +43,7 @@ def _difference(x: Tensor, y: Tensor, q: int | None = None) -> Tensor:
 
 @dataclass(frozen=True)
 class L0:
-    """Up to ``radius`` pixels (all channels of each) or features (single channel values) are changed arbitrarily."""
+    """At most ``radius`` pixels (all channels of each) or features (single channel values) change, arbitrarily."""
 
     unit: Unit = "pixel"
 
@@ -63,10 +64,10 @@ class L0:
 
 @dataclass(frozen=True)
 class L1:
-    """The absolute changes, summed over all features, add up to at most ``radius`` (features in [0, 1]).
+    """The absolute changes of all features sum to at most ``radius`` (features in [0, 1]).
 
     Attributes:
-        q: inputs are on the grid ``i / q``; None: anywhere.
+        q: inputs lie on the grid ``i / q``; None if they may lie anywhere.
     """
 
     q: int | None = field(default=None, compare=False, kw_only=True)
@@ -85,10 +86,10 @@ class L1:
 
 @dataclass(frozen=True)
 class L2:
-    """The Euclidean length of the change, over all features, is at most ``radius`` (features in [0, 1]).
+    """The Euclidean norm of the change, over all features, is at most ``radius`` (features in [0, 1]).
 
     Attributes:
-        q: inputs are on the grid ``i / q``; None: anywhere.
+        q: inputs lie on the grid ``i / q``; None if they may lie anywhere.
     """
 
     q: int | None = field(default=None, compare=False, kw_only=True)
@@ -118,7 +119,7 @@ class Lp:
     """``(sum |x_i - y_i|^p)^(1/p)`` is at most ``radius``, for 0 < p <= 1 (features in [0, 1]).
 
     Attributes:
-        q: inputs are on the grid ``i / q``; None: anywhere.
+        q: inputs lie on the grid ``i / q``; None if they may lie anywhere.
     """
 
     p: float
@@ -143,7 +144,7 @@ class ElementwiseConcave:
     g: tuple[float, ...]
 
     def __str__(self) -> str:
-        # names g, so that radii in different metrics never share a table
+        # the digest identifies g, so that radii in different metrics never share a table
         digest = hashlib.sha256(repr(self.g).encode()).hexdigest()[:8]
         return f"concave metric {digest} (q={len(self.g)}, g(1)={self.g[-1]:g})"
 
@@ -152,18 +153,18 @@ class ElementwiseConcave:
         steps = _difference(x, y) * len(self.g)
         whole = steps.round()
         if not ((steps - whole).abs() < 1e-3).all():
-            raise ValueError(f"inputs to compare: got values off the grid i/{len(self.g)}, on which g is given")
+            raise ValueError(f"inputs to compare: got values off the grid i/{len(self.g)} on which g is given")
         table = torch.tensor((0.0, *self.g), dtype=torch.float64, device=x.device)
         return table[whole.long()].flatten(1).sum(1)
 
 
 @dataclass(frozen=True)
 class Patch:
-    """One rectangle, anywhere in the image, is changed arbitrarily: all channels of at most ``height * radius`` rows by
+    """One rectangle, anywhere in the image, changes arbitrarily: all channels of at most ``height * radius`` rows by
     ``width * radius`` columns of pixels.
 
-    ``Patch()`` is the usual threat model: one square, whose side is the radius. A rectangle that is larger than the
-    image in one direction covers the image in that direction.
+    ``Patch()`` is the usual threat model: one square, whose side is the radius. A rectangle larger than the image in
+    one direction covers the whole image in that direction.
     """
 
     height: int = 1
@@ -178,14 +179,14 @@ class Patch:
         return "patch (side in pixels)" if self.height == self.width == 1 else f"patch ({self.height}x{self.width})"
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
-        """The smallest radius whose rectangle covers all changed pixels of ``[B, C, H, W]``: int64 ``[B]``."""
+        """Smallest radius whose rectangle covers all changed pixels, for batches ``[B, C, H, W]``: int64 ``[B]``."""
         changed = (_difference(x, y) > 0).any(1)
         rows, columns = _extent(changed.any(2)), _extent(changed.any(1))
         return torch.maximum(-(-rows // self.height), -(-columns // self.width))
 
 
 def _extent(changed: Tensor) -> Tensor:
-    """From the first to the last True of each row of ``[B, n]``, both included: int64 ``[B]``, 0 for no True."""
+    """Length from the first to the last True in each row of ``[B, n]``, inclusive: int64 ``[B]``, 0 if none is True."""
     at = torch.arange(changed.shape[1], device=changed.device).expand_as(changed)
     first = at.masked_fill(~changed, changed.shape[1]).amin(1)
     last = at.masked_fill(~changed, -1).amax(1)
@@ -194,14 +195,14 @@ def _extent(changed: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Wasserstein:
-    """Mass moves: images are scaled to sum 1 (over all channels), and to move a mass m inside its channel by a distance
-    of r pixels costs ``m r``; all moves together cost at most ``radius``. No mass moves between channels.
+    """Mass moves between pixels, at a total cost of at most ``radius``. Images are scaled to sum 1 (over all channels);
+    moving a mass m by r pixels within its channel costs ``m r``, and no mass moves between channels.
 
-    This is the 1-Wasserstein distance of the normalized images. It does not see how bright an image is as a whole.
-    Floats are rounded to multiples of 2^-24 first, as the scheme does.
+    This is the 1-Wasserstein distance of the normalized images; it ignores the overall brightness of an image. Floats
+    are first rounded to multiples of 2^-24, as in the scheme.
 
     Attributes:
-        metric: how the distance between pixels is measured: ``"l1"`` (rows plus columns) or ``"l2"`` (Euclidean).
+        metric: distance between pixels: ``"l1"`` (rows plus columns) or ``"l2"`` (Euclidean).
     """
 
     metric: GroundMetric = "l2"
@@ -214,7 +215,7 @@ class Wasserstein:
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         """Exact distance between two batches ``[B, C, H, W]``, by linear programs (seconds for large images): float64
-        ``[B]``, infinity where the shares of the channels differ at all."""
+        ``[B]``, infinite where the channels' shares of the mass differ at all."""
         _difference(x, y)  # raises unless the two can be compared
         first, second = whole_numbers(x), whole_numbers(y)
         shares = zip(first.sum((2, 3)).tolist(), second.sum((2, 3)).tolist(), strict=True)
@@ -230,18 +231,18 @@ class Wasserstein:
 
 
 def whole_numbers(x: Tensor) -> Tensor:
-    """An image in whole numbers, float64: 8-bit values, or floats in units of 2^-24. Their sums are exact."""
+    """Images as integers in float64: 8-bit values, or floats in units of 2^-24. Their sums are exact."""
     return x.to(torch.float64) if x.dtype == torch.uint8 else (x.to(torch.float64) * 2.0**FLOAT_BITS).round_()
 
 
 def mass_of(x: Tensor) -> Tensor:
-    """Sums of images ``[B, C, H, W]``, float64 ``[B, 1, 1, 1]``; raises where one is zero."""
+    """Sums of images ``[B, C, H, W]``, float64 ``[B, 1, 1, 1]``; raises if any is zero."""
     mass = x.to(torch.float64).sum((1, 2, 3), keepdim=True)
     empty = (mass.flatten() == 0).nonzero()[:, 0].tolist()
     if empty:
         raise ValueError(
-            f"images: got all zeros for number {empty[0]} of the batch; Wasserstein distances are between images with "
-            "a positive sum, leave such images out"
+            f"images: got all zeros for image {empty[0]} of the batch, expected a positive sum, which Wasserstein "
+            "distances need; leave such images out"
         )
     return mass
 
@@ -258,10 +259,10 @@ NOT_CERTIFIED = "NOT certified"
 class Unproven:
     """No guarantee: radii in the unit of ``threat`` that no theorem supports, for comparison with certified ones.
 
-    Its text, which is what configurations, tables and plots show, says so.
+    Its text, which configurations, tables and plots show, says so.
 
     Attributes:
-        threat: what distances are measured in.
+        threat: the threat model that measures distances.
         reason: where the radii come from, in a few words.
     """
 
@@ -272,7 +273,7 @@ class Unproven:
         return f"{self.threat}, {NOT_CERTIFIED} ({self.reason})"
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
-        """As ``threat`` measures it."""
+        """Distance as measured by ``threat``."""
         return self.threat.distance(x, y)
 
 
@@ -285,7 +286,7 @@ TrainingSet = tuple[Tensor, Tensor]  # samples [N, ...] and their labels, int64 
 class TrainingSamples:
     """At most ``radius`` samples are inserted into the training set or deleted from it.
 
-    A sample that is changed, or gets another label, counts twice: it is deleted, and another one inserted.
+    Changing a sample or its label counts twice: as one deletion and one insertion.
     """
 
     def __str__(self) -> str:
@@ -299,16 +300,16 @@ class TrainingSamples:
 
 @dataclass(frozen=True)
 class TrainingLabels:
-    """The labels of at most ``radius`` training samples are changed arbitrarily; the samples themselves are not.
+    """The labels of at most ``radius`` training samples change arbitrarily; the samples themselves do not.
 
-    Equal samples count as one: all of their labels may change together (dissertation, Appendix F.7).
+    Identical samples count as one: all of their labels may change together (dissertation, Appendix F.7).
     """
 
     def __str__(self) -> str:
         return "poisoning (training labels flipped)"
 
     def distance(self, x: TrainingSet, y: TrainingSet) -> float:
-        """Number of different samples whose labels differ; infinity if the samples do."""
+        """Number of distinct samples whose labels differ; infinity if the samples themselves differ."""
         labels: tuple[dict[bytes, list[int]], ...] = ({}, {})
         for data, by_sample in zip((x, y), labels, strict=True):
             for key, label in _labelled(data):

@@ -2,7 +2,7 @@
 
 Sources: Definition 5.1 and Lemma 5.1 of the dissertation; Ling and Okada (TPAMI 2007) for the form with flows.
 
-Both forms see only the difference of two images: in a metric it never pays to move the mass that they share.
+Both forms use only the difference of two images, since in a metric it never pays to move shared mass.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 GroundMetric = Literal["l1", "l2"]
 Array = NDArray[np.float64]
 
-_SAME_MASS = 1e-11  # of normalized images in doubles
+_SAME_MASS = 1e-11  # tolerance, for normalized images in doubles
 
 
 def check_metric(metric: str) -> None:
@@ -27,7 +27,7 @@ def check_metric(metric: str) -> None:
 
 
 def edges(height: int, width: int) -> NDArray[np.int64]:
-    """The edges of the grid of pixels, ``[edges, 2]``: pixel (row by row) and its lower or right neighbour."""
+    """The edges of the pixel grid, ``[edges, 2]``: a pixel (numbered row by row) and its lower or right neighbour."""
     pixels = np.arange(height * width).reshape(height, width)
     down = np.stack((pixels[:-1], pixels[1:]), axis=-1).reshape(-1, 2)
     right = np.stack((pixels[:, :-1], pixels[:, 1:]), axis=-1).reshape(-1, 2)
@@ -41,22 +41,22 @@ def flow_distance(x: Array, y: Array) -> float:
         x, y: ``[C, H, W]``, nonnegative; normalized images for the usual meaning.
 
     Returns:
-        the distance, rounded up by what the solver may have left out; infinity if a channel has another mass in ``y``
-        than in ``x``.
+        the distance, rounded up to cover any mass that the solver left unmoved; infinity if the mass of any channel
+        differs between ``x`` and ``y``.
     """
     if not _same_masses(x, y):
         return np.inf
     flow, divergence = shortest_flow(x, y), _divergence(*x.shape[1:])
     left = (y - x).reshape(len(x), -1) - (divergence @ flow.T).T
-    # no mass is farther away than one corner from the other
+    # no mass has farther to go than from one corner to the opposite one
     return float(np.abs(flow).sum() + np.abs(left).sum() * sum(x.shape[1:]))
 
 
 def shortest_flow(x: Array, y: Array) -> Array:
     """A flow of least l1 norm that turns ``x`` into ``y``: ``[C, edges]``, along :func:`edges`, negative for mass that
-    goes the other way. Arguments as for :func:`flow_distance`; raises if a channel has another mass in ``y``."""
+    moves the other way. Arguments as for :func:`flow_distance`; raises if the mass of a channel differs."""
     if not _same_masses(x, y):
-        raise ValueError("images: got channels of different mass, between which no mass flows")
+        raise ValueError("images: got channels whose mass differs, expected equal masses: none flows between channels")
     divergence = _divergence(*x.shape[1:])
     both = hstack((divergence, -divergence))
     count = divergence.shape[1]
@@ -65,7 +65,7 @@ def shortest_flow(x: Array, y: Array) -> Array:
 
 
 def _divergence(height: int, width: int) -> Any:
-    """What a flow of 1 along each edge adds to each pixel: sparse ``[pixels, edges]``."""
+    """The change of each pixel due to a unit flow along each edge: sparse ``[pixels, edges]``."""
     ends = edges(height, width)
     number, ones = np.arange(len(ends)), np.ones(len(ends))
     shape = (height * width, len(ends))
@@ -75,7 +75,7 @@ def _divergence(height: int, width: int) -> Any:
 def transport_distance(x: Array, y: Array, metric: GroundMetric) -> float:
     """Distance by a transport plan from the pixels that lose mass to those that gain it (Definition 5.1).
 
-    Arguments and result as for :func:`flow_distance`; slower, and for either metric.
+    Arguments and result are as for :func:`flow_distance`; slower, but supports either metric.
     """
     check_metric(metric)
     if not _same_masses(x, y):
@@ -84,10 +84,10 @@ def transport_distance(x: Array, y: Array, metric: GroundMetric) -> float:
 
 
 def path_distance(x: Tensor, y: Tensor) -> Tensor:
-    """An upper bound of both distances, by flows along one path through all pixels: for images that nearly agree.
+    """An upper bound on both distances, from flows along one path through all pixels; for nearly equal images.
 
     Args:
-        x, y: float64 ``[B, C, H, W]``; what channels differ by in their totals is not counted.
+        x, y: float64 ``[B, C, H, W]``; differences in the totals of channels are ignored.
 
     Returns:
         float64 ``[B]``.
@@ -96,8 +96,8 @@ def path_distance(x: Tensor, y: Tensor) -> Tensor:
 
 
 def there_and_back(images: Tensor) -> Tensor:
-    """Images ``[..., H, W]`` with every second row turned around: row by row, this is a path from neighbour to
-    neighbour. Done twice, it is undone."""
+    """Images ``[..., H, W]`` with every second row reversed, so that reading row by row follows a path from neighbour
+    to neighbour. Its own inverse."""
     turned = images.clone()
     turned[..., 1::2, :] = images[..., 1::2, :].flip(-1)
     return turned
@@ -133,14 +133,14 @@ def _same_masses(x: Array, y: Array) -> bool:
 
 def _solve(costs: Array, constraints: Any, supply: Array) -> Array:
     """A nonnegative solution of ``constraints @ plan = supply`` at least cost."""
-    from scipy.optimize import linprog  # takes as long to import as a tenth of everything else, and is seldom needed
+    from scipy.optimize import linprog  # rarely needed, and takes a tenth as long to import as everything else
 
     scale = np.abs(supply).max(initial=0.0)
     if scale == 0:
         return np.zeros(len(costs))
     # scaled, because the tolerances of the solver are absolute
-    for presolve in (True, False):  # presolving takes some problems with both large and tiny masses for infeasible
-        # the tolerance holds for each pixel: by default, many tiny masses beside a large one would be left out
+    for presolve in (True, False):  # presolving reports some problems with both large and tiny masses as infeasible
+        # the tolerance is per pixel: at its default, many tiny masses next to a large one would be ignored
         options = {"presolve": presolve, "primal_feasibility_tolerance": 1e-10}
         result = linprog(
             costs, A_eq=constraints.tocsr(), b_eq=supply / scale, bounds=(0, None), method="highs", options=options
@@ -148,5 +148,5 @@ def _solve(costs: Array, constraints: Any, supply: Array) -> Array:
         if result.success:
             break
     else:
-        raise ArithmeticError(f"linear program: {result.message}")
+        raise ArithmeticError(f"linear program: got no solution: {result.message}")
     return np.asarray(result.x) * scale

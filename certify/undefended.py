@@ -1,4 +1,4 @@
-"""No smoothing: the base classifier itself, to compare a defense with."""
+"""No smoothing: the base classifier itself, as a baseline for defenses."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from certify.threats import L0
 
 @dataclass(frozen=True)
 class Undefended(EnumeratedScheme):
-    """One copy, the image itself.
+    """A single copy, the image itself.
 
-    Guarantee: none beyond the image. The radius is 0: a single changed pixel may change the only vote.
+    Guarantee: none beyond the image itself. The radius is 0, since a single changed pixel may change the only vote.
     """
 
     @property

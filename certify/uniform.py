@@ -3,15 +3,16 @@
 Source: Lee, Yuan, Chang and Jaakkola (NeurIPS 2019), in the form of the dissertation's Theorem 3.1; Yang et al. (ICML
 2020).
 
-Noise is drawn on the grid of the images. In floating point, ``x + noise`` keeps traces of x in its last digits, by
-which a base classifier could tell two inputs apart that the theorem says it cannot; on the grid there are none.
+Noise is drawn on the grid of the images. In floating point, the last digits of ``x + noise`` keep traces of x, from
+which a base classifier could tell apart inputs that the theorem says it cannot; on the grid there are no such traces.
 
-``bound="box"`` uses that an image that was changed is still an image, with features in [0, 1], the idea of Voracek and
-Hein, "Improving l1-Certified Robustness via Randomized Smoothing by Leveraging Box Constraints" (ICML 2023). Noise is
-independent, so the copies of two images have the share ``prod_i (1 - |delta_i| / (2 lam))`` in common, whose logarithm
-is concave in each ``|delta_i|``. Of all changes of one l1 norm, it is least where every change but one is as large as
-it can be, which is 1 at most. Up to a norm of 1 this is the published bound; beyond, it is smaller. That a feature of a
-given image may have less room than 1 is not used.
+``bound="box"`` exploits that a perturbed image still has features in [0, 1], the idea of Voracek and Hein, "Improving
+l1-Certified Robustness via Randomized Smoothing by Leveraging Box Constraints" (ICML 2023). Since the noise is
+independent across features, the copies of two images overlap in a share ``prod_i (1 - |delta_i| / (2 lam))``, whose
+logarithm is concave in each ``|delta_i|``. Among all changes of a given l1 norm, the overlap is smallest when every
+change but one is as large as possible, at most 1. Up to a norm of 1, the resulting bound on the difference of the
+copies is the published one; beyond, it is smaller. That a feature of a given image may have less room than 1 is not
+exploited.
 """
 
 from __future__ import annotations
@@ -41,14 +42,15 @@ class UniformNoise(SampledScheme):
     The noise takes the ``2 lam q`` values ``(j + 1/2) / q - lam``. It must be independent: see the
     dissertation, Proposition 3.1.
 
-    Guarantee: class probabilities are ``1 / (2 lam)``-Lipschitz in l1 for inputs on the grid ``i / q``: the radius is
-    the largest multiple of ``1 / q`` below ``2 lam (p_lower - 1/2)``. With ``bound="box"`` it is at least that, and the
-    largest multiple ``k + r``, k whole and r < 1, with ``1 - (1 - 1 / (2 lam))^k (1 - r / (2 lam)) < p_lower - 1/2``.
+    Guarantee: class probabilities are ``1 / (2 lam)``-Lipschitz in l1 for inputs on the grid ``i / q``, so the radius
+    is the largest multiple of ``1 / q`` below ``2 lam (p_lower - 1/2)``. With ``bound="box"`` it is at least that:
+    the largest multiple ``k + r``, with k an integer and 0 <= r < 1, for which
+    ``1 - (1 - 1 / (2 lam))^k (1 - r / (2 lam)) < p_lower - 1/2``.
 
     Attributes:
         lam: largest noise; ``2 lam q`` must be an integer. The papers report ``sigma = lam / sqrt(3)``.
         q: quantization steps of the input, 255 for 8-bit images.
-        bound: ``"published"``, or ``"box"``: from the same votes, larger radii above 1.
+        bound: ``"published"``, or ``"box"``, which certifies larger radii above 1 from the same votes.
     """
 
     lam: float
@@ -62,7 +64,7 @@ class UniformNoise(SampledScheme):
 
     @classmethod
     def from_sigma(cls, sigma: float, q: int = 255) -> UniformNoise:
-        """With ``lam = floor(2 sqrt(3) sigma q) / (2 q)``."""
+        """The scheme with ``lam = floor(2 sqrt(3) sigma q) / (2 q)``."""
         return cls(lam_of_sigma(sigma, q), q)
 
     @property
@@ -91,18 +93,18 @@ class UniformNoise(SampledScheme):
 
 @lru_cache(maxsize=8)
 def _noised(values: int, q: int, device: torch.device) -> Tensor:
-    """float32 copy of a feature for every sum of its level and the number of its noise value."""
+    """Copies of a feature, float32, indexed by its level plus the index of its noise value."""
     sums = torch.arange(values + q)
     return ((2 * sums + (1 - values)).to(torch.float64) / (2 * q)).float().to(device)  # in units of 1 / (2q)
 
 
 @lru_cache(maxsize=32)
 def _grid_shares(values: int) -> tuple[Fraction, ...]:
-    """Bound of the total variation between the copies of two inputs that are ``j`` grid steps apart.
+    """Bounds on the total variation distance between the copies of two inputs ``j`` grid steps apart, j = 0, 1, ...
 
-    A shift by m steps moves ``m / values`` of the noise of a feature. Multiply and shift from 32 bits gives two values
-    probabilities that differ by at most ``2^-32``, which adds at most half of that for each value, and for every
-    feature that changed; there are at most j of them.
+    A shift of a feature by m steps moves ``m / values`` of its noise. Multiply-and-shift from 32 bits gives any two
+    values probabilities that differ by at most ``2^-32``; this adds at most half of that per value and changed feature,
+    and at most j features change.
     """
     each = Fraction(1, values) + Fraction(1, 1 << 32) + Fraction(values, 1 << 33)
     return tuple(j * each for j in range(values // 2 + 2))
@@ -110,13 +112,14 @@ def _grid_shares(values: int) -> tuple[Fraction, ...]:
 
 @lru_cache(maxsize=32)
 def _box_shares(values: int, q: int) -> tuple[Fraction, ...]:
-    """The same for inputs in [0, 1], none of whose features is more than q steps away from another's.
+    """:func:`_grid_shares` for inputs in [0, 1], where no feature can change by more than q steps.
 
-    The distributions of two features are within ``values / 2^33`` of uniform ones each, in total variation.
+    In total variation, the noise distribution of each of the two inputs is within ``values / 2^33`` per feature of the
+    uniform one.
     """
     linear, shares = _grid_shares(values), [Fraction(0)]
     each = Fraction(values, 1 << 32)
-    together = Fraction(1)  # the share that noise has in common where features have changed as far as they can
+    together = Fraction(1)  # overlap of the copies over the features that have changed as far as they can
     while shares[-1] < Fraction(1, 2):
         rest = (j := len(shares)) % q
         if rest == 0:

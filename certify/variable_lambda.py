@@ -1,8 +1,8 @@
 """Variable-Lambda smoothing: exact lp certificates for 0 < p <= 1, and for any elementwise-concave metric.
 
 Source: Levine and Feizi, "Provable Adversarial Robustness for Fractional lp Threat Models" (AISTATS 2022);
-dissertation, Theorem 4.3 and the derandomization of Section 4.3. All numbers here are the dissertation's. The
-distribution of the cells is designed in :mod:`certify.lambda_design`.
+dissertation, Theorem 4.3 and the derandomization of Section 4.3; equation and appendix numbers are the dissertation's.
+:mod:`certify.lambda_design` designs the distribution of the cells.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _PERMUTATION_LIMIT = 1 << 29  # entries of 4 bytes
 
 
 def encoded_channels(encoding: Encoding) -> int:
-    """Channels that show the cell of one channel of an image."""
+    """Number of channels that encode one channel of an image."""
     return 1 if encoding == "centre" else 2
 
 
 def encode_cells(lower: Tensor, upper: Tensor, encoding: Encoding) -> tuple[Tensor, ...]:
-    """What the base classifier sees of cells with these ends (Appendix C.5), one tensor per channel."""
+    """Encode cells, given by their ends, for the base classifier (Appendix C.5): one tensor per channel."""
     centre = (lower + upper) / 2
     if encoding == "centre":
         return (centre,)
@@ -48,10 +48,10 @@ def encode_cells(lower: Tensor, upper: Tensor, encoding: Encoding) -> tuple[Tens
 
 @lru_cache(maxsize=8)
 def _cell_table(increments: tuple[int, ...], encoding: Encoding, device: torch.device) -> Tensor:
-    """What is shown of every level for every finite outcome, and last for "no information".
+    """The encoding of every level under each of the F finite outcomes and, last, under "no information".
 
-    float32 ``[channels * (q + 1) * (F + 1)]``, one channel after the other. Ends are half-steps cut to [0, 1], integers
-    in units of ``1 / (2q)``.
+    float32 ``[channels * (q + 1) * (F + 1)]``, one channel after the other. Cell ends are half-steps clipped to [0, 1],
+    computed as integers in units of ``1 / (2q)``.
     """
     q = len(increments)
     finite = torch.tensor(outcomes(increments), dtype=torch.int64).reshape(-1, 2)
@@ -71,8 +71,8 @@ def _permutations(seed: int, count: int, shape: Shape, device: torch.device) -> 
     features = math.prod(shape)
     if count * features > _PERMUTATION_LIMIT:
         raise ValueError(
-            f"coupling: 'permuted' would store {count} x {features} numbers, expected at most {_PERMUTATION_LIMIT}; "
-            "use 'cyclic', which the paper found as good (Appendix C.7)"
+            f"coupling: got 'permuted', which would store {count} x {features} numbers, expected at most "
+            f"{_PERMUTATION_LIMIT}; use 'cyclic', which the paper found to be as good (Appendix C.7)"
         )
     state = np.random.RandomState(seed)
     table = np.empty((features, count), dtype=np.int32)
@@ -83,7 +83,7 @@ def _permutations(seed: int, count: int, shape: Shape, device: torch.device) -> 
 
 @lru_cache(maxsize=8)
 def _blocks(increments: tuple[int, ...], copies: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """For every copy the block of outcomes with one width that it lies in: start and length, int32 ``[copies]``."""
+    """Start and length of the block of equal-width outcomes that contains each copy, both int32 ``[copies]``."""
     listed = outcomes(increments)
     start = [t - split for t, (_, split) in enumerate(listed)] + list(range(len(listed), copies))
     length = [width for width, _ in listed] + [1] * (copies - len(listed))
@@ -95,20 +95,21 @@ def _blocks(increments: tuple[int, ...], copies: int, device: torch.device) -> t
 
 @dataclass(frozen=True, kw_only=True)
 class CellSmoothing(EnumeratedScheme):
-    """What the deterministic Variable-Lambda schemes share: a list of outcomes that every feature walks through.
+    """Base of the deterministic Variable-Lambda schemes: every feature steps through the same list of outcomes.
 
-    An outcome is a cell width and a split, or no information at all. Every feature meets every outcome exactly once,
-    so values k steps apart are told apart in a fixed number of copies, whatever the coupling of the features.
+    An outcome is a cell width and a split, or no information at all. Every feature takes every outcome exactly once, so
+    two values k steps apart are separated in a fixed number of copies, whatever the coupling of the features.
 
     Attributes:
         q: quantization steps of the input, 255 for 8-bit images.
         budget: number of outcomes that the distribution is designed with.
-        seed: of the coupling; part of the model: train and certify with the same one.
-        encoding: what a copy shows of a cell: ``"lower-upper"`` end (the paper's choice), ``"centre"``,
-            ``"centre-centre"`` (the same, twice) or ``"centre-error"`` (centre and half the width).
-        coupling: ``"cyclic"``: every feature walks the list from a fixed pseudorandom start (the paper's choice);
-            ``"permuted"``: each in a fixed pseudorandom order of its own (Appendix C.7, needs memory); ``"global"``:
-            all features have the same width in a copy (Eq. 4.24), which certifies less: for comparison only.
+        seed: determines the coupling. It is part of the model: train and certify with the same one.
+        encoding: how a copy encodes a cell: ``"lower-upper"`` ends (the paper's choice), ``"centre"``,
+            ``"centre-centre"`` (the centre, twice) or ``"centre-error"`` (centre and half the width).
+        coupling: ``"cyclic"``: every feature steps through the list from a fixed pseudorandom start (the paper's
+            choice); ``"permuted"``: each in its own fixed pseudorandom order (Appendix C.7, needs memory);
+            ``"global"``: all features of a copy have the same width (Eq. 4.24), which certifies less; for comparison
+            only.
     """
 
     q: int = 255
@@ -128,14 +129,14 @@ class CellSmoothing(EnumeratedScheme):
     @property
     @abstractmethod
     def limits(self) -> Limits:
-        """How many votes may differ between values k = 0..q grid steps apart."""
+        """Number of votes that may differ between values k grid steps apart, for k = 0..q."""
 
     @abstractmethod
     def increments(self) -> tuple[int, ...]:
         """The designed distribution, see :mod:`certify.lambda_design`."""
 
     def fingerprint(self) -> str:
-        """The design, which a solver found and the text of the scheme does not determine."""
+        """A digest of the design, which comes from a solver and is not determined by the parameters of the scheme."""
         return hashlib.sha256(repr(self.increments()).encode()).hexdigest()[:16]
 
     def check(self, x: Tensor) -> None:
@@ -157,7 +158,7 @@ class CellSmoothing(EnumeratedScheme):
         return table.index_select(0, where.flatten()).view(where.shape)
 
     def _outcome(self, shape: Shape, index: Tensor, device: torch.device) -> Tensor:
-        """Number of the outcome of every feature in copies ``index [B, n]``: int32 ``[B, n, C, H, W]``."""
+        """Index of the outcome of every feature in copies ``index [B, n]``: int32 ``[B, n, C, H, W]``."""
         copies = self.num_copies(shape)
         if self.coupling == "permuted":
             return _permutations(self.seed, copies, shape, device)[index]
@@ -170,7 +171,7 @@ class CellSmoothing(EnumeratedScheme):
 
 
 def check_scale(alpha: float) -> None:
-    """Raise unless ``alpha`` can be the scale of an lp certificate."""
+    """Raise unless ``alpha`` is a valid scale of an lp certificate."""
     if isinstance(alpha, bool) or not (math.isfinite(alpha) and 1e-3 <= alpha <= 1e6):
         raise ValueError(f"alpha: got {alpha}, expected a number between 0.001 and 1,000,000")
 
@@ -181,13 +182,13 @@ class VariableLambda(CellSmoothing):
 
     Guarantee: the prediction is the same for every input on the grid ``i / q`` within lp distance ``radius``
     (``(sum |x_i - y_i|^p)^(1/p)``). A perturbation of size rho touches at most ``floor(B rho^p / alpha)`` of the B
-    votes, a whole number, so every rho with ``B rho^p / alpha < flips + 1`` is certified; the radius is rounded down
-    from there.
+    votes, so every rho with ``B rho^p / alpha < flips + 1`` is certified; the radius is the supremum of these rho,
+    rounded down.
 
     Attributes:
         p: in (0, 1], a simple fraction such as 0.5 or 1/3.
         alpha: votes are ``1 / alpha``-Lipschitz in ``sum |x_i - y_i|^p``; the papers' radii grow with it. Above 1, a
-            share ``1 - 1 / alpha`` of the outcomes shows nothing, and ``alpha * budget`` must be an integer.
+            share ``1 - 1 / alpha`` of the outcomes carries no information, and ``alpha * budget`` must be an integer.
         q, budget, seed, encoding, coupling: see :class:`CellSmoothing`.
     """
 
@@ -197,11 +198,11 @@ class VariableLambda(CellSmoothing):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_scale(self.alpha)
-        object.__setattr__(self, "p", float(exact_power(self.p)))  # the one that is certified, to the last bit
+        object.__setattr__(self, "p", float(exact_power(self.p)))  # bit for bit the p that is certified
         object.__setattr__(self, "alpha", float(self.alpha))
         copies = self.alpha * self.budget
         if self.alpha > 1 and copies != round(copies):
-            raise ValueError(f"alpha: got {self.alpha}, expected alpha * budget = {copies} to be whole")
+            raise ValueError(f"alpha: got {self.alpha}, expected alpha * budget = {copies} to be an integer")
 
     @property
     def threat(self) -> Lp:
@@ -213,7 +214,7 @@ class VariableLambda(CellSmoothing):
 
     @property
     def _scale(self) -> Fraction:
-        """``alpha``, of which the part above 1 is left to outcomes without information."""
+        """``min(alpha, 1)``; the part of ``alpha`` above 1 becomes outcomes without information."""
         return min(Fraction(self.alpha), Fraction(1))
 
     def increments(self) -> tuple[int, ...]:
@@ -223,8 +224,8 @@ class VariableLambda(CellSmoothing):
         return max(self.budget, round(self.alpha * self.budget))
 
     def published_radius(self, counts: Tensor) -> Tensor:
-        """The radius as printed (Eq. C.77), ``(alpha gap / (2 B))^(1/p)``: float64 ``[B]``, at most that of
-        ``certify_counts``."""
+        """The radius as published (Eq. C.77), ``(alpha gap / (2 B))^(1/p)``: float64 ``[B]``, never larger than that
+        of ``certify_counts``."""
         _, gap = leader_and_gap(counts)
         return (gap.to(torch.float64) * float(self._scale) / (2 * self.budget)) ** (1 / self.p)
 
@@ -244,11 +245,11 @@ class ConcaveSmoothing(CellSmoothing):
     """Deterministic Variable-Lambda smoothing for any elementwise-concave metric ``d(x, y) = sum g(|x_i - y_i|)``.
 
     Guarantee: the prediction is the same for every input on the grid ``i / q``, ``q = len(g)``, with
-    ``d(x, y) <= radius``: values k steps apart differ in at most ``floor(budget g(k / q))`` of the ``budget`` votes.
+    ``d(x, y) <= radius``. Values k steps apart differ in at most ``floor(budget g(k / q))`` of the ``budget`` votes.
 
     Attributes:
         g: ``g(1 / q), ..., g(1)``, nondecreasing and concave with values in [0, 1]; ``g(0) = 0``. A share
-            ``1 - g(1)`` of the outcomes shows nothing.
+            ``1 - g(1)`` of the outcomes carries no information.
         budget, seed, encoding, coupling: see :class:`CellSmoothing`; ``q`` follows from ``g``.
     """
 
@@ -257,7 +258,7 @@ class ConcaveSmoothing(CellSmoothing):
     def __post_init__(self) -> None:
         object.__setattr__(self, "g", tuple(float(value) for value in self.g))
         if self.q not in (255, len(self.g)):
-            raise ValueError(f"q: got {self.q}, expected {len(self.g)}, the number of values of g, or nothing")
+            raise ValueError(f"q: got {self.q}, expected {len(self.g)}, the number of values of g; or omit it")
         object.__setattr__(self, "q", len(self.g))
         super().__post_init__()
         _ = self.limits  # checks g
@@ -284,16 +285,16 @@ _concave_limits = lru_cache(maxsize=64)(concave_limits)
 
 
 def root_below(power: Tensor, p: float) -> Tensor:
-    """``power^(1/p)``, rounded down: a pth root is accurate to far better than 2^-40, and finite."""
+    """``power^(1/p)``, rounded down and finite; the computed pth root is accurate to far better than 2^-40."""
     root = power ** (1 / float(exact_power(p)))
     return root.clamp(max=torch.finfo(torch.float64).max) * (1 - 2.0**-40)
 
 
 def radius_through_norms(l1_radius: Tensor, p: float) -> Tensor:
-    """What an l1 certificate is worth in lp, 0 < p <= 1: ``max(R, R^(1/p))`` (Eq. 4.27), the paper's baseline.
+    """The lp radius implied by an l1 radius R, 0 < p <= 1: ``max(R, R^(1/p))`` (Eq. 4.27), the paper's baseline.
 
-    ``R``, since the lp quasi-norm is never below l1; ``R^(1/p)``, since ``|d| <= |d|^p`` for changes of at most 1.
-    Entries of -1 (nothing certified) stay.
+    ``R`` holds since the lp quasi-norm is never below the l1 norm, ``R^(1/p)`` since ``|d| <= |d|^p`` for changes of at
+    most 1. Entries of -1 (nothing certified) are kept.
     """
     power = root_below(l1_radius.clamp(min=0), p)
     return torch.where(l1_radius >= 0, torch.maximum(l1_radius, power), l1_radius)

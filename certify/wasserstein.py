@@ -1,26 +1,26 @@
 """Wasserstein smoothing: noise on the flow of mass between neighbouring pixels.
 
 Source: Levine and Feizi, "Wasserstein Smoothing: Certified Robustness against Wasserstein Adversarial Attacks"
-(AISTATS 2020; dissertation, Chapter 5 and Appendix D: numbers here are its own). The tight Laplace certificate is that
-of Teng, Lee and Yuan (2019), the uniform one that of Lee et al. (2019) and Yang et al. (2020).
+(AISTATS 2020; dissertation, Chapter 5 and Appendix D, whose numbering is used here). The tight Laplace certificate is
+due to Teng, Lee and Yuan (2019), the uniform one to Lee et al. (2019) and Yang et al. (2020).
 
-Let u be an image scaled to sum 1, D the map from flows along the edges of the grid of pixels to what they add to the
-pixels, and Y independent noise on the edges. Copies are ``u + D Y``. If v is another image at Wasserstein distance
-rho (l1 between pixels), then ``v = u + D delta`` for a flow of l1 norm rho (Lemma 5.1), and the copies of v are
-``u + D (Y + delta)``: to the smoothed classifier, v is u with the noise moved by rho in l1. With l2 between pixels,
-rho is at most sqrt(2) times the distance (Corollary D.3). For noise on the pixels themselves, a distance of rho is at
-most 2 rho in l1 (Corollary D.1).
+Let u be an image scaled to sum 1, D the linear map from flows along the edges of the pixel grid to the resulting change
+of the pixels, and Y independent noise on the edges. Copies are ``u + D Y``. If v is another image at Wasserstein
+distance rho (l1 between pixels), then ``v = u + D delta`` for a flow delta of l1 norm rho (Lemma 5.1), and the copies
+of v are ``u + D (Y + delta)``: to the smoothed classifier, v is u with the noise shifted by rho in l1. With l2 between
+pixels, rho is at most sqrt(2) times the distance (Corollary D.3). For noise on the pixels themselves, a distance of rho
+is an l1 shift of at most 2 rho (Corollary D.1).
 
-The argument needs additive noise, and real numbers. Here everything is whole multiples of a small step 1/Q:
+The argument assumes additive noise and real numbers. Here, all quantities are integer multiples of a small step 1/Q:
 
-* The image. Sums along a path that visits the pixels of a channel from neighbour to neighbour are rounded: that moves
-  each image by at most half a step per pixel. Totals of channels are the same for two images at a finite distance,
-  because both come from one correctly rounded division. A flow between whole numbers is shortest in whole numbers. So
-  rho grows by one step per feature.
+* The image. Cumulative sums along a path that visits the pixels of a channel from neighbour to neighbour are rounded,
+  which moves each image by at most half a step per pixel. Two images at a finite distance have the same channel totals,
+  because both come from one correctly rounded division. A shortest flow between integer images is attained in
+  integers. So rho grows by at most one step per feature.
 * The noise. Uniform noise takes 2^32 values, exactly uniform. Laplace noise is rounded to whole steps, which commutes
-  with moving it by whole steps and loses nothing; it comes from 64 random bits and a logarithm, and differs from the
-  rounded exact noise with probability below 2^-30 for each number, see :func:`_laplace`.
-* The copies are computed from whole numbers without rounding; what comes after sees nothing else.
+  with shifts by whole steps and loses nothing. It is computed from 64 random bits and a logarithm; each number differs
+  from the rounded exact noise with probability below 2^-30, see :func:`_laplace`.
+* The copies are computed from integers without rounding; whatever follows depends on nothing else.
 """
 
 from __future__ import annotations
@@ -44,16 +44,17 @@ Noise = Literal["laplace", "uniform"]
 Bound = Literal["tight", "published"]
 Domain = Literal["flows", "pixels"]
 
-# The mean of all features of a copy, about that of an MNIST digit: networks get values of the usual size.
+# The mean over all features of a copy, about that of an MNIST digit: networks get values of the usual magnitude.
 MEAN = 1 / 8
 
-_LAPLACE_SCALE = 2.0**19  # scale parameter of Laplace noise in steps: fewer round images more, more round noise more
+# Scale parameter of Laplace noise in steps: a smaller one would round images more, a larger one would round noise more.
+_LAPLACE_SCALE = 2.0**19
 _UNIFORM_REACH = 1 << 31  # largest uniform noise in steps
-_SLIP = 0.8 * 2.0**-30  # probability that a number of Laplace noise is not the right one
+_SLIP = 0.8 * 2.0**-30  # probability that a Laplace number differs from the rounded exact one
 _MAX_FEATURES = 1 << 24
 _LARGEST = (1 << 63) - 1  # of int64: all bits but the sign
-_CHUNK = 1 << 16  # features that a processor works on at a time, for its caches
-_BELOW = 2.0**-40  # for rounding in doubles, relative and absolute, where an argument has a few dozen of 2^-53
+_CHUNK = 1 << 16  # features that a CPU processes at a time, to fit its caches
+_BELOW = 2.0**-40  # relative and absolute allowance for rounding in doubles, where a few dozen 2^-53 accumulate
 
 
 @dataclass(frozen=True)
@@ -61,25 +62,26 @@ class WassersteinNoise(SampledScheme):
     """Independent noise of standard deviation ``sigma`` on every edge between neighbouring pixels of a channel.
 
     Guarantee: the prediction is the same for every image whose normalized form is within Wasserstein distance
-    ``radius`` of that of this one (:class:`~certify.threats.Wasserstein`). Images are normalized here, to sum 1 over
-    all channels together: brighter and darker versions of an image have the same copies. Copies are scaled to a mean of
-    1/8 (:data:`MEAN`), whatever the image. Images without any mass are refused. Floats are rounded to multiples of
-    2^-24 first, and distances are those of the rounded images.
+    ``radius`` of the normalized input (:class:`~certify.threats.Wasserstein`). The scheme normalizes images to sum 1
+    over all channels together, so brighter and darker versions of an image have the same copies. Copies are scaled to a
+    mean of 1/8 (:data:`MEAN`), whatever the image. Images of mass zero are rejected. Floats are first rounded to
+    multiples of 2^-24, and distances are those of the rounded images.
 
-    Certificates for l1 between pixels, b = sigma / sqrt(2), lam = sqrt(3) sigma, p and q the bounds of the class and of
-    its rivals; with l2 they are divided by sqrt(2), with noise on pixels by 2:
+    Certificates for l1 between pixels, with b = sigma / sqrt(2), lam = sqrt(3) sigma, and p and q the probability
+    bounds of the class and its rivals; divided by sqrt(2) for l2, by 2 for noise on pixels:
 
     * Laplace, tight: ``max(b / 2 ln(p / q), -b ln(1 - p + q))``; the second is never smaller where q = 1 - p
     * Laplace, published: ``b / 2 ln(p / q)``, Theorem 5.1; with l2 and q = 1 - p it is Eq. 5.20, on pixels Eq. 5.21
     * uniform: ``lam (p - q)``
 
-    All are smaller by an allowance for rounding (module docstring), on MNIST by 0.1 to 0.3 % of the published radii.
+    A rounding allowance (module docstring) is subtracted from all of them; on MNIST, 0.1 to 0.3 % of the published
+    radii.
 
     Attributes:
-        sigma: standard deviation, of mass 1; the published ones are 0.01 (MNIST) and 0.0002 (CIFAR-10).
+        sigma: standard deviation, relative to a mass of 1; published values are 0.01 (MNIST) and 0.0002 (CIFAR-10).
         noise: ``"laplace"`` or ``"uniform"``.
-        metric: between pixels: ``"l2"`` as in all published tables, or ``"l1"``.
-        bound: ``"tight"``, or the ``"published"`` one of Laplace noise; from the same samples.
+        metric: distance between pixels: ``"l2"`` as in all published tables, or ``"l1"``.
+        bound: ``"tight"``, or ``"published"`` for Laplace noise; both use the same samples.
         on: ``"flows"``, or ``"pixels"`` for the baseline with independent noise on every feature.
     """
 
@@ -97,7 +99,7 @@ class WassersteinNoise(SampledScheme):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(get_args(choices))}")
         if self.noise == "uniform" and self.bound == "published":
-            raise ValueError("bound: got 'published', which is one for Laplace noise; uniform noise has the tight one")
+            raise ValueError("bound: got 'published' with uniform noise, expected 'tight'; 'published' is for Laplace")
 
     @property
     def threat(self) -> Wasserstein:
@@ -109,7 +111,7 @@ class WassersteinNoise(SampledScheme):
 
     @property
     def steps(self) -> float:
-        """Q, how many steps make a mass of 1."""
+        """Q, the number of steps in a mass of 1."""
         if self.noise == "laplace":
             return _LAPLACE_SCALE * math.sqrt(2) / self.sigma
         return _UNIFORM_REACH / (math.sqrt(3) * self.sigma)
@@ -117,7 +119,7 @@ class WassersteinNoise(SampledScheme):
     def check(self, x: Tensor) -> None:
         check_images(x)
         if x[0].numel() > _MAX_FEATURES:
-            raise ValueError(f"images: got {x[0].numel()} features, at most {_MAX_FEATURES} are supported")
+            raise ValueError(f"images: got {x[0].numel()} features, expected at most {_MAX_FEATURES}")
         mass_of(whole_numbers(x))
 
     def sample(self, x: Tensor, draws: Draws) -> Tensor:
@@ -137,33 +139,35 @@ class WassersteinNoise(SampledScheme):
         return _moved(image, make(keys, _edges(shape)))
 
     def brightness(self, shape: Shape) -> float:
-        """Value of a feature of a copy that has all the mass: the factor between normalized images and copies."""
+        """The factor from normalized images to copies: the value, in a copy, of a feature that has all the mass."""
         return MEAN * math.prod(shape)
 
     def expected(self, x: Tensor) -> Tensor:
-        """The copy without noise, up to rounding, float64 and differentiable: noise is added to it."""
+        """The copy before noise is added, up to rounding: float64, differentiable."""
         return normalized(x) * self.brightness(tuple(x.shape[1:]))
 
     def radius(self, p_lower: Tensor, p_upper: Tensor, *, shape: Shape | None = None) -> Tensor:
         if shape is None:
-            raise ValueError("shape: Wasserstein smoothing needs the image shape (C, H, W), on which rounding depends")
+            raise ValueError(
+                "shape: got None; Wasserstein smoothing needs the image shape (C, H, W), on which its rounding depends"
+            )
         margins = coverage.margin(p_lower, p_upper)
         if self.noise == "uniform":
             moved = margins * (2 * _UNIFORM_REACH)
         else:
             moved = self._moved_laplace(p_lower.to(torch.float64), p_upper.to(torch.float64), shape) * _LAPLACE_SCALE
-        # Rounding moves two images apart by a step per feature; what it does in doubles adds Q 2^-51 of a step.
+        # Rounding moves two images apart by up to a step per feature, plus Q 2^-51 of a step for doubles.
         moved = (moved - math.prod(shape) * (1 + self.steps * 2.0**-51)) / self.steps
-        # l1 distance of the noise that stands for a Wasserstein distance of 1
+        # l1 shift of the noise per unit of Wasserstein distance
         longest = 2 if self.on == "pixels" else math.sqrt(2) if self.metric == "l2" else 1
         radius = moved / longest * (1 - _BELOW)
         return torch.where(margins > 0, radius.clamp(min=0), -1.0)
 
     def _moved_laplace(self, p_lower: Tensor, p_upper: Tensor, shape: Shape) -> Tensor:
-        """By how many scale parameters b Laplace noise may move in l1, float64, rounded down."""
+        """The certified l1 shift of Laplace noise in units of its scale parameter b, float64, rounded down."""
         numbers = math.prod(shape) if self.on == "pixels" else _edges(shape)
-        # Both at an image and at a perturbed one, each probability is within t = numbers * _SLIP of that for exact
-        # noise. With 4 t added to the rival's bound, the certificates for exact noise imply the ones for this noise.
+        # For the image and for a perturbed one, each probability is within t = numbers * _SLIP of that under exact
+        # noise. With 4 t added to the rival's bound, certificates for exact noise imply those for this noise.
         p_upper = p_upper + 4 * numbers * _SLIP
         moved = (p_lower / p_upper).log() / 2
         if self.bound == "tight":
@@ -175,12 +179,13 @@ def _on_grid(x: Tensor, steps: float, *, path: bool) -> Tensor:
     """Normalized images in whole steps, float64 ``[B, C, H, W]``.
 
     Args:
-        path: round sums along a path, so that rounding only moves mass between neighbours; else each feature alone.
+        path: round the sums along a path, so that rounding only moves mass between neighbours; otherwise, round each
+            feature alone.
     """
-    levels = whole_numbers(x) + 0.0  # no sign of a zero
+    levels = whole_numbers(x) + 0.0  # turns -0.0 into 0.0
     if not path:
         return (normalized(levels) * steps).round_()
-    sums = there_and_back(levels).flatten(1).cumsum(1)  # exact: whole numbers below 2^48
+    sums = there_and_back(levels).flatten(1).cumsum(1)  # exact: integers below 2^48
     whole = (sums / mass_of(levels).flatten(1) * steps).round_()
     whole[:, 1:] -= whole[:, :-1].clone()
     return there_and_back(whole.view(x.shape))
@@ -190,11 +195,11 @@ def _laplace(keys: Tensor, count: int) -> Tensor:
     """Laplace noise in whole steps, float64 ``[B, n, count]``.
 
     With V uniform on (0, 1), ``-ln V`` times the scale and a random sign is exact Laplace noise; here V has 63 bits.
-    Rounding it to them and to doubles, and the logarithm (to two units in the last place), change ``-ln V`` by at most
-    ``2^-52 (1 + 2 |ln V|)``, summed over the density at the edges between whole numbers: another one comes out with
-    probability below ``2^19 * 6 * 2^-52 = 0.75 * 2^-30``.
+    Rounding V to 63 bits and to a double, and computing the logarithm (to two units in the last place), change
+    ``-ln V`` by at most ``2^-52 (1 + 2 |ln V|)``. Summed over the density at the boundaries between integers, the
+    result is a different integer with probability below ``2^19 * 6 * 2^-52 = 0.75 * 2^-30``.
     """
-    longs = splitmix64(keys, count)  # a sign and 63 bits
+    longs = splitmix64(keys, count)  # a sign bit and 63 bits of V
     share = (longs & _LARGEST).to(torch.float64).add_(0.5).mul_(2.0**-63)
     noise = share.log_().mul_(-_LAPLACE_SCALE).round_()
     noise.view(torch.int64).bitwise_xor_(longs.bitwise_and_(~_LARGEST))  # the sign of a double is its first bit
@@ -202,23 +207,23 @@ def _laplace(keys: Tensor, count: int) -> Tensor:
 
 
 def _uniform(keys: Tensor, count: int) -> Tensor:
-    """Uniform noise in whole steps, float64 ``[B, n, count]``: a step moves it by a share of 2^-32 of its values."""
+    """Uniform noise in whole steps, float64 ``[B, n, count]``: a shift by one step moves a share of 2^-32 of it."""
     return splitmix64(keys, -(-count // 2)).view(torch.int32)[..., :count].to(torch.float64)
 
 
 def _edges(shape: Shape) -> int:
-    """How many edges there are between neighbouring pixels of a channel, over all channels."""
+    """Number of edges between neighbouring pixels, summed over all channels."""
     channels, height, width = shape
     return channels * (2 * height * width - height - width)
 
 
 def _moved(image: Tensor, flows: Tensor) -> Tensor:
-    """Images after flows along the edges (Eq. 5.5): float64 ``[B, n, C, H, W]``.
+    """Apply flows along the edges to images (Eq. 5.5): float64 ``[B, n, C, H, W]``.
 
     Args:
         image: ``[B, 1, C, H, W]``.
-        flows: ``[B, n, edges]``: down out of all pixels but those of the last row, then to the right out of all but
-            those of the last column.
+        flows: ``[B, n, edges]``: first the downward flows out of all pixels but those of the last row, then the flows
+            to the right out of all pixels but those of the last column.
     """
     channels, height, width = image.shape[2:]
     down = flows[..., : channels * (height - 1) * width].unflatten(2, (channels, height - 1, width))

@@ -1,4 +1,4 @@
-"""Band and block ablation: copies that retain one window of the image, at every position.
+"""Band and block ablation: each copy retains one window of the image, and every position is classified.
 
 Source: Levine and Feizi, "(De)Randomized Smoothing for Certifiable Defense against Patch Attacks" (NeurIPS 2020;
 dissertation, Chapter 6).
@@ -21,7 +21,7 @@ from certify.scheme import check_integer
 
 
 class Axis(NamedTuple):
-    """Windows of ``width`` pixels along one side of an image, starting at 0, ``stride``, 2 ``stride``, ... and wrapping
+    """Windows of ``width`` pixels along one side of an image, starting at 0, ``stride``, 2 ``stride``, ...; they wrap
     around its end."""
 
     size: int
@@ -33,37 +33,37 @@ class Axis(NamedTuple):
         return -(-self.size // self.stride)
 
     def kept(self, position: Tensor) -> Tensor:
-        """Pixels in the windows number ``position``: bool ``[*position.shape, size]``."""
+        """Pixels in the windows with indices ``position``: bool ``[*position.shape, size]``."""
         pixels = torch.arange(self.size, device=position.device)
         return (pixels - position[..., None] * self.stride) % self.size < self.width
 
     def touched(self, length: int) -> Tensor:
-        """Which windows meet ``length`` pixels from pixel 0, 1, ... on: bool ``[size - length + 1, positions]``."""
+        """Which windows meet the ``length`` pixels starting at 0, 1, ...: bool ``[size - length + 1, positions]``."""
         first = torch.arange(self.size - length + 1)[:, None]
         start = torch.arange(self.positions) * self.stride
-        # those that start after first - width, up to the last of these pixels
+        # windows that start after first - width and no later than the last of these pixels
         return (start - (first - self.width + 1)) % self.size < length + self.width - 1
 
 
 @lru_cache(maxsize=1024)
 def touched_runs(axis: Axis, length: int) -> tuple[tuple[int, int], ...]:
-    """The different sets of windows that ``length`` neighbouring pixels can meet, as circular runs (first, count)."""
+    """The distinct sets of windows that ``length`` consecutive pixels can meet, as circular runs (first, count)."""
     touched = axis.touched(length)
     count = touched.sum(1)
     starts = touched & ~touched.roll(1, dims=1)
     first = torch.where(count == axis.positions, 0, starts.int().argmax(1))
     if (starts.sum(1) > 1).any():
-        raise AssertionError("the windows that a patch meets are neighbours")
+        raise AssertionError("the windows that a patch meets must be consecutive")
     return tuple(sorted(set(zip(first.tolist(), count.tolist(), strict=True))))
 
 
 def circular_sums(values: Tensor, first: Tensor, count: Tensor) -> Tensor:
-    """Sums over circular runs along the last dimension, in the integers of ``values``.
+    """Sums over circular runs along the last dimension, in the integer type of ``values``.
 
     Args:
         values: integers ``[..., n]``.
-        first: int64 ``[L]``, where a run begins, in 0..n - 1.
-        count: int64 ``[L]``, its length, in 0..n.
+        first: int64 ``[L]``, start of each run, in 0..n - 1.
+        count: int64 ``[L]``, length of each run, in 0..n.
 
     Returns:
         ``[..., L]``.
@@ -75,7 +75,7 @@ def circular_sums(values: Tensor, first: Tensor, count: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class WindowAblation(StructuredAblation):
-    """One window per copy, the product of a window of rows and one of columns; positions in row-major order."""
+    """One window per copy, the product of a window of rows and a window of columns; positions in row-major order."""
 
     @abstractmethod
     def axes(self, shape: Shape) -> tuple[Axis, Axis]:
@@ -91,7 +91,7 @@ class WindowAblation(StructuredAblation):
         return in_rows[..., :, None] & in_columns[..., None, :]
 
     def most_touched(self, shape: Shape, patch: tuple[int, int]) -> int:
-        # without a stride m + s - 1 of each axis, as published; with one, what enumeration of all places gives
+        # with stride 1 this is m + s - 1 per axis, as published; otherwise, enumerating all locations gives it
         return math.prod(
             max(count for _, count in touched_runs(axis, length))
             for axis, length in zip(self.axes(shape), patch, strict=True)
@@ -115,22 +115,22 @@ class WindowAblation(StructuredAblation):
             if axis.width > axis.size or axis.stride > axis.size:
                 raise ValueError(
                     f"{type(self).__name__}: got windows of {axis.width} pixels every {axis.stride}, expected at most "
-                    f"{axis.size}: images are {axis.size} pixels {name}"
+                    f"{axis.size} for both, as images are {axis.size} pixels {name}"
                 )
 
 
 @dataclass(frozen=True)
 class BandAblation(WindowAblation):
-    """Copies retain one band of columns (or rows), at every position, wrapping around the image.
+    """Each copy retains one band of columns (or rows); there is a copy for every position, wrapping around the image.
 
     Guarantee: see :class:`~certify.patch.StructuredAblation`. Published form: dissertation,
     Theorem 6.2 (NeurIPS 2020, appendix, Theorem 2).
 
     Attributes:
-        width: of a band in pixels, the paper's s.
+        width: width of a band in pixels, the paper's s.
         axis: ``"column"`` or ``"row"``.
-        stride: pixels between positions; 1 in the paper. The copies at risk are counted exactly: between the last and
-            the first position is a shorter step if the stride does not divide the image, and more than
+        stride: pixels between positions; 1 in the paper. The copies at risk are counted exactly: if the stride does not
+            divide the size of the image, the last and the first position are closer together, and more than
             ``ceil((m + s - 1) / stride)`` bands may meet a patch there.
         null, mean, std: see :class:`~certify.ablation.NullEncoding`.
     """
@@ -153,19 +153,19 @@ class BandAblation(WindowAblation):
         return Axis(height, height, height), Axis(width, self.width, self.stride)
 
     def guess_shape(self, positions: int) -> Shape | None:
-        return (1, positions, positions) if self.stride == 1 else None  # the other side plays no part
+        return (1, positions, positions) if self.stride == 1 else None  # the other side does not matter
 
 
 @dataclass(frozen=True)
 class BlockAblation(WindowAblation):
-    """Copies retain one square block, at every position, wrapping around the image.
+    """Each copy retains one square block; there is a copy for every position, wrapping around the image.
 
     Guarantee: see :class:`~certify.patch.StructuredAblation`. Published form: dissertation,
     Theorem 6.1 (NeurIPS 2020, appendix, Theorem 1).
 
     Attributes:
         size: side of a block in pixels, the paper's s.
-        stride: pixels between positions, in both directions; see :class:`BandAblation`.
+        stride: pixels between positions in both directions; see :class:`BandAblation`.
         null, mean, std: see :class:`~certify.ablation.NullEncoding`.
     """
 
@@ -182,4 +182,4 @@ class BlockAblation(WindowAblation):
         return Axis(height, self.size, self.stride), Axis(width, self.size, self.stride)
 
     def guess_shape(self, positions: int) -> Shape | None:
-        return None  # 36 positions are those of 6x6 pixels, and of 4x9
+        return None  # ambiguous: 36 positions may be 6x6 pixels or 4x9

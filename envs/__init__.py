@@ -1,7 +1,7 @@
 """Goal-conditioned Gymnasium environments; importing this package registers them.
 
-``gymnasium.make(id, ...)`` makes one environment, ``gymnasium.make_vec(id, num_envs=n, ...)`` n of them that step
-together in NumPy. Both take the fields of the task as keyword arguments, ``d=40`` and so on.
+``gymnasium.make(id, ...)`` creates one environment, ``gymnasium.make_vec(id, num_envs=n, ...)`` n environments that
+step together in NumPy. Both accept the fields of the task as keyword arguments, such as ``d=40``.
 """
 
 try:

@@ -19,13 +19,13 @@ from envs.task import Array, Task, check_count
 
 @dataclass(frozen=True)
 class BitFlipping(Task):
-    """s, g in {0, 1}^d; action i flips bit i; reward 0 if ``s' = g``, else -1. States and goals start uniform.
+    """s, g in {0, 1}^d; action i flips bit i; reward 0 if ``s' = g``, else -1. Initial states and goals are uniform.
 
-    Reaching the goal does not end the episode unless ``terminate`` is set. It could not be told by hindsight: a replay
-    buffer that relabels goals keeps the terminations of the original ones. So rewards and values are functions of
-    (s', g) alone, and success is that the goal was ever reached.
+    Reaching the goal does not end the episode unless ``terminate`` is set: hindsight could not relabel the end, since a
+    replay buffer that relabels goals keeps the terminations of the original goals. Rewards and values are thus
+    functions of (s', g) alone, and success means that the goal was reached at any step.
 
-    Bits are float32 in Boxes, not MultiBinary: gradients with respect to goals need real numbers.
+    Bits are float32 in Boxes, not MultiBinary, because gradients with respect to goals need real numbers.
 
     Attributes:
         d: number of bits.

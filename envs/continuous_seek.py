@@ -1,4 +1,4 @@
-"""ContinuousSeek: walk through a box to a small box around the goal (dissertation, Section 8.3)."""
+"""ContinuousSeek: move through a box to a small box around the goal (dissertation, Section 8.3)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from envs.task import Array, Task, box, check_count, check_positive
 class ContinuousSeek(Task):
     """s, g in [-bound, bound]^d; ``s' = clip(s + a)``; reward 0 if ``||s' - g||_inf <= eps``, else -1.
 
-    Episodes start at 0, with a goal uniform in the box, and never terminate. Actions are clipped to [-1, 1]^d.
+    Episodes start at 0 with a goal uniform in the box, and never terminate. Actions are clipped to [-1, 1]^d.
 
     Attributes:
-        d: dimensions of states, actions and goals.
+        d: dimension of states, actions and goals.
         bound: half the side of the box, the paper's D.
-        eps: how close is close enough, inclusive (all of it in float32).
+        eps: largest distance that counts as reached, inclusive (computed in float32).
         steps: time limit.
     """
 
@@ -52,7 +52,7 @@ class ContinuousSeek(Task):
         return np.zeros((n, self.d), dtype=np.float32), goal
 
     def step(self, state: Array, action: NDArray[np.floating], noise: Array | None) -> Array:
-        # into [-1, 1] before float32, where a large action would be infinite
+        # clip before converting to float32, in which a large action would become infinite
         move = np.clip(action, -1.0, 1.0).astype(np.float32)
         return np.clip(state + move, np.float32(-self.bound), np.float32(self.bound))
 

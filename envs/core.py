@@ -1,12 +1,12 @@
 """Goal-conditioned environments: a task as one Gymnasium environment, or as many that step together.
 
-The goal contract is that of gymnasium-robotics, by name and meaning: observations are dictionaries of
+The goal interface has the names and the meaning of gymnasium-robotics: observations are dictionaries of
 ``observation``, ``achieved_goal`` and ``desired_goal``, and ``compute_reward``, ``compute_terminated`` and
-``compute_truncated`` say what a step to ``achieved_goal`` is worth for any ``desired_goal``; hindsight asks the
-first of them. They take arrays with any leading dimensions, [..., goal] -> [...].
+``compute_truncated`` evaluate a step that arrives at ``achieved_goal`` for any ``desired_goal``; hindsight replay calls
+the first. They accept arrays with any leading dimensions, [..., goal] -> [...].
 
-Both kinds share :class:`envs.batch.Batch`. Environment i of a vector environment that was reset with seed s goes
-through the same episodes as a single environment that was reset with seed s + i.
+Both kinds are built on :class:`envs.batch.Batch`. Environment i of a vector environment reset with seed s runs the same
+episodes as a single environment reset with seed s + i.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Observation = dict[str, Array]
 
 
 class _GoalContract:
-    """Reward, termination and truncation as functions of goals. Goals are read as float32, as they are observed."""
+    """Reward, termination and truncation as functions of goals, which are read as float32, as they are observed."""
 
     task: Task
 
@@ -38,7 +38,7 @@ class _GoalContract:
         return self.task.reward(np.asarray(achieved_goal, np.float32), np.asarray(desired_goal, np.float32))
 
     def compute_item_rewards(self, achieved_goal: ArrayLike, desired_goal: ArrayLike) -> NDArray[np.float64]:
-        """What each goal of a set contributes to that reward: float64 [..., goals]; 0 for padding."""
+        """Contribution of each goal of a set to that reward: float64 [..., goals]; 0 for padding."""
         achieved, desired = np.asarray(achieved_goal, np.float32), np.asarray(desired_goal, np.float32)
         return self.task.item_rewards(achieved, desired).astype(np.float64)
 
@@ -48,7 +48,7 @@ class _GoalContract:
         return terminated if terminated.ndim else bool(terminated)
 
     def compute_truncated(self, achieved_goal: ArrayLike, desired_goal: ArrayLike, info: Any) -> Any:
-        """False [...]: no goal cuts an episode short; time limits do, outside of the environment."""
+        """False [...]: goals never truncate an episode; only time limits do, outside of the environment."""
         shape = self.task.leading(np.asarray(achieved_goal), np.asarray(desired_goal))
         return np.zeros(shape, dtype=np.bool_) if shape else False
 
@@ -59,10 +59,11 @@ def _check_render_mode(mode: str | None, modes: Sequence[str]) -> None:
 
 
 class GoalEnv(_GoalContract, gymnasium.Env[Observation, Any]):
-    """One environment of a task, without a time limit; ``gymnasium.make`` adds the task's.
+    """A single environment of a task, without a time limit; ``gymnasium.make`` adds the task's.
 
-    ``reset(options={"state": ..., "goal": ...})`` starts where it is told. ``info["is_success"]`` says whether the goal
-    has been reached by any step of the episode so far, for tasks that know success. Pictures: ``"rgb_array"``.
+    ``reset(options={"state": ..., "goal": ...})`` starts from a given state and goal. For tasks that define success,
+    ``info["is_success"]`` tells whether any step of the episode so far has reached the goal. Render mode:
+    ``"rgb_array"``.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012  (gymnasium's type)
@@ -90,7 +91,7 @@ class GoalEnv(_GoalContract, gymnasium.Env[Observation, Any]):
 
     def render(self) -> NDArray[np.uint8] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         if self.render_mode is None:
-            gymnasium.logger.warn('render: got no render_mode, make the environment with render_mode="rgb_array"')
+            gymnasium.logger.warn('render: got no render_mode; create the environment with render_mode="rgb_array"')
             return None
         self._batch.check_started("render")
         return np.array(self.task.draw(self._batch.episodes[0]))
@@ -103,14 +104,14 @@ class GoalEnv(_GoalContract, gymnasium.Env[Observation, Any]):
 
 
 class GoalVectorEnv(_GoalContract, VectorEnv[Observation, Any, NDArray[Any]]):
-    """n environments of a task that step together in NumPy, with time limit and autoreset.
+    """n environments of a task that step together in NumPy, with a time limit and autoreset.
 
-    It returns what ``gymnasium.vector.SyncVectorEnv`` returns for n single environments, bit for bit: the same
-    episodes, and ``final_obs`` and ``final_info`` of ended ones with ``AutoresetMode.SAME_STEP``. ``compute_reward``
-    and the other functions of goals are here too.
+    It returns, bit for bit, what ``gymnasium.vector.SyncVectorEnv`` returns for n single environments: the same
+    episodes, and with ``AutoresetMode.SAME_STEP`` the ``final_obs`` and ``final_info`` of those that ended. It also has
+    ``compute_reward`` and the other functions of goals.
 
     Args:
-        max_episode_steps: time limit; the task's ``steps`` if None. It can shorten the task's, not extend it.
+        max_episode_steps: time limit; the task's ``steps`` if None. It can shorten the task's limit, not extend it.
         autoreset_mode: ``NEXT_STEP`` (Gymnasium's default: the step after the last one resets and ignores its action)
             or ``SAME_STEP`` (the last step of an episode returns the first observation of the next).
     """
@@ -143,15 +144,16 @@ class GoalVectorEnv(_GoalContract, VectorEnv[Observation, Any, NDArray[Any]]):
 
     @property
     def np_random(self) -> tuple[np.random.Generator, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The generators of the environments, as of a SyncVectorEnv; empty before the first reset."""
+        """The random generators of the environments, as in a SyncVectorEnv; empty before the first reset."""
         return tuple(self._batch.generators.values())
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """New episodes everywhere. Environment i gets seed + i, or its own of a sequence; None keeps its generator.
+        """Start new episodes in all environments.
 
-        ``options`` may hold ``state`` and ``goal``, with the environments first.
+        Environment i gets seed + i, or entry i of a sequence of seeds; None keeps its generator. ``options`` may hold
+        ``state`` and ``goal``, with the environments as the first dimension.
         """
         seeds = [None] * self.num_envs if seed is None else seed
         if isinstance(seeds, (int, np.integer)):
@@ -189,13 +191,13 @@ class GoalVectorEnv(_GoalContract, VectorEnv[Observation, Any, NDArray[Any]]):
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
         """One picture per environment."""
         if self.render_mode is None:
-            gymnasium.logger.warn('render: got no render_mode, make the environments with render_mode="rgb_array"')
+            gymnasium.logger.warn('render: got no render_mode; create the environments with render_mode="rgb_array"')
             return None
         self._batch.check_started("render")
         return tuple(np.array(self.task.draw(episode)) for episode in self._batch.episodes.values())
 
     def _info(self, rows: NDArray[np.bool_] | None = None) -> dict[str, Any]:
-        """The infos of the rows (a mask, default all), with the masks that go with them in vector environments."""
+        """The infos of the rows (a mask; default: all), with the masks that accompany them in vector environments."""
         if not self.task.has_success:
             return {}
         rows = np.ones(self.num_envs, dtype=np.bool_) if rows is None else rows

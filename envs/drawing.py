@@ -1,4 +1,4 @@
-"""Pictures of episodes, drawn with Pillow on plain arrays: no display, no window, the same size for every state."""
+"""Pictures of episodes, drawn with Pillow: no display or window needed, and the same size for every state."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
 
 
 def _canvas(height: int, episode: Episode, steps: int, status: str, color: tuple[int, int, int]):
-    """An empty picture with a line on top: step, reward of the last step and of the episode, and a status."""
+    """An empty picture with a header line: step, reward of the last step, return of the episode, and a status."""
     image = Image.new("RGB", (WIDTH, HEADER + height), PAPER)
     pen = ImageDraw.Draw(image)
     text = f"step {len(episode.rewards)} of {steps}"
@@ -43,7 +43,7 @@ def _status(episode: Episode) -> tuple[str, tuple[int, int, int]]:
 
 
 def lanes(episode: Episode, bound: float, eps: float, steps: int) -> Image.Image:
-    """One lane per coordinate: the goal's interval, the path so far and the current position, green inside."""
+    """One lane per coordinate: the goal's interval, the path so far and the current position, green if inside."""
     state, goal = episode.states[-1], episode.goal
     shown = min(len(goal), _MAX_LANES)
     pitch = 22 if shown <= 20 else 14
@@ -75,7 +75,7 @@ def lanes(episode: Episode, bound: float, eps: float, steps: int) -> Image.Image
 
 
 def bits(episode: Episode, steps: int) -> Image.Image:
-    """The bits above those of the goal; bits that differ are framed red, the last one flipped has a dot."""
+    """The bits of the state above those of the goal; bits that differ have a red frame, the last one flipped a dot."""
     state, goal = episode.states[-1], episode.goal
     columns = min(len(goal), 20)
     cell = (WIDTH - 2 * MARGIN - 60) // columns if columns > 10 else 48
@@ -100,7 +100,7 @@ def bits(episode: Episode, steps: int) -> Image.Image:
 
 
 def projections(episode: Episode, d: int, steps: int) -> Image.Image:
-    """How far the state is along the goal, over time; dashed, the fastest way; grey, a second half of the state."""
+    """Projection of the state on the goal over time; dashed: the fastest way; grey: a second half of the state."""
     height, bottom = 320, HEADER + 320 - 36
     length = float(np.linalg.norm(episode.goal)) or 1.0
     halves = np.array([state.reshape(-1, d) @ episode.goal / length for state in episode.states])  # [t + 1, halves]
@@ -108,7 +108,7 @@ def projections(episode: Episode, d: int, steps: int) -> Image.Image:
     if halves.shape[1] == 2:
         pen.text((WIDTH / 2, HEADER / 2), f"stored {halves[-1, 1]:.2f}", FAINT, _font(15), "lm")
     first, left, right = float(halves[0, 0]), MARGIN + 40, WIDTH - MARGIN
-    low, high = min(first - steps, 0), max(first + steps, 0)  # a step moves by 1 at most
+    low, high = min(first - steps, 0), max(first + steps, 0)  # a step moves by at most 1
 
     def place(step: float, value: float) -> tuple[float, float]:
         return left + step / steps * (right - left), bottom - (value - low) / (high - low) * (bottom - HEADER)
@@ -133,10 +133,10 @@ def projections(episode: Episode, d: int, steps: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class View:
-    """The square of the plane that a map shows: the same for a whole episode.
+    """The square of the plane that a map shows, the same for a whole episode.
 
     Attributes:
-        period: of positions in both directions, if they wrap.
+        period: period of positions in both directions, if they wrap.
     """
 
     center: tuple[float, float]
@@ -145,7 +145,7 @@ class View:
 
     @classmethod
     def around(cls, points: NDArray[np.floating]) -> View:
-        """A square that shows all points [n, 2], and some of what is around them."""
+        """A square that shows all points [n, 2] with some space around them."""
         low, high = points.min(0), points.max(0)
         x, y = ((low + high) / 2).tolist()
         return cls((x, y), max(12.0, float((high - low).max()) / 2 + 4))
@@ -159,11 +159,11 @@ def goal_map(
     steps: int,
     heading: NDArray[np.floating] | None = None,
 ) -> Image.Image:
-    """A map of a set of goals, as in Figure 8.4: goals cyan, those reached blue, other places reached magenta.
+    """A map of a set of goals, as in Figure 8.4: goals cyan, goals reached blue, other places reached magenta.
 
     Args:
         path: positions so far [t + 1, 2].
-        places: the integer points they count as [t + 1, 2]; the first does not count, only arriving does.
+        places: positions rounded to integer points [t + 1, 2]; the first does not count, since only arrivals do.
         heading: the direction of the agent [2], if it has one.
     """
     goals = {(x, y) for x, y in episode.goal[episode.goal[:, -1] != 0, :2].tolist()}
@@ -189,7 +189,7 @@ def goal_map(
 
 
 class _Map:
-    """A square picture of the plane, y upwards."""
+    """A square picture of the plane, with y pointing up."""
 
     def __init__(self, view: View, size: int) -> None:
         self.view, self.size = view, size
@@ -208,13 +208,13 @@ class _Map:
             self._line((x, view.center[1] - view.half), (x, view.center[1] + view.half), GRID, 1)
         for y in self._ticks[1]:
             self._line((view.center[0] - view.half, y), (view.center[0] + view.half, y), GRID, 1)
-        if view.period is not None:  # the edges that positions wrap at
+        if view.period is not None:  # the edges at which positions wrap
             corners = [self._fine(sign * view.period / 2, sign * view.period / 2) for sign in (-1, 1)]
             (west, south), (east, north) = corners
             self._pen.rectangle([west, north, east, south], outline=FAINT, width=_FINE)
 
     def place(self, x: float, y: float) -> tuple[float, float]:
-        """Pixels of the finished picture."""
+        """Pixel coordinates of a point in the finished picture."""
         (cx, cy), half = self.view.center, self.view.half
         return (x - cx + half) * self.scale, (cy + half - y) * self.scale
 
@@ -231,13 +231,13 @@ class _Map:
         self._pen.ellipse([x - r, y - r, x + r, y + r], fill, outline, width * _FINE)
 
     def cell(self, center: tuple[float, float], color: tuple[int, int, int]) -> None:
-        """The unit square that rounds to its center, less a thin gap."""
+        """The unit square of points that round to ``center``, less a thin gap."""
         x, y = self._fine(*center)
         r = max(self.scale * _FINE / 2 - _FINE / 2, 1)
         self._pen.rectangle([x - r, y - r, x + r, y + r], color)
 
     def walk(self, path: NDArray[np.floating]) -> None:
-        """The path from a ring at its start, with a dot for each step; across the edges where positions wrap."""
+        """The path, with a ring at its start and a dot for each step; it crosses the edges where positions wrap."""
         path = path.astype(np.float64)
         period = self.view.period
         moves = np.diff(path, axis=0)
@@ -253,7 +253,7 @@ class _Map:
             self._disc(point, 2.5, INK)
 
     def agent(self, position: NDArray[np.floating], heading: NDArray[np.floating] | None) -> None:
-        """Where the agent is, on the edge of the picture if it has left it, and half a step of where it is heading."""
+        """The agent, at the edge of the picture if it is outside, with a short line in the direction of its heading."""
         center, half = np.array(self.view.center), self.view.half
         position = np.clip(position, center - half, center + half)
         if heading is not None:

@@ -18,22 +18,23 @@ from envs.task import Array, box, check_count, check_positive
 
 @dataclass(frozen=True)
 class DriveSeek(MultiGoalTask):
-    """A vehicle turns by at most ``max_turn`` and then moves by 1; a step is worth 1 if it ends on a goal.
+    """A vehicle turns by at most ``max_turn`` and then moves by 1; a step has reward 1 if it ends on a goal.
 
-    Its place is its position, rounded to integers (halves to the even one). Episodes start at (0, 0), heading along the
-    first axis. The number of goals is uniform in 1, ..., max_goals, the goals are drawn without replacement from the
-    integer points of [-half_width, half_width]^2.
+    A goal is reached if the position, rounded to integers (halves to even), equals it. Episodes start at (0, 0),
+    heading along the first axis. The number of goals is uniform in 1, ..., max_goals; they are drawn without
+    replacement from the integer points of [-half_width, half_width]^2.
 
-    Positions wrap: what leaves the square enters it at the opposite edge, so both edges are one line of a torus. A
-    position on an edge stays on that side. As goals the two sides differ, since what counts is the rounded position:
-    a goal at 10 is reached from [9.5, 10], one at -10 from [-10, -9.5]. That is what the text says. In the code of its
-    authors the torus reaches half a unit beyond the outermost goals, so that all goals are as large: ``margin=0.5``.
+    Positions wrap around: a vehicle that leaves the square enters it at the opposite edge, so opposite edges are the
+    same line of a torus. A position on an edge stays on that side. For goals, the two sides still differ, since the
+    rounded position counts: a goal at 10 is reached in [9.5, 10], one at -10 in [-10, -9.5]. This follows the text. In
+    the authors' code, the torus extends half a unit beyond the outermost goals, so that all goals have the same size:
+    ``margin=0.5``.
 
     Attributes:
-        max_goals: most goals of an episode.
-        half_width: of the square of goals, an integer.
-        margin: how far positions reach beyond it, in [0, 0.5].
-        max_turn: in radians; actions are clipped to [-max_turn, max_turn].
+        max_goals: largest number of goals of an episode.
+        half_width: half the side of the square of goals, an integer.
+        margin: how far positions extend beyond that square, in [0, 0.5].
+        max_turn: largest turn, in radians; actions are clipped to [-max_turn, max_turn].
         steps: time limit.
 
     States are (x, y, angle of the velocity in [-pi, pi]); the agent observes (x, y, rounded x, rounded y, sine and
@@ -52,7 +53,7 @@ class DriveSeek(MultiGoalTask):
         check_positive("max_turn", self.max_turn)
         check_count("steps", self.steps)
         if not 0 <= self.margin <= 0.5:
-            raise ValueError(f"margin: got {self.margin}, expected at least 0 and at most 0.5")
+            raise ValueError(f"margin: got {self.margin}, expected a number from 0 to 0.5")
         if self.max_goals > self._side**2:
             raise ValueError(
                 f"max_goals: got {self.max_goals}, expected at most {self._side**2}, the integer points of the square"
@@ -103,8 +104,8 @@ class DriveSeek(MultiGoalTask):
 
     def velocity(self, angle: Array) -> Array:
         """Unit vectors [n, 2] of angles [n]: cosine and sine."""
-        # In float64, from contiguous numbers, and rounded afterwards: which routine computes a sine can depend on the
-        # stride and the place in the array, and so could its last bit on the number of environments.
+        # In float64, from a contiguous array, and rounded afterwards: the routine that computes a sine can depend on
+        # stride and position in the array, so its last bit could depend on the number of environments.
         radians = np.ascontiguousarray(angle, dtype=np.float64)
         return np.stack([np.cos(radians), np.sin(radians)], -1).astype(np.float32)
 

@@ -1,7 +1,7 @@
 """Linear environments with an unknown rotation, for which ReenGAGE provably needs fewer transitions (Section 8.6.2).
 
-An action a is turned to ``U a`` before it is added to the state; to act well is to know U. The optimal action is
-``U^T g / ||g||`` in both environments, and the optimal values have closed forms, Equations G.1 and G.3.
+An action a is rotated to ``U a`` before it is added to the state, so acting well amounts to knowing U. The optimal
+action is ``U^T g / ||g||`` in both environments, and the optimal values have closed forms, Equations G.1 and G.3.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ def random_rotation(d: int, seed: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, eq=False)
 class _Linear(Task):
-    """What both have in common: rewards ``g . x`` of the achieved goal x, and moves ``U a`` with ``||a||_2 <= 1``.
+    """Base of both environments: reward ``g . x`` for the achieved goal x, and moves ``U a`` with ``||a||_2 <= 1``.
 
-    Longer actions are scaled to length 1. Goals and the first states are standard normal. Episodes never terminate, and
-    there is no success.
+    Longer actions are scaled to length 1. Goals and initial states are standard normal. Episodes never terminate, and
+    success is undefined.
 
     Attributes:
-        d: dimensions of actions and goals.
+        d: dimension of actions and goals.
         steps: time limit.
-        rotation_seed: of a random rotation U, part of the environment: it stays the same over resets.
-        rotation: U itself [d, d], any orthogonal matrix, in place of a random one.
+        rotation_seed: seed of a random rotation U. U is part of the environment and stays the same across resets.
+        rotation: U itself [d, d], any orthogonal matrix, instead of a random one.
     """
 
     d: int = 10
@@ -60,7 +60,9 @@ class _Linear(Task):
             raise ValueError(f"rotation: got shape {self.matrix.shape}, expected {(self.d, self.d)}")
         error = np.abs(self.matrix @ self.matrix.T - np.eye(self.d)).max()
         if not error < 1e-5:
-            raise ValueError(f"rotation: got a matrix with U U^T off by {error:.2g}, expected an orthogonal matrix")
+            raise ValueError(
+                f"rotation: got a matrix with U U^T off by {error:.2g} from I, expected an orthogonal matrix"
+            )
 
     @cached_property
     def matrix(self) -> NDArray[np.float64]:
@@ -74,11 +76,11 @@ class _Linear(Task):
 
     def move(self, action: NDArray[np.floating]) -> NDArray[np.float64]:
         """U a, for actions [n, d] scaled into the unit ball."""
-        # one matrix-vector product per row: a product of matrices may round a row differently for each batch size
+        # one matrix-vector product per row: a matrix product may round a row differently for each batch size
         return (self.matrix @ shortened(action)[..., None])[..., 0]
 
     def reward(self, achieved: Array, desired: Array) -> NDArray[np.float64]:
-        # order="C": a row is summed in the same order whatever the layout of the input
+        # order="C": rows are summed in the same order whatever the memory layout of the input
         return np.multiply(achieved, desired, dtype=np.float64, order="C").sum(-1)
 
     def draw(self, episode: Episode) -> Image.Image:
@@ -105,9 +107,9 @@ class LinearDense(_Linear):
 class LinearSparse(_Linear):
     """s = (s1; s2) in R^2d, g in R^d; reward ``g . s1'``, which is 0 at every other step.
 
-    If s1 is not 0, the move is stored, ``s' = (0; s1 + U a)``; else it is shown, ``s' = (s2; 0)``, and the action does
-    nothing. The achieved goal is s1. Episodes start with s1 standard normal and s2 = 0. Attributes as in
-    :class:`_Linear`.
+    If s1 is not 0, the result of the move is stored, ``s' = (0; s1 + U a)``; otherwise the stored result is shown,
+    ``s' = (s2; 0)``, and the action has no effect. The achieved goal is s1. Episodes start with s1 standard normal and
+    s2 = 0. Attributes as in :class:`_Linear`.
     """
 
     @property

@@ -1,12 +1,12 @@
-"""Many goals at a time: padded sets, presence, and a reward with one part per goal (dissertation, Section 8.5).
+"""Many goals at a time: padded sets, presence flags, and a reward with one term per goal (dissertation, Section 8.5).
 
-A desired goal is a set of goal items, as a table ``[max_goals, item + 1]``: a row is an item, and in the last column
-its presence, 1; the rows after the last item are padding, 0 throughout. The order of the rows means nothing. Achieved
-goals are one item, ``[item]``. A state is worth the sum of what it is worth for each goal (Equation G.16),
+A desired goal is a set of goal items, stored as a table ``[max_goals, item + 1]``: each row is an item followed by its
+presence, 1; the rows after the last item are padding, all zeros. The order of the rows is irrelevant. An achieved goal
+is a single item, ``[item]``. The reward is a sum over the goals (Equation G.16),
 
     R(s', g) = sum_i b_i^2 R_item(s', g_i)
 
-with the presences as gates b_i. A goal is not used up: it counts again at every step that achieves it.
+with the presences as gates b_i. Goals are not used up: a goal counts again at every step that achieves it.
 
     >>> desired = pack_goals([[3, 4], [0, -1]], max_goals=3)
     >>> desired.tolist()
@@ -29,9 +29,9 @@ from envs.task import Array, Task, check_count
 
 
 def item_rewards(achieved: Any, desired: Any) -> Any:
-    """R_item of goals that want to be met exactly: 1 for each present row that equals the achieved goal, else 0.
+    """R_item of goals that have to be met exactly: 1 for each present row that equals the achieved goal, else 0.
 
-    Operators only: for NumPy arrays and for tensors alike.
+    Uses operators only, so it works on NumPy arrays and on tensors.
 
     Args:
         achieved: ``[..., item]``, with leading dimensions that broadcast with those of ``desired``.
@@ -40,7 +40,7 @@ def item_rewards(achieved: Any, desired: Any) -> Any:
     Returns:
         ``[..., goals]``, of the type of ``desired``.
     """
-    return _met(achieved, desired) + 0 * desired[..., -1]  # a number of the type of the goals
+    return _met(achieved, desired) + 0 * desired[..., -1]  # converts to the type of the goals
 
 
 def _met(achieved: Any, desired: Any) -> Any:
@@ -54,20 +54,20 @@ def _met(achieved: Any, desired: Any) -> Any:
 def total_reward(rewards: Any, desired: Any) -> Any:
     """Equation G.16: the sum of item rewards ``[..., goals]``, weighted by squared presence: ``[...]``.
 
-    Operators only; of tensors, its gradient in the presence is Equation G.17.
+    Uses operators only; for tensors, the gradient with respect to the presence is Equation G.17.
     """
     return (desired[..., -1] ** 2 * rewards).sum(-1)
 
 
 def _total_reward_of_met(achieved: Array, desired: Array) -> NDArray[np.float64]:
-    """:func:`total_reward` of :func:`item_rewards`, the same numbers in half the time, as sums of few terms."""
+    """:func:`total_reward` of :func:`item_rewards`: the same numbers in half the time, since few terms are nonzero."""
     met = _met(achieved, desired)
     sets = np.flatnonzero(met) // met.shape[-1]
-    if (sets[1:] == sets[:-1]).any():  # a goal is there twice, and the order in which terms are added counts
+    if (sets[1:] == sets[:-1]).any():  # a set has the same goal twice, and the order of summation matters
         return total_reward(item_rewards(achieved, desired), desired).astype(np.float64)
     total = np.zeros(met.shape[:-1])
     total.reshape(-1)[sets] = np.broadcast_to(desired[..., -1], met.shape)[met] ** 2
-    return total[()]  # a number for a single set
+    return total[()]  # a scalar for a single set
 
 
 def pack_goals(items: ArrayLike, max_goals: int) -> Array:
@@ -85,8 +85,8 @@ def pack_sets(items: NDArray[Any], sets: NDArray[np.intp], n: int, max_goals: in
     """n sets of goals at once, as desired goals [n, max_goals, item + 1].
 
     Args:
-        items: of all sets, one after the other: [total, item].
-        sets: which of the n sets each belongs to: [total], ascending.
+        items: the items of all sets, one set after the other: [total, item].
+        sets: index of the set that each item belongs to: [total], ascending.
     """
     desired = np.zeros((n, max_goals, items.shape[-1] + 1), dtype=np.float32)
     place = np.arange(len(sets)) - np.searchsorted(sets, np.arange(n))[sets]
@@ -104,7 +104,7 @@ def unpack_goals(desired: ArrayLike) -> Array:
 
 
 def goal_sets(max_goals: int, item: int, bound: float = np.inf) -> spaces.Box:
-    """The space of desired goals: items in [-bound, bound]^item."""
+    """The space of desired goals with items in [-bound, bound]^item."""
     high = np.full((max_goals, item + 1), bound, dtype=np.float32)
     low = -high
     low[:, -1], high[:, -1] = 0, 1
@@ -112,12 +112,12 @@ def goal_sets(max_goals: int, item: int, bound: float = np.inf) -> spaces.Box:
 
 
 class MultiGoalTask(Task):
-    """A task whose goals are sets, as described at the head of this module.
+    """A task whose goals are sets, as described in the docstring of this module.
 
-    An environment of your own states its spaces, starts and steps, as every task does; rewards are here. ``start``
-    returns its goals from :func:`pack_sets` or :func:`pack_goals`, the space of ``desired_goal`` is
-    :func:`goal_sets`, and ``achieved`` says which item a state achieves. Where goals need not be met exactly, it
-    overrides :meth:`item_rewards`. There is no success: what counts is the return of an episode.
+    Like every task, your own environment defines its spaces, ``start`` and ``step``; rewards are defined here.
+    ``start`` returns goals made by :func:`pack_sets` or :func:`pack_goals`, the space of ``desired_goal`` is
+    :func:`goal_sets`, and ``achieved`` returns the item that a state achieves. Override :meth:`item_rewards` if goals
+    need not be met exactly. Success is undefined: performance is measured by the return of an episode.
 
     Attributes:
         max_goals: rows of a desired goal.
@@ -128,9 +128,9 @@ class MultiGoalTask(Task):
     has_success = False
 
     def item_rewards(self, achieved: Any, desired: Any) -> Any:
-        """R_item of each row [..., goals], of the type of ``desired``; 0 where it is absent.
+        """R_item of each row [..., goals], of the type of ``desired``; 0 for absent rows.
 
-        With operators only it serves tensors too, for a gate-gradient loss with rewards known a priori.
+        If it uses operators only, it also works on tensors, for a gate-gradient loss with rewards known a priori.
         """
         return item_rewards(achieved, desired)
 

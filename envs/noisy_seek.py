@@ -1,4 +1,4 @@
-"""NoisySeek: walk unsteadily among clusters of goals (dissertation, Sections 8.5.1 and G.6.4.2)."""
+"""NoisySeek: a noisy walk among clusters of goals (dissertation, Sections 8.5.1 and G.6.4.2)."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from envs.geometry import rounded, shortened
 from envs.multi_goal import MultiGoalTask, goal_sets, pack_sets, unpack_goals
 from envs.task import Array, box, check_count, check_positive
 
-_LARGEST = 1e5  # standard deviation: integers of that size are exact in float32
+_LARGEST = 1e5  # largest standard deviation: integers of that size are exact in float32
 
 
 @dataclass(frozen=True)
 class NoisySeek(MultiGoalTask):
-    """``s' ~ N(s + a, noise_std^2 I)`` in the plane; a step is worth 1 if it ends on a goal.
+    """``s' ~ N(s + a, noise_std^2 I)`` in the plane; a step has reward 1 if it ends on a goal.
 
-    The place of an agent is its position, rounded to integers (halves to the even one). Episodes start at (0, 0).
-    Actions longer than ``max_speed`` are projected on the disc of that radius.
+    A goal is reached if the position, rounded to integers (halves to even), equals it. Episodes start at (0, 0).
+    Actions longer than ``max_speed`` are projected onto the disc of that radius.
 
-    Goals come in clusters. The number of clusters is geometric, 1, 2, ..., with parameter ``cluster_probability``;
-    their centers are normal around 0 with standard deviation ``center_std`` in both coordinates; their shares are
-    uniform over all divisions (Dirichlet with parameters 1). Then n' goals are drawn, n' uniform in 1, ...,
-    max_goals: each is in a cluster by its share, normal around the center with standard deviation ``goal_std``, and
-    rounded. Goals drawn twice count once, so there may be fewer than n'.
+    Goals come in clusters. The number of clusters is geometric on 1, 2, ... with parameter ``cluster_probability``. The
+    cluster centers are normal around 0 with standard deviation ``center_std`` in both coordinates; the cluster weights
+    are uniform on the simplex (Dirichlet with parameters 1). Then n' goals are drawn, n' uniform in 1, ..., max_goals:
+    for each, a cluster is chosen by weight, and the goal is normal around its center with standard deviation
+    ``goal_std``, rounded. Goals drawn twice count once, so there may be fewer than n'.
 
     Attributes:
-        max_goals: most goals of an episode.
+        max_goals: largest number of goals of an episode.
         steps: time limit.
     """
 
@@ -101,24 +101,24 @@ class NoisySeek(MultiGoalTask):
 
 
 def _choose(rng: np.random.Generator, clusters: NDArray[np.int64], sets: NDArray[np.intp]) -> NDArray[np.intp]:
-    """A cluster for each goal, out of those of its set: indices [goals] into the clusters of all sets in a row.
+    """A cluster for each goal, among those of its set: indices [goals] into the concatenated clusters of all sets.
 
     Args:
-        clusters: how many each set has.
-        sets: the set of each goal.
+        clusters: number of clusters of each set.
+        sets: index of the set of each goal.
     """
-    # independent exponentials over their sum are Dirichlet with parameters 1: a goal is a uniform point on the line of
-    # the exponentials of its set, and its cluster is where the point falls
+    # Independent exponentials divided by their sum are Dirichlet with parameters 1. So lay the exponentials of a set
+    # end to end, draw a uniform point on that line for each goal, and take the cluster in which it falls.
     weight = rng.standard_exponential(clusters.sum())
     border, last = np.cumsum(weight), np.cumsum(clusters) - 1
     end = border[last]
     begin = np.concatenate([[0.0], end[:-1]])
     point = begin[sets] + rng.random(len(sets)) * (end - begin)[sets]
-    # rounding may carry a point to the end of its line, where the next set begins
+    # rounding may move a point to the end of its line, where the next set begins
     return np.minimum(np.searchsorted(border, point, side="right"), last[sets])
 
 
 def _first_of_each(items: NDArray[np.float64], sets: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Ascending indices of the integer items [2, total] that their set [total] does not hold before."""
+    """Ascending indices of the integer items [2, total] that are the first of their value in their set [total]."""
     x, y = (items - items.min(-1, keepdims=True)).astype(np.int64)
     return np.sort(np.unique((sets * (x.max() + 1) + x) * (y.max() + 1) + y, return_index=True)[1])

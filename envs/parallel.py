@@ -1,7 +1,7 @@
-"""Environments that step in worker processes, for simulations that have no vector form of their own.
+"""Environments that step in worker processes, for simulators without a vectorized form.
 
-One worker steps many environments, and observations travel through shared memory, so that the processes exchange one
-short message per worker and step.
+Each worker steps many environments, and observations are passed through shared memory, so the processes exchange only
+one short command and answer per worker and step.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ Rows = dict[str, NDArray[Any]]
 class ParallelVectorEnv(VectorEnv[Rows, Any, NDArray[Any]]):
     """``num_envs`` copies of an environment with dictionary observations, stepped by ``workers`` processes.
 
-    Observations are float32 where the environment's are float64: half the memory in replay buffers, and what the agent
-    sees, what is stored and what rewards are relabelled from are the same numbers. Environments reset in the same step
-    (``AutoresetMode.SAME_STEP``); infos are those of ended episodes. ``compute_reward`` and the other functions of
-    goals run in this process, for all transitions at once.
+    Observations that are float64 in the environment become float32: this halves the memory of replay buffers, and the
+    agent, the buffer and the relabelling of rewards all use the same numbers. Environments reset in the same step
+    (``AutoresetMode.SAME_STEP``); infos are returned only for episodes that ended. ``compute_reward`` and the other
+    functions of goals run in the calling process, for all transitions at once.
 
-    Environment i that was reset with seed s goes through the same episodes as a single one with seed s + i, however
-    many workers there are.
+    After a reset with seed s, environment i runs the same episodes as a single environment reset with seed s + i,
+    whatever the number of workers.
 
     Args:
-        env: an id for ``gymnasium.make``, ``"module:id"`` if a module has to be imported first, or a function that
-            makes an environment and can be pickled. It has its time limit.
-        num_envs: at least ``workers``.
-        kwargs: for ``gymnasium.make``.
+        env: an id for ``gymnasium.make``, ``"module:id"`` if a module has to be imported first, or a picklable function
+            that makes an environment. The environment has to bring its own time limit.
+        num_envs: number of environments, at least ``workers``.
+        kwargs: keyword arguments for ``gymnasium.make`` or for that function.
 
     Raises:
-        ValueError: for observations that are not a dictionary of boxes.
+        ValueError: if observations are not a dictionary of boxes.
         ChildProcessError: from any method, if a worker has raised, has ended or has been killed.
     """
 
@@ -67,7 +67,7 @@ class ParallelVectorEnv(VectorEnv[Rows, Any, NDArray[Any]]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
-        # a fresh interpreter has none of this process's threads and locks
+        # spawn: a fresh interpreter inherits none of this process's threads and locks
         context = multiprocessing.get_context("spawn")
         self._shared = _Shared(context, self.single_observation_space, self.single_action_space, num_envs)
         for rows in np.array_split(np.arange(num_envs), workers):
@@ -79,12 +79,12 @@ class ParallelVectorEnv(VectorEnv[Rows, Any, NDArray[Any]]):
             theirs.close()
             self._processes.append(process)
             self._connections.append(ours)
-        self._answers()  # environments that cannot be made are known here
+        self._answers()  # raises if a worker could not make its environments
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Rows, dict[str, Any]]:
-        """New episodes everywhere; environment i gets seed + i or its own of a sequence, and the same options."""
+        """Start new episodes in all environments; i gets seed + i or entry i of a sequence; options are shared."""
         seeds = [None] * self.num_envs if seed is None else seed
         if isinstance(seeds, (int, np.integer)):
             seeds = [int(seeds) + i for i in range(self.num_envs)]
@@ -97,7 +97,7 @@ class ParallelVectorEnv(VectorEnv[Rows, Any, NDArray[Any]]):
         self, actions: Any
     ) -> tuple[Rows, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         shared, actions = self._shared, np.asarray(actions)
-        if actions.shape != shared.actions.shape:  # others would be broadcast
+        if actions.shape != shared.actions.shape:  # other shapes would be broadcast silently
             raise ValueError(f"action: got shape {actions.shape}, expected {shared.actions.shape}")
         shared.actions[:] = actions
         ended = {row: info for infos in self._command("step") for row, info in infos.items()}
@@ -110,20 +110,20 @@ class ParallelVectorEnv(VectorEnv[Rows, Any, NDArray[Any]]):
         )
 
     def compute_reward(self, achieved_goal: Any, desired_goal: Any, info: Any) -> Any:
-        """Reward of arriving at ``achieved_goal`` [..., goal], as the environment computes it."""
+        """Reward of a step that arrives at ``achieved_goal`` [..., goal], as computed by the environment."""
         return self._local.get_wrapper_attr("compute_reward")(achieved_goal, desired_goal, info)
 
     def compute_terminated(self, achieved_goal: Any, desired_goal: Any, info: Any) -> Any:
-        """Whether that ends the episode."""
+        """Whether that step ends the episode."""
         return self._local.get_wrapper_attr("compute_terminated")(achieved_goal, desired_goal, info)
 
     def compute_truncated(self, achieved_goal: Any, desired_goal: Any, info: Any) -> Any:
-        """Whether that cuts the episode short, apart from time limits."""
+        """Whether that step truncates the episode, apart from time limits."""
         return self._local.get_wrapper_attr("compute_truncated")(achieved_goal, desired_goal, info)
 
     def close_extras(self, **kwargs: Any) -> None:
         for connection in self._connections:
-            connection.close()  # which ends its worker
+            connection.close()  # this ends its worker
         for process in self._processes:
             process.join(timeout=5)
             if process.is_alive():
@@ -133,12 +133,12 @@ class ParallelVectorEnv(VectorEnv[Rows, Any, NDArray[Any]]):
         self._local.close()
 
     def _command(self, name: str, argument: Any = None) -> list[dict[int, dict[str, Any]]]:
-        """Let all workers do something; their answers."""
+        """Send a command to all workers and return their answers."""
         if not self._connections:
-            raise ValueError("environments: are closed; make new ones")
+            raise ValueError("environments: got closed ones; create new ones")
         try:
             for connection in self._connections:
-                with contextlib.suppress(OSError):  # a worker's end is noticed and told below
+                with contextlib.suppress(OSError):  # a worker that has ended is reported below
                     connection.send((name, argument))
         except BaseException:
             self.close()
@@ -146,7 +146,7 @@ class ParallelVectorEnv(VectorEnv[Rows, Any, NDArray[Any]]):
         return self._answers()
 
     def _answers(self) -> list[dict[int, dict[str, Any]]]:
-        """What the workers answer: infos of ended episodes."""
+        """The workers' answers: infos of the episodes that ended."""
         answers: list[Any] = []
         try:
             for process, connection in zip(self._processes, self._connections, strict=True):
@@ -158,13 +158,13 @@ class ParallelVectorEnv(VectorEnv[Rows, Any, NDArray[Any]]):
             if failures:
                 raise ChildProcessError(f"a worker of {self.num_envs} environments: {failures[0]}")
         except BaseException:
-            # after Ctrl-C, too: answers that were not read would be taken for those to the next command
+            # even after Ctrl-C: unread answers would be mistaken for those to the next command
             self.close()
             raise
         return answers
 
     def _final(self, ended: dict[int, dict[str, Any]]) -> dict[str, Any]:
-        """``final_obs`` and ``final_info`` as of a SyncVectorEnv."""
+        """``final_obs`` and ``final_info`` as in a SyncVectorEnv."""
         if not ended:
             return {}
         mask = np.zeros(self.num_envs, dtype=np.bool_)
@@ -179,7 +179,7 @@ class ParallelVectorEnv(VectorEnv[Rows, Any, NDArray[Any]]):
 
 
 class _Shared:
-    """Arrays for all environments in memory that all processes share."""
+    """Arrays for all environments, in memory shared by all processes."""
 
     def __init__(self, context: Any, observations: spaces.Dict, actions: spaces.Space[Any], n: int) -> None:
         self._blocks: dict[str, tuple[Any, tuple[int, ...], Any]] = {}
@@ -199,7 +199,7 @@ class _Shared:
         self.open()
 
     def open(self) -> None:
-        """Arrays over the shared memory; to be called again in another process."""
+        """Create arrays that view the shared memory; has to be called again in each process."""
         arrays: dict[str, NDArray[Any]] = {
             name: np.frombuffer(block, dtype, int(np.prod(shape))).reshape(shape)
             for name, (block, shape, dtype) in self._blocks.items()
@@ -224,24 +224,24 @@ class _Shared:
 
 
 def _how_it_ended(process: Any) -> str:
-    """Of a worker that has ended without an answer."""
+    """Description of why a worker ended without an answer."""
     process.join(1)
     if process.exitcode in (-signal.SIGKILL, -signal.SIGTERM):
-        return "was killed from outside, perhaps for want of memory; use fewer environments or workers"
+        return "was killed from outside, perhaps for lack of memory; use fewer environments or workers"
     if process.exitcode == 1:
         return (
-            "ended, for the reason printed above; in a script, that may be for want of "
-            "'if __name__ == \"__main__\":' around what makes environments, since workers import the script"
+            "ended, for the reason printed above; in a script, the code that makes environments may need to be inside "
+            "'if __name__ == \"__main__\":', since workers import the script"
         )
-    return f"ended with exit code {process.exitcode} (a negative one is a signal), perhaps in the simulator"
+    return f"ended with exit code {process.exitcode} (a negative code is a signal), perhaps in the simulator"
 
 
 def _work(connection: Connection, shared: _Shared, rows: list[int], env: str | Make, kwargs: dict[str, Any]) -> None:
-    """A worker: makes its environments, then obeys until the connection is closed."""
+    """A worker: makes its environments, then serves commands until the connection is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
     try:
         if isinstance(env, str) and ":" in env:
-            with contextlib.redirect_stderr(io.StringIO()):  # notices of the module: the parent has printed them
+            with contextlib.redirect_stderr(io.StringIO()):  # the parent has already printed the module's notices
                 import_module(env.rpartition(":")[0])
         envs = {row: _make(env, kwargs) for row in rows}
         connection.send({})
@@ -263,7 +263,7 @@ def _reset(
 
 
 def _step(envs: dict[int, gymnasium.Env[Any, Any]], shared: _Shared) -> dict[int, dict[str, Any]]:
-    """One step of each environment; the infos of those whose episode has ended."""
+    """Step each environment; returns the infos of those whose episode ended."""
     ended: dict[int, dict[str, Any]] = {}
     for row, env in envs.items():
         observation, reward, terminated, truncated, info = env.step(shared.actions[row])

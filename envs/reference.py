@@ -1,7 +1,7 @@
-"""Agents that need no training, to compare trained ones with: greedy and random (dissertation, Figure 8.4).
+"""Baseline agents that need no training: greedy and random (dissertation, Figure 8.4).
 
-A policy is a function of observations alone, with any leading dimensions: a dictionary with ``observation``
-[..., size] and ``desired_goal`` [..., goals, item + 1] gives actions [..., action].
+A policy maps observations, with any leading dimensions, to actions [..., action]; an observation is a dictionary with
+``observation`` [..., size] and ``desired_goal`` [..., goals, item + 1].
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Policy = Callable[[Observation], NDArray[Any]]
 
 
 def to_nearest_goal(position: Array, desired: Array, period: float | None = None) -> NDArray[np.float64]:
-    """The way [..., item] from positions [..., item] to the nearest present goals; 0 where there is none.
+    """Displacement [..., item] from positions [..., item] to the nearest present goals; 0 where no goal is present.
 
-    Nearest in Euclidean distance; of equally near goals, the first.
+    Nearest in Euclidean distance; among equally near goals, the first.
 
     Args:
-        period: of positions, if they wrap.
+        period: period of positions, if they wrap.
     """
     ways = desired[..., :-1].astype(np.float64) - position[..., None, :]
     if period is not None:
@@ -41,14 +41,14 @@ def to_nearest_goal(position: Array, desired: Array, period: float | None = None
 
 
 def greedy_noisy_seek(observation: Observation, max_speed: float = 1.0) -> Array:
-    """Towards the nearest goal at full speed, and onto it where it is nearer than a step: [..., 2]."""
+    """Moves towards the nearest goal at full speed, or exactly onto it if it is within one step: [..., 2]."""
     way = to_nearest_goal(observation["observation"][..., :2], observation["desired_goal"])
     way /= np.maximum(1.0, np.hypot(way[..., :1], way[..., 1:]) / max_speed)
     return way.astype(np.float32)
 
 
 def greedy_drive_seek(observation: Observation, edge: float = 10.0, max_turn: float = 0.5) -> Array:
-    """Turns towards the nearest goal, across the edges where that is nearer, as far as it may: [..., 1]."""
+    """Turns towards the nearest goal, across the edges if that is nearer, as far as allowed: [..., 1]."""
     seen = observation["observation"]
     way = to_nearest_goal(seen[..., :2], observation["desired_goal"], 2.0 * edge)
     heading = np.arctan2(seen[..., 4].astype(np.float64), seen[..., 5])
@@ -57,16 +57,16 @@ def greedy_drive_seek(observation: Observation, edge: float = 10.0, max_turn: fl
 
 
 def greedy(task: Task) -> Policy:
-    """The greedy policy of a task; ``TypeError`` for tasks that have none."""
+    """The greedy policy of a task; raises ``TypeError`` for tasks that have none."""
     if isinstance(task, NoisySeek):
         return lambda observation: greedy_noisy_seek(observation, task.max_speed)
     if isinstance(task, DriveSeek):
         return lambda observation: greedy_drive_seek(observation, task.edge, task.max_turn)
-    raise TypeError(f"task: got {type(task).__name__}, expected DriveSeek or NoisySeek: others have no greedy agent")
+    raise TypeError(f"task: got {type(task).__name__}, expected DriveSeek or NoisySeek; others have no greedy agent")
 
 
 def random(task: Task, rng: np.random.Generator) -> Policy:
-    """Actions uniform in the action space of a task."""
+    """A policy with actions uniform in the action space of a task."""
     space: Any = task.action_space
     if isinstance(space, spaces.Discrete):
         return lambda observation: rng.integers(0, space.n, observation["observation"].shape[:-1])

@@ -1,4 +1,4 @@
-"""From an id to environments: entry points for ``gymnasium.make`` and ``gymnasium.make_vec``, and their time limits."""
+"""Registration of tasks with Gymnasium: entry points for ``make`` and ``make_vec``, and time limits."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from gymnasium.wrappers import HumanRendering, TimeLimit
 from envs.core import GoalEnv, GoalVectorEnv
 from envs.task import Task
 
-_RUN = {"__main__", "__mp_main__"}  # the module that is run, also in its worker processes
-_TASKS: dict[str, type[Task]] = {}  # by the id they are registered under
+_RUN = {"__main__", "__mp_main__"}  # the name of the script that is run, in itself and in its worker processes
+_TASKS: dict[str, type[Task]] = {}  # by registered id
 
 
 def register(env_id: str, task: type[Task]) -> None:
-    """Registers a task with Gymnasium. Its fields become keyword arguments, its ``steps`` the time limit.
+    """Register a task with Gymnasium. Its fields become keyword arguments, its ``steps`` the time limit.
 
-    The limit is not Gymnasium's ``max_episode_steps`` because it can depend on the other arguments (as many steps as
-    there are bits); ``max_episode_steps`` can shorten it.
+    The limit is not registered as Gymnasium's ``max_episode_steps``, since it can depend on the other arguments (such
+    as the number of bits); ``max_episode_steps`` can shorten it.
 
     Raises:
-        ValueError: if the id belongs to another class; to define the same class again, as notebooks do, replaces it.
+        ValueError: if the id belongs to another class. Redefining the same class, as notebooks do, replaces it.
     """
     known = _TASKS.get(env_id)
     if known is not None and not _same_class(known, task):
         raise ValueError(
-            f"env_id: got {env_id!r} for {task.__qualname__} of {task.__module__}, expected an id of its own; this one "
-            f"is that of {known.__qualname__} of {known.__module__}"
+            f"env_id: got {env_id!r} for {task.__qualname__} of {task.__module__}, expected an unused id; this one "
+            f"belongs to {known.__qualname__} of {known.__module__}"
         )
     _TASKS[env_id] = task
     gymnasium.register(
@@ -42,7 +42,7 @@ def register(env_id: str, task: type[Task]) -> None:
 
 
 def _same_class(known: type[Task], task: type[Task]) -> bool:
-    """Whether a class was defined again; a file that is run may also be imported, under its other name."""
+    """Whether ``task`` redefines ``known``; a script that is run may also be imported, under its other name."""
     modules = {known.__module__, task.__module__}
     return known.__qualname__ == task.__qualname__ and (len(modules) == 1 or not modules.isdisjoint(_RUN))
 
@@ -52,8 +52,8 @@ def make_env(task: str, render_mode: str | None = None, **kwargs: Any) -> gymnas
     definition = _TASKS[task](**kwargs)
     if render_mode == "human" and find_spec("pygame") is None:
         raise DependencyNotInstalled(
-            'render_mode: got "human", which needs pygame: install it with "pip install pygame", '
-            'or make pictures with render_mode="rgb_array"'
+            'render_mode: got "human", which needs pygame; install it with "pip install pygame", '
+            'or render images with render_mode="rgb_array"'
         )
     env = GoalEnv(definition, "rgb_array" if render_mode == "human" else render_mode)
     limited = TimeLimit(env, definition.steps)

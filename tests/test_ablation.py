@@ -167,7 +167,7 @@ def test_threat():
         ({"keep": True}, "keep: got True, expected an integer"),
         ({"keep": 1, "unit": "row"}, "unit: got 'row'"),
         ({"keep": 1, "null": "noise"}, "null: got 'noise'"),
-        ({"keep": 1, "null": "mean"}, "null='mean' needs mean"),
+        ({"keep": 1, "null": "mean"}, "null='mean': got mean"),
         ({"keep": 1, "std": (1.0,)}, "needs mean"),
     ],
 )

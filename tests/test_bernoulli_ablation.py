@@ -119,12 +119,12 @@ def test_keep_out_of_range():
     with pytest.raises(ValueError, match=r"keep: got 17, expected between 1 .* d = 16"):
         Smoothed(lambda c: c, BernoulliAblation(17), 2).certify(torch.rand(1, 1, 4, 4))
     with pytest.raises(
-        ValueError, match="keep: got 2 of d = 150528 units, less than one in 2\\^16; expected at least 3"
+        ValueError, match="keep: got 2 of d = 150528 units, less than one in 2\\^16, expected at least 3"
     ):
         BernoulliAblation(2, unit="feature").retention((3, 224, 224))
 
 
 def test_radius_needs_the_shape():
     counts = torch.tensor([[90, 10]])
-    with pytest.raises(ValueError, match="shape: Bernoulli ablation needs"):
+    with pytest.raises(ValueError, match="Bernoulli ablation needs the image shape"):
         BernoulliAblation(2).certify_counts(counts.clone(), counts, 0.05, n=100)

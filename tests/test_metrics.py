@@ -208,9 +208,9 @@ def test_probabilities_out_of_range(name, value):
 
 
 def test_predictions_are_not_taken_for_what_is_right():
-    with pytest.raises(ValueError, match="correct: got other values than 0 and 1, expected prediction == label"):
+    with pytest.raises(ValueError, match="correct: got values other than 0 and 1, expected prediction == label"):
         metrics.certified_accuracy([3, -1, 2, 0], [1.0, 1.0, 1.0, 1.0], [0])
-    with pytest.raises(ValueError, match="correct: got other values"):
+    with pytest.raises(ValueError, match="correct: got values other"):
         metrics.average_certified_radius([1, math.nan], [1.0, 1.0])
     with pytest.raises(ValueError, match=r"label: got shape \(3, 1\), expected that of prediction, \(3,\)"):
         metrics.clean_accuracy([0, 1, 2], np.array([[0], [1], [2]]))

@@ -451,5 +451,5 @@ def test_a_torus_with_a_margin():
     places = rng.uniform(-1.5, 1.5, (30_000, 3)).astype(np.float32)
     share = np.unique(task.achieved(places), axis=0, return_counts=True)[1] / 30_000
     np.testing.assert_allclose(share, 1 / 9, atol=0.01)
-    with pytest.raises(ValueError, match=r"margin: got 0\.6, expected at least 0 and at most 0\.5"):
+    with pytest.raises(ValueError, match=r"margin: got 0\.6, expected a number from 0 to 0\.5"):
         envs.DriveSeek(margin=0.6)

@@ -556,7 +556,11 @@ def votes_of(positions: int, classes: int = 3) -> Tensor:
         (BandAblation(2), {"votes": votes_of(8, 1), "patch_size": 2}, "votes: got 1 classes"),
         (BandAblation(2), {"votes": votes_of(8).long() + 2, "patch_size": 2}, "at most one vote of a copy"),
         (BandAblation(2), {"votes": votes_of(8), "patch_size": 2, "shape": (1, 8, 9)}, "expected 9, those"),
-        (BandAblation(9), {"votes": votes_of(8), "patch_size": 2}, "expected at most 8: images are 8 pixels wide"),
+        (
+            BandAblation(9),
+            {"votes": votes_of(8), "patch_size": 2},
+            "expected at most 8 for both, as images are 8 pixels wide",
+        ),
         (BandAblation(2, stride=2), {"votes": votes_of(8), "patch_size": 2}, "needs the image shape"),
         (BlockAblation(2), {"votes": votes_of(8), "patch_size": 2}, "needs the image shape"),
         (MultiBandAblation(2, 2), {"votes": votes_of(6), "patch_size": 2}, "needs the image shape"),

@@ -163,7 +163,7 @@ def test_bad_lambda(lam):
 
 
 def test_lambda_off_the_grid_names_its_neighbours():
-    with pytest.raises(ValueError, match=r"nearest legal values are .*\(= 331/510 and 332/510\)"):
+    with pytest.raises(ValueError, match=r"nearest valid values are .*\(= 331/510 and 332/510\)"):
         DeterministicSplittingNoise(331.4 / 510)
 
 

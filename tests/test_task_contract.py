@@ -120,7 +120,7 @@ def test_ids_belong_to_classes(recwarn: pytest.WarningsRecorder) -> None:
     envs.register("ContinuousSeekOfMine-v0", other)
     assert isinstance(gymnasium.make("ContinuousSeek-v0").unwrapped.task, envs.ContinuousSeek)  # type: ignore[attr-defined]
     assert isinstance(gymnasium.make("ContinuousSeekOfMine-v0").unwrapped.task, other)  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="expected an id of its own; this one is that of ContinuousSeek of envs"):
+    with pytest.raises(ValueError, match="expected an unused id; this one belongs to ContinuousSeek of envs"):
         envs.register("ContinuousSeek-v0", other)
     again = type("ContinuousSeek", (Walk,), {"__module__": __name__})  # a notebook's cell, run again
     envs.register("ContinuousSeekOfMine-v0", again)

@@ -43,7 +43,7 @@ def test_sampled_schemes_need_all_their_copies():
     assert attack(scheme, IMAGES, outcomes=ablation_outcomes(scheme)) > 0
     with pytest.raises(TypeError, match="outcomes: got none"):
         attack(scheme, IMAGES)
-    with pytest.raises(AssertionError, match="the sum 3/2, expected 1"):
+    with pytest.raises(AssertionError, match="sum to 3/2, expected 1"):
         attack(scheme, IMAGES, outcomes=lambda x: [(Fraction(3, 2), x[0])])
 
     @dataclass(frozen=True)
@@ -98,11 +98,11 @@ def _nan(self, p_lower: Tensor, p_upper: Tensor, *, shape=None) -> Tensor:
     [
         ("sample", _of_batch, "depend on the other images of a batch"),
         ("sample", _of_place, "depend on which others are made with them"),
-        ("sample", _signed, r"tell -0\.0 from 0\.0"),
+        ("sample", _signed, r"differ for -0\.0 and 0\.0"),
         ("sample", _double, r"its copies are torch\.float64"),
         ("sample", _wide, "not of input_shape"),
         ("radius", _float32, r"radius returns torch\.float32 \(101,\), not float64"),
-        ("radius", _at_half, "radius is not negative where both classes may have one half"),
+        ("radius", _at_half, "radius is not negative where both classes may have probability one half"),
         ("radius", _falling, "radius is not monotone"),
         ("radius", _nan, "radius returns NaN"),
     ],

@@ -565,7 +565,7 @@ def test_scores_that_are_a_little_random():
     """Too little for a tolerance, and enough to turn a tie."""
     model = classifier(2)
     smoothed = Smoothed(lambda c: model(c) + 1e-7 * torch.rand(len(c), 1), DeterministicAblation(6), 10)
-    with pytest.raises(ValueError, match="got other scores for the same batch, so they are random"):
+    with pytest.raises(ValueError, match="got different scores for the same batch, so they are random"):
         smoothed.votes(images(1))
 
 
@@ -610,7 +610,7 @@ def test_a_classifier_that_does_not_take_copies(model):
         ({"vote": "argmax"}, "vote: got 'argmax'"),
         ({"scheme": RandomizedAblation}, "scheme: got the class RandomizedAblation"),
         ({"base_classifier": "model"}, "base_classifier: got a str, expected a module"),
-        ({"base_classifier": {"weight": torch.zeros(2)}}, "got a dict, .*; load_state_dict puts it into a module"),
+        ({"base_classifier": {"weight": torch.zeros(2)}}, "got a dict, .*; load it into a module"),
     ],
 )
 def test_arguments_of_the_wrong_kind(options, message):

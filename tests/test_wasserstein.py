@@ -122,7 +122,7 @@ def test_distances_that_are_known():
     assert Wasserstein("l1").distance(in_one_line[:1], in_one_line[1:]).item() == pytest.approx(expected)
     colours = torch.zeros((2, 2, 1, 2))
     colours[0, 0, 0, 0] = colours[1, 1, 0, 0] = 1  # no mass moves between channels
-    with pytest.raises(ValueError, match="channels of different mass"):
+    with pytest.raises(ValueError, match="channels whose mass differs"):
         shortest_flow(*colours.double().numpy())
     for metric in ("l1", "l2"):
         assert Wasserstein(metric).distance(colours[:1], colours[1:]).item() == math.inf
@@ -132,7 +132,7 @@ def test_distances_that_are_known():
         other[0, 1, 5, 5] -= 1
         assert Wasserstein(metric).distance(large, other).item() == math.inf
         assert Wasserstein(metric).distance(large.double() / 256, other.double() / 256).item() == math.inf
-    with pytest.raises(ValueError, match="all zeros for number 1"):
+    with pytest.raises(ValueError, match="all zeros for image 1"):
         Wasserstein().distance(colours, colours * torch.tensor([1.0, 0.0]).view(2, 1, 1, 1))
     with pytest.raises(ValueError, match="metric: got 'l3'"):
         Wasserstein("l3")  # pyright: ignore[reportArgumentType]
@@ -160,7 +160,7 @@ def test_images_on_the_grid(seed, shape, sigma):
 
 
 def test_totals_of_channels_are_those_of_the_shares():
-    """Equal shares of the channels from different sums, and channels of different mass."""
+    """Equal shares of the channels from different sums, and channels whose mass differs."""
     x = torch.tensor([[[30, 0, 21]], [[7, 7, 0]]], dtype=torch.uint8)[None]
     y = torch.tensor([[[51, 51, 0]], [[0, 14, 14]]], dtype=torch.uint8)[None]
     steps = WassersteinNoise(0.0123).steps
@@ -454,11 +454,11 @@ def test_bad_images():
     scheme, x = WassersteinNoise(0.01), torch.rand((3, 1, 4, 4))
     x[2] = 1e-9  # nothing is left on the grid of 2^-24
     for images in (x, torch.zeros((3, 1, 4, 4), dtype=torch.uint8)):
-        with pytest.raises(ValueError, match="all zeros for number"):
+        with pytest.raises(ValueError, match="all zeros for image"):
             scheme.check(images)
-        with pytest.raises(ValueError, match="all zeros for number"):
+        with pytest.raises(ValueError, match="all zeros for image"):
             scheme.sample(images, draws_of(3, 1))
-    with pytest.raises(ValueError, match="shape: Wasserstein smoothing needs"):
+    with pytest.raises(ValueError, match="Wasserstein smoothing needs the image shape"):
         scheme.radius(torch.ones(1), torch.zeros(1))
 
 

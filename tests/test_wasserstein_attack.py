@@ -276,7 +276,7 @@ def test_bad_input():
         wasserstein_attack(Smoothed(Planes(18), RandomizedAblation(2), 2), x, labels)
     with pytest.raises(ValueError, match="scores without a gradient"):
         check_attackable(Smoothed(lambda c: Planes(9)(c).detach(), WassersteinNoise(0.1), 2), x.float() / 255)
-    with pytest.raises(ValueError, match="all zeros for number 0"):
+    with pytest.raises(ValueError, match="all zeros for image 0"):
         wasserstein_attack(Smoothed(Planes(9), Undefended(), 2), x * 0, labels)
 
 
