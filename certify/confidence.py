@@ -19,12 +19,21 @@ from certify.draws import BOUNDS, Draws
 Interval = Literal["clopper-pearson", "randomized"]
 
 # The incomplete beta function has a relative error of a few 1e-14 for few samples and of 6e-12 for 1e8 samples, which
-# this margin covers. Its inverse is less accurate (it has branch points, and fails for extreme arguments), so its
-# results are checked with the function itself.
+# this margin covers, except for the tails that _margin is about. Its inverse is less accurate (it has branch points,
+# and fails for extreme arguments), so its results are checked with the function itself.
 _MARGIN = 1e-11
 _MOST_SAMPLES = 10**8
 _ROUNDING = 1e-14  # exceeds the rounding error of a mean of two numbers
 _LEAST_ALPHA = 1e-150  # below about 1e-267 the function returns 0, which is not a bound
+
+
+def _margin(n: int, alpha: float) -> float:
+    """Covers the relative error of a tail, or of a mean of two neighbouring tails, that is compared with ``alpha``.
+
+    For few successes, a tail above 1/2 loses as many digits as n has: the error reaches 0.2 n eps, which is 4e-9 for
+    1e8 samples. No such tail occurs if alpha is at most 0.1, since P(X > k) <= 0.1 implies P(X >= k) < 1/2 there.
+    """
+    return _MARGIN if alpha <= 0.1 else max(_MARGIN, n * 2.0**-52)
 
 
 def check_alpha(alpha: float) -> None:
@@ -74,13 +83,14 @@ def lower_bound(successes: Tensor, n: int, alpha: float, *, uniforms: Tensor | N
 
 
 def _plain_lower_bound(k: np.ndarray, n: int, alpha: float) -> np.ndarray:
+    margin = _margin(n, alpha)
     with np.errstate(all="ignore"):
-        bound = np.where(k > 0, betaincinv(k, n - k + 1, alpha), 0.0) * (1 - _MARGIN)
+        bound = np.where(k > 0, betaincinv(k, n - k + 1, alpha), 0.0) * (1 - margin)
         bound = np.clip(np.nan_to_num(bound, nan=0.0, posinf=0.0, neginf=0.0), 0, 1)
         shrink = 1e-10
         while True:
             # P(Binomial(n, bound) >= k), which must not exceed alpha
-            unsafe = (bound > 0) & ~(betainc(k, n - k + 1, bound) <= alpha * (1 - _MARGIN))
+            unsafe = (bound > 0) & ~(betainc(k, n - k + 1, bound) <= alpha * (1 - margin))
             if not unsafe.any():
                 return bound
             bound = np.where(unsafe, bound * max(0.0, 1 - shrink), bound)
@@ -121,8 +131,9 @@ def _randomized_lower_bound(k: np.ndarray, u: np.ndarray, n: int, alpha: float, 
             # inexact, are the same for all u. So bisection takes the same path up to a p that only the smaller u
             # accepts.
             tail = np.maximum(tail, more) * (1 + _ROUNDING)
-        return (p == 0) | (tail * (1 + _MARGIN) <= alpha)
+        return (p == 0) | (tail * (1 + margin) <= alpha)
 
+    margin = _margin(n, alpha)
     # At p = 0 the probability of k or more successes is 0, except for k = 0, where only u has to be at most alpha.
     low, high = np.zeros_like(k), np.ones_like(k)
     for _ in range(64):
@@ -130,7 +141,7 @@ def _randomized_lower_bound(k: np.ndarray, u: np.ndarray, n: int, alpha: float, 
         fine = safe(middle)
         low, high = np.where(fine, middle, low), np.where(fine, high, middle)
     # Below 1: for unanimous votes and small u, p = 1 would be safe, too, but claims more than samples ever can.
-    return np.minimum(low, 1 - 2.0**-53)
+    return np.asarray(np.minimum(low, 1 - 2.0**-53))
 
 
 def upper_bound(successes: Tensor, n: int, alpha: float, *, uniforms: Tensor | None = None) -> Tensor:

@@ -56,6 +56,34 @@ def test_lower_bound_against_fifty_digits(n, alpha):
             assert fifty_digit_tail(k, n, exact * (1 + mpmath.mpf(10) ** -9)) > mpmath.mpf(alpha)
 
 
+@pytest.mark.parametrize("n", [10**5, 10**6, 10**7, 10**8])
+@pytest.mark.parametrize("alpha", [0.1, 0.11, 0.35, 0.5, 0.7, 0.9])
+def test_few_successes_and_large_failure_probabilities(n, alpha):
+    """There the incomplete beta function itself is inaccurate."""
+
+    def exact_tail(k: int, p: mpmath.mpf) -> mpmath.mpf:
+        log_p, log_q = mpmath.log(p), mpmath.log1p(-p)
+        return 1 - sum(math.comb(n, i) * mpmath.exp(i * log_p + (n - i) * log_q) for i in range(k))
+
+    with mpmath.workdps(50):
+        for k in (1, 2, 3, 5, 8, 13, 21, 29):
+            plain = confidence.lower_bound(torch.tensor([k]), n, alpha).item()
+            assert alpha * (1 - 1e-6) < exact_tail(k, mpmath.mpf(plain)) <= alpha
+            for u in (0.02, 0.1, 0.3, 0.5, 0.7, 0.9):
+                number = torch.tensor([u], dtype=torch.float64)
+                bound = mpmath.mpf(confidence.lower_bound(torch.tensor([k]), n, alpha, uniforms=number).item())
+                mean = u * exact_tail(k, bound) + (1 - mpmath.mpf(u)) * exact_tail(k + 1, bound)
+                assert alpha * (1 - 1e-6) < mean <= alpha
+
+
+def test_bounds_of_a_single_number():
+    number = torch.tensor(0.5, dtype=torch.float64)
+    for bound in (confidence.lower_bound, confidence.upper_bound):
+        single = bound(torch.tensor(3), 10, 0.05, uniforms=number)
+        assert single.shape == ()
+        assert single == bound(torch.tensor([3]), 10, 0.05, uniforms=number[None])[0]
+
+
 @pytest.mark.parametrize(
     ("n", "alpha", "k"),
     # where the inverse of the incomplete beta function itself is inaccurate or fails
