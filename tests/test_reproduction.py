@@ -735,9 +735,9 @@ def test_run_tells_all_that_is_missing_before_it_starts(tmp_path, monkeypatch):
     mnist = (
         f"  mnist: no train-images-idx3-ubyte[.gz] in {root / 'mnist'}, {root / 'MNIST/raw'}, {root}; run 'python -m"
     )
-    mnist += " scripts.fetch mnist' or point $CERTIFY_DATA to the folder of the data sets (for a)"
+    mnist += " scripts.fetch mnist' or point $CERTIFY_DATA to the folder with the data sets (for a)"
     imagenet = f"  imagenet: none of {root / 'imagenet/train'}, {root / 'train'} exists; put it there or point "
-    imagenet += "$CERTIFY_DATA to the folder of the data sets (for b)"
+    imagenet += "$CERTIFY_DATA to the folder with the data sets (for b)"
     gpu = f"  cuda: torch {torch.__version__} finds no GPU that it can use"
     assert told("cpu") == [mnist, "the other runs can be done: --only c"]
     last = "no other run is left to do"
