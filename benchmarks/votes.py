@@ -71,11 +71,7 @@ SCHEMES: tuple[tuple[str, Scheme], ...] = (
     ("Wasserstein, Laplace flows", WassersteinNoise(sigma=0.01)),
     ("Wasserstein, uniform flows", WassersteinNoise(sigma=0.01, noise="uniform")),
 )
-LARGE = (
-    "DSSN, sigma = 1",
-    "randomized ablation",
-    "Gaussian noise, sigma = 1/4",
-)  # schemes measured with the large model, too
+LARGE = ("DSSN, sigma = 1", "randomized ablation", "Gaussian noise, sigma = 1/4")  # also run on the large model
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024)
 
 

@@ -1,5 +1,4 @@
-"""The catalogue: entries with published numbers, and the runs that produce ours, as :mod:`reproduction.reading` reads
-them.
+"""The catalogue, as read by :mod:`reproduction.reading`: published numbers, and the runs that produce ours.
 
 An entry is a table or a curve of a paper, whose rows name runs. A run is a list of commands with placeholders, plus the
 budgets that fill them in. Entries share runs, so a run that several of them need is done once.

@@ -69,8 +69,7 @@ def script_lines(run: Run, budget: str, root: Path = RUNS) -> list[str]:
 
 
 def _typed(word: str) -> str:
-    """A word quoted for a shell, with ``$RUN`` for the folder; in double quotes if it contains that or single
-    quotes."""
+    """A word quoted for a shell, with ``$RUN`` for the folder; in double quotes if it has that or single quotes."""
     text = word.replace(RUN_FOLDER, "")
     quoted = shlex.quote(text)
     if text == "" or quoted == text:
@@ -158,8 +157,7 @@ def _data_missing(name: str, root: Path | None) -> str | None:
 
 
 def missing(run: Run, budget: str, root: Path = RUNS) -> list[str]:
-    """What the rest of a run needs but does not find here: data sets or a GPU. Empty if nothing is missing or left to
-    do.
+    """The data sets or GPU that the rest of a run lacks here. Empty if nothing is missing or left to do.
 
     Raises:
         ValueError: if a script rejects its arguments, or other commands were begun in the run's folder.

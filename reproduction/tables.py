@@ -173,8 +173,7 @@ def minutes_of(catalogue: Catalogue, names: Iterable[str], budget: str) -> float
 
 
 def _wrapped(head: list[str], widths: list[int]) -> list[list[str]]:
-    """Column heads wrapped to the width of the cells below them where their words allow it, and aligned at the
-    bottom."""
+    """Column heads wrapped to the width of the cells below where words allow it, and aligned at the bottom."""
     parts = [
         textwrap.wrap(h, max(w, *map(len, h.split())), break_long_words=False)
         for h, w in zip(head, widths, strict=True)

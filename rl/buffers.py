@@ -20,9 +20,8 @@ class GoalSetReplayBuffer(DictReplayBuffer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.next_observations[GOAL] = self.observations[
-            GOAL
-        ]  # the replaced array was never written to, so it took no memory
+        # the replaced array was never written to, so it took no memory
+        self.next_observations[GOAL] = self.observations[GOAL]
 
     def to_torch(self, array: np.ndarray, copy: bool = True) -> Tensor:
         """The array as a tensor, without a copy on the CPU: the array was made for this minibatch alone."""

@@ -4,9 +4,8 @@ An action moves the state by ``U a``, where U is an unknown rotation, and the re
 goal. Optimal values and policies are known in closed form (Eqs. G.1 to G.4), so the hypothesis class of the
 propositions consists of the ``Q`` of that form with an estimate in place of U. The critic loss, standard (Eq. 8.4) or
 ReenGAGE (Eqs. 8.8, 8.9), is then a sum of squared residuals that are affine in the estimate. Minimizing it exactly
-shows
-what a replay buffer of N transitions reveals about U: one number per transition, ``g^T U a``, or d numbers, ``U a``,
-with the goal gradient.
+shows what a replay buffer of N transitions reveals about U: one number per transition, ``g^T U a``, or d numbers,
+``U a``, with the goal gradient.
 
 Values are float64. The last dimension of states, actions and goals holds their coordinates, preceded by any batch
 dimension. Equation and section numbers refer to the dissertation.
@@ -237,8 +236,7 @@ def learn_rotation(x: Tensor, y: Tensor, *, max_steps: int = 100) -> Tensor:
 
     Takes Levenberg-Marquardt steps along ``W U`` for skew-symmetric W, with the Cayley transform as retraction,
     starting from the rotation nearest to the result of :func:`learn_matrix`. The loss is not convex over rotations:
-    with
-    barely enough transitions to determine U, it may end in a local minimum.
+    with barely enough transitions to determine U, it may end in a local minimum.
 
     Args:
         x, y: as returned by :func:`as_least_squares`.

@@ -57,8 +57,7 @@ def relu_value_and_slope(layers: list[nn.Linear], x: Tensor, select: Tensor, col
 
     Args:
         x: ``[B, inputs]``.
-        select: ``[B, outputs]``, the weights that combine the outputs to the value: one-hot, or ones for a single
-            output.
+        select: ``[B, outputs]``, weights that combine the outputs to the value: one-hot, or ones for a single output.
         columns: the inputs to differentiate with respect to.
 
     Returns:

@@ -12,8 +12,7 @@ from torch.distributions import Distribution
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor, *, max_norm: float | None = None) -> None:
-    """One optimizer step on ``loss``, computing gradients only for those parameters of the optimizer that are
-    trainable.
+    """One optimizer step on ``loss``, with gradients computed only for the optimizer's trainable parameters.
 
     Args:
         max_norm: clip the gradient norm to this.

@@ -21,10 +21,9 @@ class VectorEnvAdapter(VecEnv):
     """A ``gymnasium.vector.VectorEnv`` as a Stable-Baselines3 ``VecEnv``.
 
     A step remains a single call for all environments; only environments whose episode ends cost extra Python work.
-    Their
-    info holds ``terminal_observation``, ``TimeLimit.truncated``, ``episode`` as written by Monitor (``r`` return, ``l``
-    length, ``t`` seconds since the adapter was created), and the environment's ``final_info``, such as ``is_success``.
-    All other infos are empty.
+    Their info holds ``terminal_observation``, ``TimeLimit.truncated``, ``episode`` as written by Monitor (``r`` return,
+    ``l`` length, ``t`` seconds since the adapter was created), and the environment's ``final_info``, such as
+    ``is_success``. All other infos are empty.
 
     ``env_method`` and ``get_attr`` look up methods and attributes on the vector environment and its wrappers, where one
     stands for all environments: goal-conditioned ones have ``compute_reward`` for hindsight. Those not found there are
