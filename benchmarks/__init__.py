@@ -1,1 +1,1 @@
-"""Benchmarks: each prints ratios against a named reference measured in the same run."""
+"""Benchmarks: each prints ratios to a named reference that is measured in the same run."""

@@ -1,9 +1,9 @@
-"""Seconds of simultaneous confidence bounds for many classes, and the ratio to bounding every class.
+"""Time of simultaneous confidence bounds for many classes, relative to bounding every class.
 
     python -m benchmarks.bounds
 
-1,000 classes, n = 100,000 and n = 1,000. Of the randomized upper bounds only the largest counts; the reference computes
-those of all classes and takes the maximum. The bounds are compared.
+1,000 classes, with n = 1,000 and n = 100,000. Only the largest of the randomized upper bounds matters; the reference
+computes those of all classes and takes the maximum. Both must give the same bounds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CLASSES, ALPHA = 1_000, 0.001
 
 
 def votes(n: int, concentration: float, images: int) -> Tensor:
-    """Votes of classifiers that spread them over few (small concentration) or all classes."""
+    """Votes of classifiers that spread them over few classes (small concentration) or over all."""
     generator = np.random.default_rng(0)
     shares = generator.dirichlet(np.full(CLASSES, concentration), images)
     return torch.from_numpy(np.stack([generator.multinomial(n, p) for p in shares]))
@@ -41,7 +41,7 @@ def compare(name: str, n: int, concentration: float, images: int, rounds: int) -
         return simultaneous_bounds(counts, selected, n, ALPHA, uniforms=uniforms)
 
     if not all(torch.equal(a, b) for a, b in zip(ours(), every(), strict=True)):
-        raise AssertionError("the bounds of all classes differ")
+        raise AssertionError("bounds: got other bounds than by bounding every class")
     times = seconds_in_turn({"ours": ours, "every": every}, rounds)
     print(
         f"{name:<22} n = {n:>7,}   {median_ratio(times['ours'], times['every']):.4f}   {images} images: ours "
@@ -52,7 +52,7 @@ def compare(name: str, n: int, concentration: float, images: int, rounds: int) -
 
 def main() -> None:
     args = arguments("bounds", __doc__, images=(50, "images to certify"), rounds=(3, "measurements of each"))
-    print(f"{CLASSES} classes; ratio to randomized bounds of every class")
+    print(f"{CLASSES} classes; ratio of time to randomized bounds of every class")
     for n in (1_000, 100_000):
         for name, concentration in (("votes for few classes", 0.02), ("votes for all classes", 5.0)):
             compare(name, n, concentration, args.images, args.rounds)

@@ -1,10 +1,10 @@
-"""Steps per second of 1,024 environments that step together, over those of one environment.
+"""Steps per second of 1,024 environments stepped together, relative to a single environment.
 
     python -m benchmarks.envs [--copies 1024]
 
-One is ``gymnasium.make`` without its checker, many are ``gymnasium.make_vec`` with the native entry point, both with
-episodes that end and start again, and with random actions that are drawn beforehand. They are measured in turn; the
-median of the pairwise ratios is what counts. The last column adds the adapter to Stable-Baselines3.
+The single environment is made by ``gymnasium.make`` without its checker, the many by ``gymnasium.make_vec`` with the
+native entry point; both include resets at the end of episodes, and take random actions drawn beforehand. Measurements
+alternate, and the median of the pairwise ratios is reported. The last column adds the adapter to Stable-Baselines3.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def compare(env_id: str, copies: int, rounds: int) -> None:
 
 def main() -> None:
     args = arguments(
-        "envs", __doc__, copies=(1024, "environments that step together"), rounds=(5, "measurements of each")
+        "envs", __doc__, copies=(1024, "environments stepped together"), rounds=(5, "measurements of each")
     )
     print(f"gymnasium {gymnasium.__version__}; ratio of steps per second, together / one")
     for env_id in IDS:

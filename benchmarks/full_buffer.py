@@ -1,9 +1,9 @@
-"""Time of a step with a full hindsight buffer, one transition added and a minibatch drawn, over Stable-Baselines3's.
+"""Time to add a transition to a full hindsight buffer and sample a minibatch, relative to Stable-Baselines3's buffer.
 
     python -m benchmarks.full_buffer [--quick]
 
-A million transitions of ContinuousSeek in 20 dimensions, in episodes of ten steps; batch size 256. The buffers take
-their steps in turn; the median of the pairwise ratios is what counts.
+A million transitions of ContinuousSeek in 20 dimensions, in episodes of ten steps; batch size 256. Measurements of the
+buffers alternate, and the median of the pairwise ratios is reported.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ BATCH, EPISODE, STEPS = 256, 10, 10
 
 
 def full(kind: type[sb3.HerReplayBuffer], size: int) -> sb3.HerReplayBuffer:
-    """A buffer whose next place is that of the oldest episode."""
+    """A full buffer, about to overwrite its oldest episode."""
     env = DummyVecEnv([partial(gymnasium.make, "ContinuousSeek-v0", d=20)])
     space: Any = env.observation_space
     buffer = kind(size, space, env.action_space, env=env, device="cpu")
     for own in (buffer.observations, buffer.next_observations):
         for values in own.values():
             values[:] = 1
-    buffer.rewards[:] = 0  # achieved goals are the desired ones
+    buffer.rewards[:] = 0  # since the achieved goals equal the desired ones
     buffer.ep_start[:, 0] = np.arange(size) // EPISODE * EPISODE
     buffer.ep_length[:] = EPISODE
     buffer.full = True

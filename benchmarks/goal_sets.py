@@ -1,11 +1,11 @@
-"""Time of an update of Multi-ReenGAGE over that of DDPG with the same networks.
+"""Time of a Multi-ReenGAGE update relative to one of DDPG with the same networks.
 
     python -m benchmarks.goal_sets [--quick]
 
-DeepSets of the published size (Table G.4), batch size 256, 1 to 200 goals of 200 at random, as in DriveSeek. All agents
-have the same transitions. Updates are measured in turn; the median of the pairwise ratios is what counts. The first row
-is this project's DDPG at coefficient 0; the last is Stable-Baselines3's training loop with the same policy, in which
-actor and critic evaluate their common encoder each on its own.
+DeepSets of the published size (Table G.4), batch size 256, a random number of goals from 1 to 200, as in DriveSeek. All
+agents have the same transitions. Measurements alternate, and the median of the pairwise ratios is reported. The first
+row is this project's DDPG with coefficient 0; the last is Stable-Baselines3's training loop with the same policy, where
+actor and critic each evaluate the shared encoder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BATCH, GOALS, TRANSITIONS = 256, 200, 1_000
 
 
 class RandomGoals(gymnasium.Env[dict[str, Any], Any]):
-    """States and sets of goals of DriveSeek's shapes, all at random; episodes of one step."""
+    """Random states and goal sets with DriveSeek's shapes, in episodes of one step."""
 
     observation_space = spaces.Dict(
         {
@@ -89,7 +89,7 @@ def main() -> None:
     quick = arguments("goal_sets", __doc__, quick=(False, "fewer rounds, shared encoders only")).quick
     print(f"{'':<28} {'ratio':>6}   per update, {torch.get_num_threads()} threads")
     for share in (True,) if quick else (True, False):
-        print("one encoder for actor and critic" if share else "an encoder each")
+        print("one encoder shared by actor and critic" if share else "separate encoders for actor and critic")
         compare({"share_encoder": share}, rounds=5 if quick else 15, updates=1 if quick else 3)
 
 

@@ -1,12 +1,12 @@
-"""Speed of HandReach: simulation in worker processes, and updates of the learner, over plain ones.
+"""Speed of HandReach relative to plain baselines: simulation in worker processes, and updates of the learner.
 
     python -m benchmarks.hand [--quick] [--device cuda] [--batch-size 4864]
 
-Simulation: steps per second of 16 environments in as many processes as there are cores, over those of one bare
-environment times the number of processes. Learning: updates per second with the recipe of ``scripts.train_hand``
-(three hidden layers of 256, normalization inside the policy; batches of 256) over those of Stable-Baselines3's DDPG
-with its hindsight buffer and the same layers, on the same device; on a GPU also recorded as CUDA graphs. Measured in
-turn; the median of the pairwise ratios is what counts.
+Simulation: steps per second of 16 environments in one process per core (at most 16), relative to those of one bare
+environment times the number of processes. Learning: updates per second with the recipe of ``scripts.train_hand`` (three
+hidden layers of 256, normalization inside the policy, batches of 256), relative to Stable-Baselines3's DDPG with its
+hindsight buffer and the same layers on the same device; on a GPU, also with updates recorded as CUDA graphs.
+Measurements alternate, and the median of the pairwise ratios is reported.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def simulation(seconds: float, rounds: int) -> None:
 
 
 def rate(work: Any, seconds: float) -> float:
-    """How much work is done per second."""
+    """Units of work done per second."""
     started, done = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
         done += work()
@@ -94,7 +94,7 @@ def learning(updates: int, rounds: int, device: str, batch_size: int) -> None:
         model.set_logger(configure(None, []))
         model.gradient_steps = 1
         model.learn(ENVS * 100)
-        for _ in range(WARM_UP + 2):  # one in 40 updates is of another kind
+        for _ in range(WARM_UP + 2):  # one in 40 updates is of another kind, which has to be recorded, too
             model.train(updates, batch_size)
 
     def train(model: Any) -> None:
@@ -116,7 +116,7 @@ def main() -> None:
         __doc__,
         quick=(False, "fewer rounds"),
         device=("cpu", "where to learn: cpu, cuda, ..."),
-        batch_size=(256, "of an update"),
+        batch_size=(256, "batch size of an update"),
     )
     if args.batch_size < 1:
         raise SystemExit(f"batch-size: got {args.batch_size}, expected at least 1")

@@ -1,4 +1,4 @@
-"""What the benchmarks share: their arguments, measuring in turn, and the median of the ratios."""
+"""Shared by the benchmarks: command-line arguments, alternating measurements, and median ratios."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 
 def median_ratio(ours: Sequence[float], reference: Sequence[float]) -> float:
-    """The median of the pairwise ratios of two measurements that were taken in turn: other work on the machine slows
-    both of a pair down."""
+    """The median of the pairwise ratios of two alternating measurements: other load on the machine slows down both
+    measurements of a pair."""
     return statistics.median(a / b for a, b in zip(ours, reference, strict=True))
 
 
 def seconds_in_turn(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds that each of these takes, once per round, one after the other."""
+    """Seconds that each of these takes in each round; within a round, they run one after the other."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
@@ -30,8 +30,8 @@ def arguments(prog: str, description: str | None, **options: Any) -> argparse.Na
     """The command line of ``python -m benchmarks.PROG``.
 
     Args:
-        description: the docstring of the module; its first line is shown.
-        options: default and help text of each option; with False as default it is a switch.
+        description: the module's docstring, whose first line is shown.
+        options: default and help text of each option; a default of False makes it a flag.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{prog}", description=(description or "").partition("\n")[0]

@@ -1,13 +1,14 @@
-"""Seconds of patch certificates at the papers' sizes, and the ratio to a plain implementation.
+"""Time of patch certificates at the papers' sizes, relative to a plain implementation.
 
     python -m benchmarks.patch
 
-10,000 images of 32 x 32 pixels, 10 classes, threshold votes, one 5 x 5 patch: 32 column bands, and 1,024 blocks. The
-reference is the definition to the letter, in NumPy, on a few of the images: for each place of the patch, the copies
-whose retained part meets it are taken out and the rest is counted. Times are per image, the certificates are compared.
+10,000 images of 32 x 32 pixels, 10 classes, threshold votes and one 5 x 5 patch, with 32 column bands and with 1,024
+blocks. The reference is a literal NumPy implementation of the definition, run on a few of the images: for each location
+of the patch, it removes the copies whose retained part meets the patch and counts the remaining votes. Ratios are of
+times per image; both must give the same certificates.
 
-One more row has 1,000 classes, of which copies vote for 60 or for all; the reference is the same sums over places, of
-all classes.
+Two more rows have 1,000 classes, where copies vote for 60 of them or for all; their reference computes the same sums
+over locations for all classes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ SHAPE, CLASSES, PATCH = (3, 32, 32), 10, 5
 
 
 def random_votes(images: int, positions: int) -> Tensor:
-    """Votes in which a favourite class leads, by little or by much."""
+    """Votes in which a favoured class leads by margins from small to large."""
     generator = torch.Generator().manual_seed(0)
     strength = torch.rand(images, 1, 1, generator=generator)
     votes = torch.rand(images, positions, CLASSES, generator=generator) < 0.1
@@ -37,7 +38,12 @@ def random_votes(images: int, positions: int) -> Tensor:
 
 
 def reference(votes: NDArray[np.bool_], kept: NDArray[np.bool_]) -> list[bool]:
-    """Whether each image is certified, place by place. ``kept [positions, H, W]``: what copies retain."""
+    """Whether each image is certified, checked location by location.
+
+    Args:
+        votes: ``[images, positions, classes]``.
+        kept: ``[positions, H, W]``, the pixels that each copy retains.
+    """
     certified = []
     for image in votes:
         counts = image.sum(0)
@@ -70,7 +76,7 @@ def compare(name: str, scheme: StructuredAblation, images: int, subset: int, rou
         expected = reference(votes[:subset].numpy(), kept)
         plain.append((time.perf_counter() - started) / subset * images)
         if result.certified[:subset].tolist() != expected:
-            raise AssertionError("the certificates of the reference differ")
+            raise AssertionError("certificates: got others than those of the reference")
     ratio = median_ratio(ours, plain)
     print(
         f"{name:<26} {ratio:.5f}   {images} images: location {statistics.median(ours):.3f} s, published "
@@ -81,7 +87,7 @@ def compare(name: str, scheme: StructuredAblation, images: int, subset: int, rou
 
 
 def compare_classes(voted: int, rounds: int, classes: int = 1_000) -> None:
-    """Print the ratio of what looks at the classes that matter to what looks at all of them."""
+    """Print the time of examining only the classes that matter, relative to examining all of them."""
     scheme, shape, patch = BlockAblation(16), (3, 48, 48), (7, 7)
     generator, positions = torch.Generator().manual_seed(0), scheme.num_copies((3, 48, 48))
     others = torch.randperm(classes, generator=generator)[:voted][
@@ -96,7 +102,7 @@ def compare_classes(voted: int, rounds: int, classes: int = 1_000) -> None:
 
     works = {"ours": lambda: scheme.certify_votes(votes, patch, shape=shape).certified, "all": all_classes}
     if not torch.equal(works["ours"](), works["all"]()):
-        raise AssertionError("the certificates of all classes differ")
+        raise AssertionError("certificates: got others than from all classes")
     times = seconds_in_turn(works, rounds)
     print(
         f"votes for {voted:>5} of {classes} {median_ratio(times['ours'], times['all']):.5f}   2,304 blocks, 2 images: "
@@ -107,10 +113,10 @@ def compare_classes(voted: int, rounds: int, classes: int = 1_000) -> None:
 
 def main() -> None:
     args = arguments("patch", __doc__, images=(10_000, "images to certify"), rounds=(3, "measurements of each"))
-    print(f"{torch.get_num_threads()} threads; ratio to the definition in NumPy, place by place")
+    print(f"{torch.get_num_threads()} threads; ratio of time to the definition in NumPy, location by location")
     compare("32 column bands, s = 4", BandAblation(4), args.images, 100, args.rounds)
     compare("1,024 blocks, s = 12", BlockAblation(12), args.images, 5, args.rounds)
-    print("ratio to all classes")
+    print("ratio of time to examining all classes")
     for voted in (60, 1_000):
         compare_classes(voted, args.rounds)
 

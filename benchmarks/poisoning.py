@@ -1,10 +1,10 @@
-"""Training many partitions at once against one after the other: seconds per model, and their ratio.
+"""Speedup per model of training many partitions at once, over training them one after the other.
 
     python -m benchmarks.poisoning
     python -m benchmarks.poisoning --data mnist --models 1200 --measured 8 --learners network_in_network --steps 4
 
-The time of setting up (order of samples, initial parameters) is taken out: two runs of different lengths are
-subtracted. Times are of the processor, so that other work on the machine matters less; on a GPU they are of the clock.
+Setup time (order of samples, initial parameters) is removed by subtracting the times of two runs of different lengths.
+On a CPU, processor time is measured, so that other load on the machine matters less; on a GPU, wall-clock time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def seconds(ensemble: Ensemble, parts: list[Part], at_once: int, device: str) ->
     clock: Callable[[], float] = time.process_time if device == "cpu" else time.perf_counter
     started = clock()
     states = ensemble.fit(parts, at_once=at_once, device=device)
-    sum(tensor.sum().item() for tensor in states[-1].values())  # waits for a GPU
+    sum(tensor.sum().item() for tensor in states[-1].values())  # synchronizes with a GPU
     return clock() - started
 
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits")
     parser.add_argument("--models", type=int, default=100, help="partitions of the training set")
-    parser.add_argument("--measured", type=int, default=50, help="models that are trained, all of them at once")
+    parser.add_argument("--measured", type=int, default=50, help="models to train, all of them at once")
     parser.add_argument("--learners", nargs="+", default=["linear", "small_cnn"])
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=20)

@@ -1,10 +1,10 @@
-"""Milliseconds per image of top-k certificates, and the ratio to a plain implementation.
+"""Time per image of top-k certificates, relative to a plain implementation.
 
     python -m benchmarks.topk
 
-The size is ImageNet's: d = 50,176 pixels of which e = 1,000 are kept, 1,000 classes, n = 100,000. The reference is
-Theorem 1 to the letter, for the true label alone: exact fractions, and every r from 0 upwards instead of a search; it
-is given the confidence bounds, which are not counted in its time. The radii are compared.
+The size is that of ImageNet: d = 50,176 pixels of which e = 1,000 are kept, 1,000 classes, n = 100,000. The reference
+implements Theorem 1 literally, for the true label alone, with exact fractions, trying every r from 0 upwards instead of
+searching; it is given the confidence bounds, whose time does not count. Both must give the same radii.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def reference_radius(p_lower: Fraction, others: list[Fraction], k: int) -> int:
 
 
 def votes(concentration: float, images: int) -> Tensor:
-    """Votes of classifiers that spread them over few (small concentration) or all classes."""
+    """Votes of classifiers that spread them over few classes (small concentration) or over all."""
     generator = np.random.default_rng(0)
     shares = generator.dirichlet(np.full(CLASSES, concentration), images) * 0.4
     shares[:, 0] += 0.6
@@ -48,11 +48,11 @@ def votes(concentration: float, images: int) -> Tensor:
 
 
 def compare(name: str, counts: Tensor, k: int, rounds: int) -> None:
-    """Print the time of all labels and its ratio to that of the reference for label 0."""
+    """Print the time for all labels, and its ratio to the time of the reference for label 0."""
     share = ALPHA / CLASSES
     lower, upper = lower_bound(counts, N, share), upper_bound(counts, N, share)
     bounds = [([Fraction(p) for p in upper[b, 1:].tolist()], Fraction(lower[b, 0].item())) for b in range(len(counts))]
-    certify_counts(counts[:1], k, D, E, ALPHA, n=N)  # binomial coefficients are computed once
+    certify_counts(counts[:1], k, D, E, ALPHA, n=N)  # warm-up, which computes the binomial coefficients
     ours, plain, expected = [], [], []
     for _ in range(rounds):
         started = time.perf_counter()
@@ -74,7 +74,7 @@ def compare(name: str, counts: Tensor, k: int, rounds: int) -> None:
 
 def main() -> None:
     args = arguments("topk", __doc__, images=(4, "images to certify"), rounds=(3, "measurements of each"))
-    print(f"d = {D}, e = {E}, {CLASSES} classes; ratio to linear search with fractions")
+    print(f"d = {D}, e = {E}, {CLASSES} classes; ratio of time to linear search with fractions")
     for name, concentration in (("votes for few labels", 0.02), ("votes for all labels", 5.0)):
         for k in (1, 3, 5):
             compare(name, votes(concentration, args.images), k, args.rounds)

@@ -1,10 +1,10 @@
-"""Time of an update with and without the goal-gradient term, over that of Stable-Baselines3's algorithm.
+"""Time of an update with and without the goal-gradient term, relative to Stable-Baselines3's algorithm.
 
     python -m benchmarks.updates [--quick]
 
-ContinuousSeek in 20 dimensions, two hidden layers of 256, hindsight, batch size 256. All agents have the same buffer
-filled by a random policy. Updates are measured in turn, a few of each at a time; the median of the pairwise ratios is
-what counts. The last row is Stable-Baselines3's algorithm with the buffer of this project, to tell the parts apart.
+ContinuousSeek in 20 dimensions, two hidden layers of 256, hindsight, batch size 256. All buffers hold the same
+transitions of a random policy. Measurements of a few updates each alternate, and the median of the pairwise ratios is
+reported. The last row is Stable-Baselines3's algorithm with this project's buffer, to separate the two contributions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BATCH, UPDATES = 256, 20
 
 
 def agent(algorithm: Any, buffer: Any, **options: Any) -> OffPolicyAlgorithm:
-    """An agent that has acted at random and not been trained yet."""
+    """An untrained agent with a buffer filled by random actions."""
     model = algorithm(
         "MultiInputPolicy",
         gymnasium.make("ContinuousSeek-v0", d=20),

@@ -1,12 +1,12 @@
-"""Votes per second of the engine over the best bare forward rate of the same model.
+"""Votes per second of the engine, relative to the best bare forward rate of the same model.
 
     python -m benchmarks.votes [--quick] [--only TEXT] [--copies 40000]
 
-The reference is the model alone on ready-made float inputs, at its best batch size from 32 to 1,024. After the best
-size is found, engine and reference are measured in turn; the median of the pairwise ratios is what counts, absolute
-rates depend on the machine. Sampled schemes are run as they are used, a fifth of their votes for the selection; schemes
-with few copies on several images. Every scheme of the project has a row. Where a copy is several inputs of the model,
-inputs are counted, not votes.
+The reference is the model alone on ready-made float inputs, at its best batch size from 32 to 1,024. Once that size is
+found, measurements of engine and reference alternate, and the median of the pairwise ratios is reported; absolute rates
+depend on the machine. Sampled schemes run as in practice, with a fifth of their votes for the selection; schemes with
+few copies run on several images. Every scheme of the project has a row. If a copy consists of several model inputs,
+inputs are counted instead of votes.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ SCHEMES: tuple[tuple[str, Scheme], ...] = (
     ("Wasserstein, Laplace flows", WassersteinNoise(sigma=0.01)),
     ("Wasserstein, uniform flows", WassersteinNoise(sigma=0.01, noise="uniform")),
 )
-LARGE = ("DSSN, sigma = 1", "randomized ablation", "Gaussian noise, sigma = 1/4")  # the rows of the large model
+LARGE = ("DSSN, sigma = 1", "randomized ablation", "Gaussian noise, sigma = 1/4")  # also run on the large model
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024)
 
 
@@ -91,7 +91,7 @@ def bare_rate(model: nn.Module, shape: tuple[int, ...], batch_size: int, copies:
 
 
 def compare(name: str, model: nn.Module, scheme: Scheme, image: tuple[int, int, int], copies: int, args) -> None:
-    """Print the ratio for one model and scheme."""
+    """Print the ratio for a model and a scheme."""
     model = model.eval().to(args.device)
     shape, inputs = scheme.input_shape(image), scheme.inputs_per_copy(image)
     copies //= inputs
@@ -122,10 +122,10 @@ def main() -> None:
         "votes",
         __doc__,
         rounds=(9, "measurements of each"),
-        copies=(5_000, "inputs of the MNIST network in each; of few, those that only fill the last batch count much"),
-        device=("cpu", "where models and copies are"),
+        copies=(5_000, "inputs of the MNIST network per measurement; with few, a partly filled last batch matters"),
+        device=("cpu", "device of models and copies"),
         quick=(False, "the MNIST network only"),
-        only=("", "only the schemes with this in their name"),
+        only=("", "only the schemes with this text in their names"),
     )
     torch.manual_seed(0)
     print(

@@ -1,5 +1,5 @@
-"""The experiments of the papers by name: published numbers, the commands that make ours, and what they gave.
+"""The papers' experiments by name: published numbers, the commands that reproduce them, and what those measured.
 
-``entries/*.toml`` are the data, ``results/*.json`` what was measured, ``RESULTS.md`` is made from both;
-``python -m scripts.reproduce`` is the command line.
+``entries/*.toml`` hold the published numbers and commands, ``results/*.json`` the measurements, and ``RESULTS.md`` is
+generated from both; ``python -m scripts.reproduce`` is the command line.
 """

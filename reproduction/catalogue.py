@@ -1,7 +1,7 @@
-"""The catalogue: entries with published numbers, and the runs that make ours; :mod:`reproduction.reading` reads them.
+"""The catalogue, as read by :mod:`reproduction.reading`: published numbers, and the runs that produce ours.
 
-An entry is a table or a curve of a paper. Its rows name runs; a run is a list of commands with placeholders, and
-budgets that fill them in. Runs are shared: what several entries need is run once.
+An entry is a table or a curve of a paper, whose rows name runs. A run is a list of commands with placeholders, plus the
+budgets that fill them in. Entries share runs, so a run that several of them need is done once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RUN_FOLDER = "{run}"
 
 
 class Printed(float):
-    """A number that remembers how it was written: 96.50 stays that, and 5e-4."""
+    """A number that remembers how it was written: 96.50 and 5e-4 stay as they are."""
 
     text: str
 
@@ -39,17 +39,17 @@ class Printed(float):
 
     @property
     def decimals(self) -> int:
-        """Digits behind the point, as written."""
+        """Digits after the decimal point, as written."""
         return 0 if "e" in self.text.lower() else len(self.text.partition(".")[2].replace("_", ""))
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of a run is done.
+    """The scale at which a run is done.
 
     Attributes:
-        values: what the placeholders of the commands stand for.
-        minutes: core-minutes that it takes, about.
+        values: values of the placeholders in the commands.
+        minutes: approximate cost in core-minutes.
     """
 
     name: str
@@ -59,12 +59,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class Run:
-    """Commands that leave a result folder.
+    """Commands that produce a result folder.
 
     Attributes:
-        commands: with the placeholder ``{run}``, the folder of the run, and those of the budgets.
-        result: folder below ``{run}`` that quantities are read from.
-        budgets: by name.
+        commands: with the placeholder ``{run}``, which is the folder of the run, and those of the budgets.
+        budgets: budgets by name.
+        result: folder below ``{run}`` from which quantities are read.
     """
 
     name: str
@@ -73,14 +73,14 @@ class Run:
     result: str = ""
 
     def words(self, budget: str) -> list[list[str]]:
-        """The commands at a budget, in words; ``{run}`` stays."""
+        """The commands at a budget, split into words; ``{run}`` is left unfilled."""
         values = dict(self.budgets[budget].values) | {"run": RUN_FOLDER}
         return [shlex.split(command.format(**values)) for command in self.commands]
 
 
 @dataclass(frozen=True)
 class Column:
-    """What a column holds; ``options`` say of which radius, patch, ..."""
+    """What a column holds; ``options`` specify the radius, the patch, and so on."""
 
     name: str
     quantity: str
@@ -91,7 +91,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A line: published numbers (None where there is none, empty for a line the paper lacks), and the run of ours."""
+    """A row: its published numbers (None where there is none; empty if the paper lacks the row), and our run for it."""
 
     label: str
     published: tuple[float | None, ...]
@@ -102,7 +102,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Cell:
-    """How a cell is measured: from which folder of its run, and what."""
+    """How a cell is measured: which quantity, from which folder of its run."""
 
     quantity: str
     options: Mapping[str, Any]
@@ -115,9 +115,9 @@ class Entry:
     """A table or curve of a paper.
 
     Attributes:
-        setting: what the published numbers are of.
-        needs: what the published setting takes.
-        note: what a reader has to know beside it.
+        setting: the setting of the published numbers.
+        needs: what the published setting requires.
+        note: what else a reader needs to know.
     """
 
     name: str
@@ -132,16 +132,16 @@ class Entry:
 
     @property
     def chapter(self) -> str:
-        """``"6"``, ``"E"``, or the paper: ``"topk"``."""
+        """The chapter or appendix, such as ``"6"`` or ``"E"``, or the paper, such as ``"topk"``."""
         return chapter_of(self.name)
 
     @property
     def runs(self) -> tuple[str, ...]:
-        """The runs of its rows, each once."""
+        """The runs of its rows, without repetition."""
         return tuple(dict.fromkeys(row.run for row in self.rows if row.run is not None))
 
     def cell(self, row: Row, column: Column, run: Run) -> Cell:
-        """How the cell of a row with a run is measured."""
+        """How the cell of a row and a column is measured; the row must have a run."""
         known = QUANTITIES[column.quantity].options
         own = {name: value for name, value in row.options.items() if name in known}
         results = [r for r in (column.result, row.result, run.result) if r is not None]
@@ -162,7 +162,7 @@ class Catalogue:
     runs: Mapping[str, Run]
 
     def budgets(self, entry: Entry) -> tuple[str, ...]:
-        """Those at which some run of the entry can be done."""
+        """The budgets that at least one run of the entry has."""
         return tuple(b for b in BUDGETS if any(b in self.runs[run].budgets for run in entry.runs))
 
 

@@ -1,4 +1,4 @@
-"""What a cell of a table measures, read from the rows on disk of a run. Nothing is computed again that is stored."""
+"""The quantities that table cells measure, read from a run's rows on disk; nothing that is stored is recomputed."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ Rounding = Literal["down", "up", "nearest"]
 
 
 def _whole(run: Run, path: Path) -> Run:
-    """The run, unless its sampling stopped at the answer to another question."""
+    """The run, unless its sampling stopped as soon as some other question was settled."""
     if run.until is not None:
-        raise ValueError(f"{path}: was sampled until {run.until} was settled, which says nothing else of the images")
+        raise ValueError(f"{path}: was sampled until {run.until} was settled, and shows nothing else about the images")
     return run
 
 
 def _answers(source: Source, options: Options) -> tuple[np.ndarray, np.ndarray]:
-    """The classes that are returned, -1 for none, and the true ones: by PREDICT, or by CERTIFY, which abstains where it
-    cannot bound a probability above one half."""
+    """The returned classes, -1 where abstaining, and the true classes. The former are those of PREDICT or of CERTIFY,
+    which abstains where it cannot bound the top probability above one half."""
     rows = _whole(source.certificates(options), source.path).rows
     certified = options.get("by", "prediction") == "certificate"
     return rows["predict"] if certified else rows.get("clean", rows["predict"]), rows["label"]
@@ -51,11 +51,11 @@ def abstained(source: Source, options: Options) -> Value:
 
 
 def base(source: Source, options: Options) -> Value:
-    """The mean over images of the share of votes for the true class: accuracy of the base classifier, of a single model
-    of an ensemble."""
+    """The mean over images of the true class's vote share: the accuracy of the base classifier, or of a single model of
+    an ensemble."""
     rows = _whole(source.certificates(options), source.path).rows
     if "label_share" not in rows:
-        raise ValueError(f"{source.path}: has no shares of votes, from which the base classifier's accuracy follows")
+        raise ValueError(f"{source.path}: has no vote shares, from which the base classifier's accuracy is computed")
     return mean(rows["label_share"])
 
 
@@ -84,7 +84,7 @@ def average_radius(source: Source, options: Options) -> Value:
 
 
 def average_correct_radius(source: Source, options: Options) -> Value:
-    """Over the images that are right, which is not the average certified radius: wrong ones do not count."""
+    """The mean radius over correctly classified images only, in contrast to the average certified radius."""
     run = _whole(source.certificates(options), source.path)
     right = (run.rows["correct"] > 0) & (run.rows["radius"] >= 0)
     if not right.any():
@@ -93,7 +93,7 @@ def average_correct_radius(source: Source, options: Options) -> Value:
 
 
 def seconds(source: Source, options: Options) -> Value:
-    """Of computing per image, where and with whatever else ran beside it."""
+    """Seconds per image, on whatever machine and under whatever other load it ran."""
     rows = read_config(source.path) and source.certificates(options).rows
     if "time" not in rows:
         raise ValueError(f"{source.path}: has no times")
@@ -101,7 +101,7 @@ def seconds(source: Source, options: Options) -> Value:
 
 
 def touched(source: Source, options: Options) -> Value:
-    """The share of all copies of an image that a perturbation of so many units can change (Delta), exactly."""
+    """The exact share of an image's copies that a perturbation of ``radius`` units can change (Delta)."""
     config = read_config(source.path)
     scheme, shape = spec.parse_scheme(config["scheme"]), tuple(config["shape"])
     if not isinstance(scheme, RandomizedAblation):
@@ -114,7 +114,7 @@ def touched(source: Source, options: Options) -> Value:
 
 
 def attacked(source: Source, options: Options) -> Value:
-    """Up to a radius in the unit of the threat model, or by a patch of the size that the attack had."""
+    """Accuracy under attack up to a radius in units of the threat model, or by a patch of the attack's size."""
     attack = source.attack()
     verified = attack.rows["verified"]
     if "patch" in options:
@@ -153,7 +153,7 @@ def steps_to(source: Source, options: Options) -> Value:
 
 
 def setting(source: Source, options: Options) -> Value:
-    """A number of the configuration of a run; exact."""
+    """A number from the configuration of a run, which is exact."""
     value = source.setting(options["of"])
     if not _is_number(value):
         raise ValueError(f"{source.path}: got {options['of']} = {value!r}, expected a number")
@@ -161,7 +161,7 @@ def setting(source: Source, options: Options) -> Value:
 
 
 def exponent(source: Source, options: Options) -> Value:
-    """Of the dimension, in the number of transitions that are needed; the interval is that of the fitted line."""
+    """The exponent with which the transitions needed grow in the dimension; the interval is that of the fitted line."""
     environment, loss = options["environment"], options["loss"]
     found = [c for c in source.efficiency() if (c["environment"], c["loss"]) == (environment, loss)]
     if len(found) != 1:
@@ -174,14 +174,15 @@ def exponent(source: Source, options: Options) -> Value:
 
 @dataclass(frozen=True)
 class Quantity:
-    """What can be asked for in a column.
+    """A quantity that a column can show.
 
     Attributes:
-        compute: from a result folder and the options of the cell.
-        options: that it knows; ``needs`` are those of which exactly one has to be given, each group for itself.
-        share: its values are shares, which ``unit = "%"`` makes percent.
+        compute: computes it from a result folder and the options of the cell.
+        options: names of the options it accepts.
+        needs: groups of options; exactly one option of each group is required.
+        share: whether its values are shares, which ``unit = "%"`` turns into percent.
         over: what ``n`` counts.
-        rounding: of its values in tables: never towards more robustness than there is.
+        rounding: rounding in tables, never towards more robustness than measured.
     """
 
     compute: Callable[[Source, Options], Value]
@@ -227,7 +228,7 @@ QUANTITIES: dict[str, Quantity] = {
 
 BOUNDS = ("published", "location", "tight", "proven", "printed")
 
-# What each option may be.
+# The legal values of each option, in words and as a predicate.
 OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "radius": ("a number of at least 0", lambda v: _is_number(v) and v >= 0),
     "patch": ('a size such as "5" or "3x7"', lambda v: isinstance(v, str) and bool(patches.parse_size(v))),
@@ -257,12 +258,12 @@ def _holds(legal: Callable[[Any], bool], value: Any) -> bool:
 
 
 def check_options(quantity: str, options: Options, where: str) -> None:
-    """Raise unless these options, all that a cell has, are legal for the quantity."""
+    """Raise unless ``options``, which are all the options of a cell, are legal for the quantity."""
     known = QUANTITIES[quantity]
     for name, value in options.items():
         if name not in known.options:
             expected = ", ".join(sorted(known.options)) or "none"
-            raise ValueError(f"{where}: got {name} = {value!r}; options of {quantity} are {expected}")
+            raise ValueError(f"{where}: got {name} = {value!r}; the options of {quantity} are {expected}")
         text, legal = OPTIONS[name]
         if not _holds(legal, value):
             raise ValueError(f"{where}: got {name} = {value!r}, expected {text}")

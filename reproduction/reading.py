@@ -1,4 +1,4 @@
-"""Reading the catalogue from TOML files, strictly: every message says where, what was got and what was expected."""
+"""Reads the catalogue from TOML files, strictly: every message says where it is, what was got and what was expected."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def _of_kind(value: Any, kind: str) -> bool:
 
 
 def _take(table: Mapping[str, Any], where: str, required: Mapping[str, str], optional: Mapping[str, str]) -> None:
-    """Raise unless the table has the required keys and no others than these and the optional ones, of their kinds."""
+    """Raise unless the table has all required keys, no keys beyond these and the optional ones, and the right kinds."""
     known = {**required, **optional}
     unknown = [key for key in table if key not in known]
     if unknown:
         raise ValueError(f"{where}: got the unknown key {unknown[0]!r}, expected {', '.join(known)}")
     missing = [key for key in required if key not in table]
     if missing:
-        raise ValueError(f"{where}: {missing[0]!r} is missing, expected {', '.join(required)}")
+        raise ValueError(f"{where}: {missing[0]!r} is missing, expected all of {', '.join(required)}")
     for key, value in table.items():
         if known[key] != "any" and not _of_kind(value, known[key]):
             raise ValueError(f"{where}: got {key} = {value!r}, expected {known[key]}")
@@ -98,7 +98,7 @@ def _check_command(words: list[str], where: str) -> None:
 
 
 def read_run(name: str, table: Mapping[str, Any], where: str) -> Run:
-    """A run, checked."""
+    """Read and check a run."""
     _take(table, where, {"commands": "texts"}, {"result": "text", **dict.fromkeys(BUDGETS, "any")})
     commands = tuple(table["commands"])
     if not commands:
@@ -106,7 +106,7 @@ def read_run(name: str, table: Mapping[str, Any], where: str) -> Run:
     needed = _placeholders(commands, where) - {"run"}
     budgets = {b: _read_budget(b, table[b], needed, where) for b in BUDGETS if b in table}
     if not budgets:
-        raise ValueError(f"{where}: got no budget, expected {', '.join(BUDGETS)} or some of them")
+        raise ValueError(f"{where}: got no budget, expected at least one of {', '.join(BUDGETS)}")
     run = Run(name, commands, budgets, table.get("result", ""))
     for budget in budgets:
         try:
@@ -144,13 +144,15 @@ def _read_row(table: Mapping[str, Any], columns: tuple[Column, ...], runs: Mappi
     if published and len(published) != len(columns):
         raise ValueError(f"{where}: got {len(published)} published values, expected {len(columns)}, one per column")
     if table.get("run") is not None and table["run"] not in runs:
-        raise ValueError(f"{where}: got the run {table['run']!r}, which is nowhere; expected a [run.{table['run']}]")
+        raise ValueError(
+            f"{where}: got the run {table['run']!r}, which does not exist; expected a [run.{table['run']}]"
+        )
     options = {name: table[name] for name in OPTIONS if name in table}
     for name in (*options, *(["result"] if "result" in table else [])):
         if "run" not in table:
             raise ValueError(f"{where}: got {name} without a run")
         if name != "result" and not any(name in QUANTITIES[column.quantity].options for column in columns):
-            raise ValueError(f"{where}: got {name}, which no column knows")
+            raise ValueError(f"{where}: got {name}, which no column accepts")
     return Row(table["label"], published, options, table.get("run"), table.get("result"))
 
 
@@ -163,7 +165,7 @@ def _unique(values: Iterable[str], what: str, where: str) -> None:
 
 
 def read_entry(table: Mapping[str, Any], runs: Mapping[str, Run], where: str) -> Entry:
-    """An entry, checked; ``runs`` are all that its rows may name."""
+    """Read and check an entry, whose rows may name any of ``runs``."""
     where = f"{where}, entry {table.get('name', '?')}"
     _take(table, where, _ENTRY_TEXTS | {"needs": "texts", "columns": "tables", "rows": "tables"}, {"note": "text"})
     chapter_of(table["name"])
@@ -197,14 +199,15 @@ def _check_cells(entry: Entry, runs: Mapping[str, Run], where: str) -> None:
             known = QUANTITIES[column.quantity].options
             for name in column.options:
                 if name not in known:
-                    raise ValueError(f"{where}, {column.name}: got {name}, which {column.quantity} does not know")
+                    raise ValueError(f"{where}, {column.name}: got {name}, which {column.quantity} does not accept")
 
 
 def load(folder: Path = ENTRIES) -> Catalogue:
     """Read and check all entry files of a folder.
 
     Raises:
-        ValueError: with the file, the place, what was got and what was expected.
+        FileNotFoundError: if there is no such folder.
+        ValueError: if anything is wrong, naming the file, the place, what was got and what was expected.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder, expected one with the catalogue's *.toml")
@@ -220,16 +223,16 @@ def load(folder: Path = ENTRIES) -> Catalogue:
         for name, table in document.get("run", {}).items():
             where = f"{file}, run {name}"
             if name in runs:
-                raise ValueError(f"{where}: there is another run of this name")
+                raise ValueError(f"{where}: there is another run with this name")
             if re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name) is None:
-                raise ValueError(f"{where}: expected a name of small letters, digits, '-' and '.'")
+                raise ValueError(f"{where}: expected a name of lower-case letters, digits, '-' and '.'")
             runs[name] = read_run(name, table, where)
     entries: dict[str, Entry] = {}
     for file, document in documents.items():
         for table in document.get("entry", []):
             entry = read_entry(table, runs, file)
             if entry.name.lower() in map(str.lower, entries):
-                raise ValueError(f"{file}, entry {entry.name}: there is another entry of this name")
+                raise ValueError(f"{file}, entry {entry.name}: there is another entry with this name")
             entries[entry.name] = entry
     used = {run for entry in entries.values() for run in entry.runs}
     for name in runs:

@@ -1,4 +1,4 @@
-"""Compact results: what an entry's cells are at one budget, as JSON that is kept with the code."""
+"""Compact results: the values of an entry's cells at one budget, as JSON that is stored with the code."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from reproduction.sources import Source
 from reproduction.values import Value
 
 RESULTS = Path(__file__).parent / "results"
-KEPT = ("cpu", "full")  # smoke results say nothing
+KEPT = ("cpu", "full")  # smoke results are meaningless
 
 
 @dataclass(frozen=True)
 class Result:
-    """An entry at a budget.
+    """The results of an entry at a budget.
 
     Attributes:
-        values: by label of the row and name of the column.
-        runs: by name, their commands as one types them.
-        seeds: by name of the run.
+        values: by row label and column name.
+        runs: the commands of each run as typed into a shell, by name.
+        seeds: the seeds of each run, by name.
         remark: why the numbers differ from the published ones.
-        measures: what each of the values is, see :func:`measure_of`.
+        measures: the definition of each value, see :func:`measure_of`.
     """
 
     entry: str
@@ -44,23 +44,23 @@ class Result:
 
 
 def measure_of(entry: Entry, row: Row, column: Column, run: Run) -> dict[str, Any]:
-    """What a cell is, as JSON values: kept with its number, which is not of the cell once that is defined otherwise."""
+    """The definition of a cell as JSON values, stored with its number to detect that the definition has changed."""
     cell = entry.cell(row, column, run)
     measure = {"quantity": cell.quantity, "unit": cell.unit, "result": cell.result, **cell.options}
     return json.loads(json.dumps(measure))
 
 
 def runs_of(catalogue: Catalogue, entry: Entry, budget: str) -> list[Run]:
-    """The runs of an entry that have this budget; raises if there are none."""
+    """The runs of an entry that have this budget; raises ``ValueError`` if there are none."""
     found = [catalogue.runs[name] for name in entry.runs if budget in catalogue.runs[name].budgets]
     if not found:
-        others = ", ".join(catalogue.budgets(entry)) or "none: its numbers are published ones only"
+        others = ", ".join(catalogue.budgets(entry)) or "none, as it only has published numbers"
         raise ValueError(f"{entry.name}: has no run with the budget {budget}; it has {others}")
     return found
 
 
 def measured(entry: Entry, row: Row, column: Column, run: Run, sources: dict[Path, Source], folder: Path) -> Value:
-    """One cell, from the folder of its run."""
+    """The value of one cell, from the folder of its run."""
     cell = entry.cell(row, column, run)
     path = folder / cell.result if cell.result else folder
     source = sources.setdefault(path, Source(path))
@@ -71,7 +71,7 @@ def measured(entry: Entry, row: Row, column: Column, run: Run, sources: dict[Pat
 
 
 def finished(runs: list[Run], budget: str, root: Path) -> list[Run]:
-    """Those of the runs that are finished on disk, by the commands that the catalogue has now."""
+    """The runs that are finished on disk, by the catalogue's current commands."""
     states = [running.read_state(running.folder_of(root, run, budget)) for run in runs]
     return [
         run
@@ -84,7 +84,7 @@ def collect(catalogue: Catalogue, entry: Entry, budget: str, root: Path = runnin
     """The cells of an entry, from the rows on disk of those of its runs that are finished.
 
     Raises:
-        ValueError: if none is.
+        ValueError: if none of its runs is finished.
     """
     runs = {run.name: run for run in finished(runs_of(catalogue, entry, budget), budget, root)}
     if not runs:
@@ -112,7 +112,7 @@ def collect(catalogue: Catalogue, entry: Entry, budget: str, root: Path = runnin
 
 
 def measures_of(entry: Entry, runs: Mapping[str, Run]) -> dict[tuple[str, str], dict[str, Any]]:
-    """What the cells of these runs are."""
+    """The definitions of the cells of these runs."""
     rows = [(row, runs[row.run]) for row in entry.rows if row.run is not None and row.run in runs]
     return {(row.label, c.name): measure_of(entry, row, c, run) for row, run in rows for c in entry.columns}
 
@@ -122,7 +122,7 @@ def _seeds(run: Run, budget: str) -> list[int]:
 
 
 def _versions(folders: Iterable[Path]) -> dict[str, str]:
-    """Of all runs; several where they were made by different ones."""
+    """Package versions of all runs; several per package if runs were made with different ones."""
     found: dict[str, set[str]] = {}
     for folder in folders:
         state = running.read_state(folder)
@@ -132,10 +132,12 @@ def _versions(folders: Iterable[Path]) -> dict[str, str]:
 
 
 def joined(entry: Entry, found: Result, kept: Result | None) -> Result:
-    """What was found, and of what was kept before the runs that are not on this disk, such as those of another machine.
+    """A new result, completed by the runs of a stored one that are not on this disk, such as those of another machine.
 
     Args:
-        kept: of the same entry and budget, as :func:`read` or :func:`usable` have checked it against the catalogue.
+        found: the new result.
+        kept: the stored result of the same entry and budget, as checked against the catalogue by :func:`read` or
+            :func:`usable`.
     """
     if kept is None or not kept.runs.keys() - found.runs.keys():
         return found
@@ -156,7 +158,7 @@ def joined(entry: Entry, found: Result, kept: Result | None) -> Result:
 
 
 def on_disk(catalogue: Catalogue, entry: Entry, budget: str, root: Path = running.RUNS) -> Result | None:
-    """The cells of an entry from rows on disk; None if no run at this budget is finished there."""
+    """The cells of an entry from the rows on disk; None if no run at this budget is finished there."""
     if not finished(runs_of(catalogue, entry, budget), budget, root):
         return None
     return collect(catalogue, entry, budget, root)
@@ -166,7 +168,7 @@ def on_disk(catalogue: Catalogue, entry: Entry, budget: str, root: Path = runnin
 
 
 def _plain(number: float | None) -> float | str | None:
-    """For JSON, which has no infinities; eight significant digits say more than any interval."""
+    """A number for JSON, which has no infinities, with eight significant digits, more than any interval resolves."""
     if number is None:
         return None
     return float(f"{number:.8g}") if math.isfinite(number) else str(number)
@@ -177,7 +179,7 @@ def path_of(entry: str, budget: str, folder: Path = RESULTS) -> Path:
 
 
 def to_json(result: Result) -> str:
-    """The text of a result's file: the same for the same result."""
+    """The text of a result's file, which is the same for equal results."""
     cells = []
     for (row, column), value in result.values.items():
         cell: dict[str, Any] = {"row": row, "column": column, "n": value.n}
@@ -197,9 +199,11 @@ def to_json(result: Result) -> str:
 
 
 def write(result: Result, folder: Path = RESULTS) -> Path:
-    """Keep a result; returns its file."""
+    """Store a result, and return its file."""
     if result.budget not in KEPT:
-        raise ValueError(f"{result.entry}: got a result of {result.budget}, which is not kept; expected {KEPT}")
+        raise ValueError(
+            f"{result.entry}: got a result of the budget {result.budget}, which is not kept; expected {KEPT}"
+        )
     path = path_of(result.entry, result.budget, folder)
     write_atomically(path, to_json(result).encode())
     return path
@@ -212,16 +216,19 @@ def _value(cell: Mapping[str, Any]) -> Value:
     return Value(numbers[0], numbers[1], numbers[2], cell["n"], cell.get("guaranteed", True))
 
 
-def _same(lines: list[str], others: list[str]) -> bool:
+def _same_commands(lines: list[str], others: list[str]) -> bool:
     """Whether these are the same commands, however they are quoted."""
     return [shlex.split(line) for line in lines] == [shlex.split(line) for line in others]
 
 
 def usable(path: Path, catalogue: Catalogue) -> tuple[Result, list[str]]:
-    """What a kept result still says of the entry as it is now: the runs with the same commands and the same cells.
+    """The part of a stored result that is still valid: the runs whose commands and cells match the current catalogue.
 
     Returns:
-        the result with these runs alone, and why others are not in it.
+        The result with these runs alone, and for each other run the reason why it was left out.
+
+    Raises:
+        ValueError: if the file is no result of an entry of the catalogue, or is named after another one.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -232,26 +239,28 @@ def usable(path: Path, catalogue: Catalogue) -> tuple[Result, list[str]]:
         lines = {name: run["commands"] for name, run in document["runs"].items()}
         seeds = {name: run["seeds"] for name, run in document["runs"].items()}
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: is no result of an entry of the catalogue ({error!r}); collect it again") from error
+        raise ValueError(
+            f"{path}: is not the result of an entry of the catalogue ({error!r}); collect it again"
+        ) from error
     if budget not in BUDGETS or path.name != path_of(entry.name, budget).name:
-        raise ValueError(f"{path}: holds {entry.name} at {budget}, expected the file to be named so")
+        raise ValueError(f"{path}: holds {entry.name} at {budget}, expected the file to be named after them")
     kept: dict[str, list[str]] = {}
     cells: dict[tuple[str, str], dict[str, Any]] = {}
     reasons: list[str] = []
     for name, own in lines.items():
         run = catalogue.runs.get(name) if name in entry.runs else None
-        if run is None or budget not in run.budgets or not _same(running.script_lines(run, budget), own):
-            reasons.append(f"{path}: was made by other commands of {name} than the catalogue has; run it again")
+        if run is None or budget not in run.budgets or not _same_commands(running.script_lines(run, budget), own):
+            reasons.append(f"{path}: was made by other commands for {name} than the catalogue has now; run it again")
             continue
         now = measures_of(entry, {name: run})
         other = [cell for cell in now if cell not in values or measures.get(cell, now[cell]) != now[cell]]
         if other:
-            reasons.append(f"{path}: has not the cells of the entry as it is now, see {other[0]}; collect it again")
+            reasons.append(f"{path}: does not have the entry's current cells, see {other[0]}; collect it again")
             continue
         kept[name], cells = own, cells | now
     strangers = [cell for cell in values if cell not in cells]
     if strangers and not reasons:
-        reasons.append(f"{path}: has not the cells of the entry as it is now, see {strangers[0]}; collect it again")
+        reasons.append(f"{path}: does not have the entry's current cells, see {strangers[0]}; collect it again")
     result = Result(
         entry.name,
         budget,
@@ -266,10 +275,10 @@ def usable(path: Path, catalogue: Catalogue) -> tuple[Result, list[str]]:
 
 
 def read(path: Path, catalogue: Catalogue) -> Result:
-    """A kept result, checked against the catalogue: the entry, its cells and the commands are as now.
+    """A stored result whose entry, cells and commands all match the current catalogue.
 
     Raises:
-        ValueError: if anything in it is not.
+        ValueError: if anything in it does not.
     """
     result, reasons = usable(path, catalogue)
     if reasons:
@@ -278,7 +287,7 @@ def read(path: Path, catalogue: Catalogue) -> Result:
 
 
 def read_all(catalogue: Catalogue, folder: Path = RESULTS) -> dict[str, dict[str, Result]]:
-    """The kept results of all entries, by name and budget."""
+    """The stored results of all entries, by name and budget."""
     found: dict[str, dict[str, Result]] = {}
     for path in sorted(folder.glob("*.json")):
         result = read(path, catalogue)

@@ -1,4 +1,4 @@
-"""Doing the runs of the catalogue: each command once, in order, going on after any stop."""
+"""Executes the catalogue's runs: each command once and in order, continuing after any interruption."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from scripts import cli
 
 RUNS = Path("runs/reproduce")
 STATE, LOCK = "reproduce.json", ".lock"
-Words = list[str]  # of a command: a module of scripts, and its arguments
+Words = list[str]  # a command: a module of scripts, followed by its arguments
 
 
 @dataclass(frozen=True)
 class State:
-    """What was done of a run.
+    """The progress of a run.
 
     Attributes:
-        commands: in words, with ``{run}`` for the folder.
-        begun, finished: how many of them.
-        versions: of the packages that did the last one.
+        commands: split into words, with ``{run}`` for the folder.
+        begun, finished: how many of the commands have been.
+        versions: package versions that the last command ran with.
     """
 
     commands: list[Words]
@@ -48,28 +48,28 @@ class State:
 
 
 def folder_of(root: Path, run: Run, budget: str) -> Path:
-    """Where a run at a budget is."""
+    """The folder of a run at a budget."""
     return root / run.name / budget
 
 
 def in_folder(words: Words, folder: Path) -> Words:
-    """A command for a run in this folder."""
+    """A command with ``{run}`` replaced by this folder."""
     return [word.replace(RUN_FOLDER, str(folder)) for word in words]
 
 
 def command_line(words: Words) -> str:
-    """A command as one types it."""
+    """A command as typed into a shell."""
     return shlex.join(["python", "-m", *words])
 
 
 def script_lines(run: Run, budget: str, root: Path = RUNS) -> list[str]:
-    """The commands of a run at a budget as one types them, the folder first."""
+    """The commands of a run at a budget as typed into a shell, after a line that sets the folder."""
     lines = [f"RUN={shlex.quote(str(folder_of(root, run, budget)))}"]
     return lines + [" ".join(["python", "-m", *map(_typed, words)]) for words in run.words(budget)]
 
 
 def _typed(word: str) -> str:
-    """A word in a shell, with ``$RUN`` for the folder, in double quotes where it has single ones."""
+    """A word quoted for a shell, with ``$RUN`` for the folder; in double quotes if it has that or single quotes."""
     text = word.replace(RUN_FOLDER, "")
     quoted = shlex.quote(text)
     if text == "" or quoted == text:
@@ -84,10 +84,10 @@ def versions() -> dict[str, str]:
 
 
 def parsed(words: Words) -> tuple[Callable[[Any], None], Any]:
-    """The main function of a command and its arguments.
+    """The main function of a command, and its parsed arguments.
 
     Raises:
-        ValueError: if the script does not understand them.
+        ValueError: if the script rejects the arguments.
     """
     module = import_module(words[0])
     try:
@@ -97,7 +97,7 @@ def parsed(words: Words) -> tuple[Callable[[Any], None], Any]:
 
 
 def seeds_of(words: Words) -> list[int]:
-    """The seeds that a command takes; empty if it has none."""
+    """The seeds that a command uses; empty if it takes none."""
     args = parsed(words)[1]
     seeds = getattr(args, "seeds", None)
     if isinstance(seeds, list):
@@ -108,7 +108,7 @@ def seeds_of(words: Words) -> list[int]:
 
 
 def read_state(folder: Path) -> State | None:
-    """What was done in a folder; None if nothing."""
+    """The progress of the run in a folder; None if nothing was done there."""
     path = folder / STATE
     if not path.exists():
         return None
@@ -123,7 +123,7 @@ def _write_state(folder: Path, state: State) -> None:
 
 @contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
-    """The folder for this process alone."""
+    """Hold the folder's lock, so that no other process works in it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a") as handle:
         try:
@@ -134,7 +134,7 @@ def _claimed(folder: Path) -> Iterator[None]:
 
 
 def check_commands(run: Run, budget: str, folder: Path) -> State | None:
-    """The state of the folder; raises if it was made by other commands than the catalogue has now."""
+    """The progress of the run in a folder; raises ``ValueError`` if other commands than the catalogue's made it."""
     state = read_state(folder)
     if state is not None and state.commands != run.words(budget):
         lines = " and ".join(command_line(in_folder(words, folder)) for words in state.commands)
@@ -145,32 +145,32 @@ def check_commands(run: Run, budget: str, folder: Path) -> State | None:
 
 
 def _data_missing(name: str, root: Path | None) -> str | None:
-    """What is not where a data set is looked for, and how it comes there; None if it is there."""
+    """What is missing of a data set and how to get it; None if it is complete."""
     try:
         check_files(name, root)
     except FileNotFoundError as error:
-        what = str(error).partition("; ")[0]  # what follows is advice to the scripts, which have --data-root
+        what = str(error).partition("; ")[0]  # the rest is advice for the scripts, which have --data-root
         plain = name.partition("(")[0]
-        bring = f"run 'python -m scripts.fetch {plain}' or " if plain in SOURCES else "bring it there or "
-        return f"{what}; {bring}point $CERTIFY_DATA to the folder of the data sets"
+        bring = f"run 'python -m scripts.fetch {plain}' or " if plain in SOURCES else "put it there or "
+        return f"{what}; {bring}point $CERTIFY_DATA to the folder with the data sets"
     return None
 
 
 def missing(run: Run, budget: str, root: Path = RUNS) -> list[str]:
-    """What is not here that the rest of a run needs: data sets, a GPU. Empty if nothing is missing or left to do.
+    """The data sets or GPU that the rest of a run lacks here. Empty if nothing is missing or left to do.
 
     Raises:
-        ValueError: if its commands are not understood, or others were begun in its folder.
+        ValueError: if a script rejects its arguments, or other commands were begun in the run's folder.
     """
     commands = run.words(budget)
     state = check_commands(run, budget, folder_of(root, run, budget))
     left = commands[0 if state is None else state.finished :]
     if not left:
         return []
-    every = [parsed(words)[1] for words in commands]  # what is left may take its data set from the training before it
+    every = [parsed(words)[1] for words in commands]  # a later command may use the data set of the training before it
     data = {(args.data, args.data_root): None for args in every if getattr(args, "data", None) is not None}
     found = [text for name, folder in data if (text := _data_missing(name, folder)) is not None]
-    # is_available makes no context on the GPU, which would stay beside those of the commands
+    # is_available creates no CUDA context, which would occupy GPU memory while the commands run
     if any(getattr(parsed(words)[1], "device", "cpu") == "cuda" for words in left) and not torch.cuda.is_available():
         without = "; --budget cpu does without" if budget != "cpu" and "cpu" in run.budgets else ""
         found.append(f"cuda: torch {torch.__version__} finds no GPU that it can use{without}")
@@ -183,7 +183,7 @@ def _as_subprocess(words: Words) -> None:
         raise KeyboardInterrupt
     if code != 0:
         raise ChildProcessError(
-            f"{command_line(words)}: ended with status {code}; what was finished is on disk, running it again goes on"
+            f"{command_line(words)}: ended with status {code}; what was finished is on disk, run it again to continue"
         )
 
 
@@ -202,19 +202,19 @@ def run_commands(
 ) -> Path:
     """Do what is left of a run, and return its folder.
 
-    A command that was stopped is given ``--resume`` if it knows it, and done again from its beginning if not.
+    An interrupted command is resumed with ``--resume`` if it has that option, and started over otherwise.
 
     Args:
         root: folder of all runs.
-        in_process: call the scripts in place of starting a Python for each command.
-        report: is told of each command before it starts.
+        in_process: call the scripts directly instead of starting a Python process for each command.
+        report: called with a line of text about each command before it starts.
     """
     folder = folder_of(root, run, budget)
     commands = run.words(budget)
     resumable = [hasattr(parsed(words)[1], "resume") for words in commands]
     with _claimed(folder):
         state = check_commands(run, budget, folder)
-        if state is None:  # results made by hand are continued, too
+        if state is None:  # a folder made by hand is continued, too
             made = any(path.name != LOCK for path in folder.iterdir())
             state = State(commands, len(commands) if made else 0, 0, versions())
         for i in range(state.finished, len(commands)):

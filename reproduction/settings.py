@@ -1,4 +1,4 @@
-"""In what a budget of a run is other than the published setting, argument by argument."""
+"""How a budget of a run deviates from the published setting, argument by argument."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from reproduction.catalogue import RUN_FOLDER, Run
 from reproduction.running import Words, parsed
 
-_LAST = ("certify", "attack")  # scripts whose results no other command reads
-# Arguments that say where and how fast, not what.
+_LEAF_SCRIPTS = ("certify", "attack")  # scripts whose results no other command reads
+# Arguments that determine where and how fast a command runs, but not its results.
 _WITHOUT_EFFECT = {
     "device",
     "cuda_graphs",
@@ -33,13 +33,13 @@ def _text(value: Any) -> str:
     return "none" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _own_folder(words: Words) -> str:
-    """The folder below that of the run that a command writes to, if it is not that of the run itself."""
+def _output_folder(words: Words) -> str:
+    """The subfolder of the run's folder that a command writes to; empty if it writes to the run's folder itself."""
     return next((word.removeprefix(f"{RUN_FOLDER}/") for word in words if word.startswith(f"{RUN_FOLDER}/")), "")
 
 
 def differences(words: Words, published: Words) -> list[str]:
-    """What is other in a command: ``epochs 100 (published 400)``."""
+    """The arguments in which a command deviates from the published one: ``epochs 100 (published 400)``."""
     own, full = parsed(words)[1], parsed(published)[1]
     pairs = {
         f.name: (getattr(own, f.name), getattr(full, f.name)) for f in fields(own) if f.name not in _WITHOUT_EFFECT
@@ -52,17 +52,17 @@ def differences(words: Words, published: Words) -> list[str]:
 
 
 def reductions(run: Run, budget: str, used: Collection[str]) -> list[str]:
-    """One text for each command of a budget that is other than in the published setting; empty if that is not known.
+    """One text per command that deviates from the published setting; empty if the run has no budget ``full``.
 
     Args:
-        used: the result folders that are read; commands that only make others are left out.
+        used: the result folders that are read; commands that only produce others are left out.
     """
     if budget == "full" or "full" not in run.budgets:
         return []
     texts = []
     for words, published in zip(run.words(budget), run.words("full"), strict=True):
-        script, own = words[0].removeprefix("scripts."), _own_folder(words)
-        if script in _LAST and own not in used:
+        script, own = words[0].removeprefix("scripts."), _output_folder(words)
+        if script in _LEAF_SCRIPTS and own not in used:
             continue
         found = differences(words, published)
         name = f"{script} {own}" if own else script

@@ -1,4 +1,4 @@
-"""Result folders as the quantities read them, through the readers that the reports use."""
+"""Result folders as the quantities see them, read with the same functions as the reports."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ Options = Mapping[str, Any]
 
 
 class Source:
-    """A result folder; what is read of it is kept, as many cells read the same."""
+    """A result folder; whatever is read from it is cached, since many cells read the same."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._kept: dict[Any, Any] = {}
+        self._cache: dict[Any, Any] = {}
 
-    def _keep(self, key: Any, read: Callable[[], Any]) -> Any:
-        if key not in self._kept:
-            self._kept[key] = read()
-        return self._kept[key]
+    def _cached(self, key: Any, read: Callable[[], Any]) -> Any:
+        if key not in self._cache:
+            self._cache[key] = read()
+        return self._cache[key]
 
     def certificates(self, options: Options) -> Run:
-        """Rows of certificates: as stored, or certified again from the votes where ``bound``, ``top_k`` or ``alpha``
-        ask for it; restated where ``p`` or ``pixels`` do."""
+        """Rows of certificates: as stored, or recertified from the votes if ``bound``, ``top_k`` or ``alpha`` is given;
+        with ``p`` or ``pixels``, radii are restated in lp or in pixels."""
         chosen = {name: options.get(name) for name in ("bound", "top_k", "alpha", "p", "pixels")}
-        return self._keep(tuple(chosen.values()), lambda: self._certificates(**chosen))
+        return self._cached(tuple(chosen.values()), lambda: self._certificates(**chosen))
 
     def _certificates(
         self, bound: str | None, top_k: int | None, alpha: float | None, p: float | str | None, pixels: bool | None
@@ -57,27 +57,27 @@ class Source:
         return run
 
     def attack(self) -> AttackRun:
-        return self._keep("attack", lambda: read_attack(self.path))
+        return self._cached("attack", lambda: read_attack(self.path))
 
     def method(self, metric: Literal["success", "return"]) -> Method:
-        return self._keep(("method", metric), lambda: read_method(self.path, metric))
+        return self._cached(("method", metric), lambda: read_method(self.path, metric))
 
     def patch(self, size: str, bound: patches.PatchBound) -> patches.PatchAccuracy:
         sizes = [patches.parse_size(size)]
-        return self._keep(("patch", size, bound), lambda: patches.patch_accuracy(self.path, sizes, [bound])[0])
+        return self._cached(("patch", size, bound), lambda: patches.patch_accuracy(self.path, sizes, [bound])[0])
 
     def efficiency(self) -> list[dict[str, Any]]:
-        """The fitted powers that scripts.learning_efficiency wrote."""
+        """The fitted power laws that scripts.learning_efficiency wrote."""
         path = self.path / "efficiency.json"
         if not path.exists():
             raise FileNotFoundError(f"{path}: not found; scripts.learning_efficiency writes it")
         return json.loads(path.read_text())["curves"]
 
     def setting(self, dotted: str) -> Any:
-        """A value of the configuration of an agent's first seed: ``"arguments.policy_kwargs.net_arch.0"``."""
+        """A value from the configuration of an agent's first seed, such as ``"arguments.policy_kwargs.net_arch.0"``."""
         folders = sorted(self.path.glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
         if not folders:
-            raise FileNotFoundError(f"{self.path}: got no folders of seeds in it, expected seed-0, seed-1, ...")
+            raise FileNotFoundError(f"{self.path}: got no seed folders in it, expected seed-0, seed-1, ...")
         value: Any = read_config(folders[0])
         for key in dotted.split("."):
             try:

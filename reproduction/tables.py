@@ -1,4 +1,4 @@
-"""Published numbers and ours, one above the other: the lines that ``show`` prints and RESULTS.md holds."""
+"""Tables with published numbers above ours, as printed by ``show`` and written to RESULTS.md."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from reproduction.values import Value
 MARK = "†"
 FOOTNOTE = f"{MARK} radii that no theorem supports: {NOT_CERTIFIED}"
 _ROUND = {"down": math.floor, "up": math.ceil, "nearest": round}
-_DIGITS = 4  # significant ones where the paper gives no example
-_LABEL = 56  # characters of a label beside its numbers; longer ones stand above
+_DIGITS = 4  # significant digits where the paper prints no number to follow
+_LABEL = 56  # longer labels stand above their numbers instead of beside them
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Line:
     """One line of a table.
 
     Attributes:
-        label: of the row; empty on further lines of the same row.
-        what: "published", "here, cpu, 5,000 images", "difference".
-        surprising: which cells are differences that are more than chance.
+        label: label of the row; empty on further lines of the same row.
+        what: "published", "difference", or such as "here, cpu, 5,000 images".
+        surprising: which cells are differences that chance does not explain.
     """
 
     label: str
@@ -37,24 +37,24 @@ class Line:
 
 
 def decimals_of(entry: Entry, index: int) -> int | None:
-    """How many decimals the paper prints in a column; None where it prints no number."""
+    """The number of decimals that the paper prints in a column; None if it prints no number there."""
     found = [row.published[index] for row in entry.rows if row.published]
     numbers = [number for number in found if number is not None and math.isfinite(number)]
     return max((number.decimals if isinstance(number, Printed) else 0 for number in numbers), default=None)
 
 
 def rounded(number: float, decimals: int, rounding: Rounding) -> float:
-    """The excess lets 35 percent, which may be 34.99999999999999, be 35.00."""
+    """A number rounded to some decimals; a tolerance keeps 35 percent, stored as 34.99999999999999, at 35.00."""
     excess = {"down": 1e-6, "up": -1e-6, "nearest": 0.0}[rounding]
     return _ROUND[rounding](number * 10**decimals + excess) / 10**decimals
 
 
 def number_text(number: float, decimals: int | None, rounding: Rounding = "nearest", *, exact: bool = False) -> str:
-    """A number of a table.
+    """The text of a number in a table.
 
     Args:
         decimals: None for four significant digits.
-        exact: keep zeros at the end.
+        exact: keep trailing zeros.
     """
     if math.isinf(number):
         return "N/A" if number < 0 else "never"
@@ -66,7 +66,7 @@ def number_text(number: float, decimals: int | None, rounding: Rounding = "neare
 
 
 def _style(entry: Entry, index: int, value: float) -> tuple[int | None, bool]:
-    """Decimals of our numbers in a column, and whether zeros at the end stay."""
+    """The decimals of our numbers in a column, and whether to keep trailing zeros."""
     column, printed = entry.columns[index], decimals_of(entry, index)
     if column.unit == "%":
         return max(2, printed or 0), True
@@ -77,7 +77,7 @@ def _style(entry: Entry, index: int, value: float) -> tuple[int | None, bool]:
 
 
 def value_text(entry: Entry, index: int, value: Value) -> str:
-    """``96.68 [96.14, 97.17]``, the interval rounded outwards."""
+    """A value as in ``96.68 [96.14, 97.17]``, with the interval rounded outwards."""
     decimals, exact = _style(entry, index, value.value)
     text = number_text(value.value, decimals, QUANTITIES[entry.columns[index].quantity].rounding, exact=exact)
     text += "" if value.guaranteed else MARK
@@ -89,14 +89,14 @@ def value_text(entry: Entry, index: int, value: Value) -> str:
 
 
 def difference(published: float | None, value: Value) -> float | None:
-    """Ours minus published; None where one of them is no number."""
+    """Ours minus published; None if either is not a finite number."""
     if published is None or not (math.isfinite(published) and math.isfinite(value.value)):
         return None
     return value.value - published
 
 
 def is_surprising(published: float | None, value: Value) -> bool:
-    """Whether the published number is outside of our interval."""
+    """Whether the published number lies outside our interval."""
     if difference(published, value) is None or value.low is None or value.high is None:
         return False
     assert published is not None
@@ -108,7 +108,7 @@ def _counted(column: Column, value: Value) -> tuple[int, str]:
 
 
 def sizes_text(columns: Sequence[Column], values: Sequence[Value]) -> str:
-    """``5,000 images``; what the numbers of a line are of."""
+    """The sample sizes behind the numbers of a line, such as ``5,000 images``."""
     kinds: dict[str, set[int]] = {}
     for n, over in map(_counted, columns, values):
         kinds.setdefault(over, set()).add(n)
@@ -142,10 +142,10 @@ def _difference_line(entry: Entry, row: Row, values: Sequence[Value]) -> Line:
 
 
 def lines_of(entry: Entry, row: Row, results: Mapping[str, Result]) -> list[Line]:
-    """A row: the published numbers; for each budget ours, and the difference.
+    """The lines of a row: the published numbers, then for each budget our numbers and the difference.
 
     Args:
-        results: by budget.
+        results: results by budget.
     """
     lines = [_published_line(entry, row)] if row.published else []
     for budget, result in results.items():
@@ -161,19 +161,19 @@ def lines_of(entry: Entry, row: Row, results: Mapping[str, Result]) -> list[Line
 
 
 def heads(entry: Entry) -> list[str]:
-    """The columns with their units."""
+    """The column names with their units."""
     return [f"{column.name}, {column.unit}" if column.unit else column.name for column in entry.columns]
 
 
 def minutes_of(catalogue: Catalogue, names: Iterable[str], budget: str) -> float | None:
-    """Core-minutes of those of the runs that have the budget; None if one of them is not known."""
+    """Total core-minutes of the runs that have the budget; None if that of any of them is unknown, or none has it."""
     runs = [catalogue.runs[name] for name in names if budget in catalogue.runs[name].budgets]
     minutes = [run.budgets[budget].minutes for run in runs]
     return sum(m for m in minutes if m is not None) if minutes and None not in minutes else None
 
 
 def _wrapped(head: list[str], widths: list[int]) -> list[list[str]]:
-    """Heads over several lines, as wide as the cells below them if their words allow it; each from the bottom up."""
+    """Column heads wrapped to the width of the cells below where words allow it, and aligned at the bottom."""
     parts = [
         textwrap.wrap(h, max(w, *map(len, h.split())), break_long_words=False)
         for h, w in zip(head, widths, strict=True)
@@ -183,7 +183,7 @@ def _wrapped(head: list[str], widths: list[int]) -> list[list[str]]:
 
 
 def _with_intervals_below(line: Line) -> list[tuple[str, str, list[str]]]:
-    """Label, what it is and the cells; intervals in a line of their own, which keeps columns narrow."""
+    """A line as (label, what, cells), with intervals moved to a line of their own to keep the columns narrow."""
     cells = [f"{cell}*" if odd else cell for cell, odd in zip(line.cells, line.surprising, strict=True)]
     split = [cell.partition(" [") for cell in cells]
     lines = [(line.label, line.what, [value for value, _, _ in split])]
@@ -193,9 +193,9 @@ def _with_intervals_below(line: Line) -> list[tuple[str, str, list[str]]]:
 
 
 def text_table(entry: Entry, results: Mapping[str, Result]) -> str:
-    """All rows as plain text; differences that are more than chance have a star.
+    """All rows as plain text; differences that chance does not explain have a star.
 
-    A row that has published numbers only is one line.
+    A row with published numbers only takes a single line.
     """
     groups = [[p for line in lines_of(entry, row, results) for p in _with_intervals_below(line)] for row in entry.rows]
     every = [part for group in groups for part in group]
@@ -222,12 +222,12 @@ def text_table(entry: Entry, results: Mapping[str, Result]) -> str:
 
 
 def sentence(text: str) -> str:
-    """Text in one line that ends in a stop."""
+    """The text on one line, ending in punctuation."""
     text = " ".join(text.split())
     return text if not text or text.endswith((".", "!", "?", ":")) else f"{text}."
 
 
 def footnotes(results: Mapping[str, Result]) -> list[str]:
-    """What the marks of a table mean, as far as it has them."""
+    """Explanations of the marks that occur in a table."""
     claimed = any(not value.guaranteed for result in results.values() for value in result.values.values())
     return [FOOTNOTE] if claimed else []

@@ -1,8 +1,8 @@
 """A measured number with its 95 % interval.
 
-Intervals are about the test images as a sample of all such images, or about the seeds as a sample of all seeds:
-Clopper-Pearson for shares of images, order statistics for medians, Student for means. Whether a certificate itself
-holds is another question, which its own ``alpha`` answers.
+Intervals treat the test images as a sample of all such images, or the seeds as a sample of all seeds: Clopper-Pearson
+for shares of images, order statistics for medians, Student for means. Whether a certificate itself holds is a separate
+question, covered by its own ``alpha``.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Value:
     """A measured number.
 
     Attributes:
-        value: minus infinity for the median of a classifier that certifies less than half of the images, infinity for
-            what was never reached.
-        low, high: the ends of the 95 % interval; None where so few images or seeds give none.
-        n: how many images, seeds or fitted points.
+        value: the number; minus infinity for the median of a classifier that certifies less than half of the images,
+            infinity for a score that was never reached.
+        low, high: ends of the 95 % interval; None where there is none, such as for too few images or seeds.
+        n: number of images, seeds or fitted points.
         guaranteed: False for radii that no theorem supports.
     """
 
@@ -44,7 +44,7 @@ class Value:
 
 
 def share(hits: float, n: int, *, guaranteed: bool = True) -> Value:
-    """A share of n images with its Clopper-Pearson interval, both ends with half of the failure probability."""
+    """A share of n images with its Clopper-Pearson interval, each end with half the failure probability."""
     count, alpha = torch.tensor([round(hits * n)]), (1 - LEVEL) / 2
     low, high = (float(bound(count, n, alpha)) for bound in (lower_bound, upper_bound))
     return Value(hits, low, high, n, guaranteed)
@@ -60,10 +60,10 @@ def mean(values: ArrayLike) -> Value:
 
 
 def median(value: float, numbers: ArrayLike, *, guaranteed: bool = True) -> Value:
-    """A median of ``numbers`` with the interval between two of them that holds for any distribution."""
+    """A median of ``numbers`` with the distribution-free interval between two of their order statistics."""
     ordered = np.sort(np.asarray(numbers, np.float64))
     n = len(ordered)
-    # X of the numbers are below the true median, X ~ Binomial(n, 1/2): the rank-th one is above it if X < rank
+    # X ~ Binomial(n, 1/2) of the numbers are below the true median, so the rank-th one is above it if X < rank
     rank = int(binom.ppf((1 - LEVEL) / 2, n, 0.5))
     if rank == 0:
         return Value(value, None, None, n, guaranteed)

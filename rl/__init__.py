@@ -1,8 +1,9 @@
 """Goal-conditioned reinforcement learning on Stable-Baselines3, with critics that also learn from goal gradients.
 
-``rl.DDPG``, ``rl.TD3``, ``rl.SAC`` and ``rl.DQN`` are those of Stable-Baselines3 with ``goal_gradient_coef``, the
-coefficient of ReenGAGE; at 0 they train bit-identical networks. ``rl.DDPG("MultiGoalPolicy", env, ...)`` is
-Multi-ReenGAGE, for environments with many goals at a time (:mod:`rl.gates`).
+``rl.DDPG``, ``rl.TD3``, ``rl.SAC`` and ``rl.DQN`` are the Stable-Baselines3 algorithms plus ``goal_gradient_coef``, the
+ReenGAGE coefficient; with a coefficient of 0, they train networks that are bit-identical to Stable-Baselines3's.
+``rl.DDPG("MultiGoalPolicy", env, ...)`` is Multi-ReenGAGE, for environments with many simultaneous goals
+(:mod:`rl.gates`).
 """
 
 try:

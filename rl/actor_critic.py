@@ -1,4 +1,4 @@
-"""Algorithms for continuous actions, DDPG, TD3 and SAC, as adapters of the training loop in :mod:`rl.reengage`."""
+"""The continuous-action algorithms DDPG, TD3 and SAC, as adapters of the training loop in :mod:`rl.reengage`."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from rl.updates import descend, unchecked_distributions
 
 
 class _ActorCritic(GoalConditioned):
-    """What the algorithms for continuous actions share: critics of a state and an action.
+    """Common base of the continuous-action algorithms, whose critics take an observation and an action.
 
     Args:
-        random_action: probability, for each environment and step, of exploring with a uniformly random action.
+        random_action: probability of exploring with a uniformly random action, drawn per environment and step.
     """
 
     actor: Any
@@ -46,7 +46,7 @@ class _ActorCritic(GoalConditioned):
         action, scaled = super()._sample_action(learning_starts, action_noise, n_envs)
         if self.random_action == 0:
             return action, scaled
-        # the global generator, as Stable-Baselines3 for its noise: its seed is that of the algorithm
+        # NumPy's global generator, as for action noise: Stable-Baselines3 seeds it with the algorithm's seed
         chosen = np.random.random(n_envs) < self.random_action  # noqa: NPY002
         uniform = np.random.uniform(-1, 1, scaled.shape).astype(scaled.dtype)  # noqa: NPY002
         scaled = np.where(chosen.reshape(-1, *[1] * (scaled.ndim - 1)), uniform, scaled)
@@ -72,11 +72,11 @@ class _ActorCritic(GoalConditioned):
 
 
 class _DeterministicActor(_ActorCritic):
-    """TD3's adapter, and DDPG's, which is TD3 with one critic and without its noise and delay.
+    """Adapter for TD3 and for DDPG, which is TD3 with one critic, no target policy noise and no policy delay.
 
     Args:
-        action_l2: coefficient of the mean squared action (scaled to [-1, 1]), which is added to the actor's loss.
-        target_update_interval: updates between those of the target networks; a multiple of TD3's ``policy_delay``.
+        action_l2: coefficient of the mean squared action (actions scaled to [-1, 1]) that is added to the actor loss.
+        target_update_interval: gradient updates between target-network updates; a multiple of TD3's ``policy_delay``.
     """
 
     actor_target: Any
@@ -98,13 +98,13 @@ class _DeterministicActor(_ActorCritic):
         super()._setup_model()
         if isinstance(self.policy, MultiGoalPolicy) and isinstance(self.replay_buffer, sb3.HerReplayBuffer):
             raise ValueError(
-                "replay_buffer_class: got hindsight with MultiGoalPolicy, whose sets of goals are not relabelled; "
+                "replay_buffer_class: got a hindsight buffer with MultiGoalPolicy, whose goal sets are not relabelled; "
                 "expected rl.GoalSetReplayBuffer"
             )
         if self.target_update_interval > 1 and self.target_update_interval % self.policy_delay:
             raise ValueError(
                 f"target_update_interval: got {self.target_update_interval}, expected a multiple of policy_delay "
-                f"({self.policy_delay}), which decides when target networks can be updated"
+                f"({self.policy_delay}), since target networks are only updated together with the actor"
             )
 
     def _targets(self) -> list[tuple[nn.Module, nn.Module]]:
@@ -146,7 +146,7 @@ class _DeterministicActor(_ActorCritic):
 class TD3(_DeterministicActor, sb3.TD3):
     """Twin delayed DDPG with the goal-gradient term in the loss of both critics; see :class:`GoalConditioned`.
 
-    ``"MultiGoalPolicy"`` is for environments with many goals at a time, :class:`rl.multi_goal.MultiGoalPolicy`.
+    For environments with many simultaneous goals, use ``"MultiGoalPolicy"`` (:class:`rl.multi_goal.MultiGoalPolicy`).
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -160,7 +160,7 @@ class DDPG(_DeterministicActor, sb3.DDPG):
     """Deep deterministic policy gradient with the goal-gradient term (dissertation, Section 8.2); see
     :class:`GoalConditioned`.
 
-    With ``"MultiGoalPolicy"``, for environments with many goals at a time, it is Multi-ReenGAGE (its
+    With ``"MultiGoalPolicy"``, for environments with many simultaneous goals, it is Multi-ReenGAGE (dissertation,
     Section 8.5).
     """
 
@@ -174,7 +174,7 @@ class DDPG(_DeterministicActor, sb3.DDPG):
 class SAC(_ActorCritic, sb3.SAC):
     """Soft actor-critic with the goal-gradient term (dissertation, Appendix G.5); see :class:`GoalConditioned`.
 
-    The next action is reparametrised and depends on the goal, and so does its entropy: both are differentiated.
+    The reparametrised next action and its entropy term both depend on the goal, and both are differentiated.
     """
 
     gradient_scale: ClassVar[float] = 0.5
@@ -214,7 +214,7 @@ class SAC(_ActorCritic, sb3.SAC):
     def _finish(self, batch: Batch, step: int, logs: Logs) -> None:
         value = _lowest(self.critic(batch.observations, self._actions))
         loss = (self._entropy_coef * self._log_prob - value).mean()
-        del self._actions, self._log_prob  # their graph would outlive the update, and forbid deepcopy
+        del self._actions, self._log_prob  # they would keep the graph alive beyond this update, and break deepcopy
         logs.add("actor_loss", loss)
         descend(self.actor.optimizer, loss)
         if step % self.target_update_interval == 0:

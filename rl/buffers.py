@@ -1,4 +1,4 @@
-"""A replay buffer for goals that take much memory."""
+"""A replay buffer for memory-hungry goals."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from rl.transfer import to_device
 
 
 class GoalSetReplayBuffer(DictReplayBuffer):
-    """Stable-Baselines3's buffer, with ``desired_goal`` stored once per transition: it holds for a whole episode.
+    """A ``DictReplayBuffer`` that stores ``desired_goal`` once per transition, as it is constant within an episode.
 
-    Half the memory where the goals are most of it. Transitions are not relabelled.
+    Halves the memory where goals dominate it. Transitions are not relabelled.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.next_observations[GOAL] = self.observations[GOAL]  # the other was never written, so took no memory
+        # the replaced array was never written to, so it took no memory
+        self.next_observations[GOAL] = self.observations[GOAL]
 
     def to_torch(self, array: np.ndarray, copy: bool = True) -> Tensor:
-        """Of an array that was made for the minibatch, so that it need not be copied again."""
+        """The array as a tensor, without a copy on the CPU: the array was made for this minibatch alone."""
         return to_device(array, self.device)

@@ -1,4 +1,4 @@
-"""DeepSets: a sum over the goals that are there, each through one encoder (dissertation, Eqs. 8.15, 8.16, G.14)."""
+"""DeepSets: a sum over the present goals, each encoded by the same network (dissertation, Eqs. 8.15, 8.16, G.14)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rl.gates import check_goal_set
 from rl.goals import GOAL, Observation
 
 STATE = "observation"
-ROWS = 2048  # goals that go through the encoder together on a CPU: their hidden layers stay in its cache
+ROWS = 2048  # goals encoded at once on a CPU, few enough for their hidden activations to stay in its cache
 
 
 class GoalSet(NamedTuple):
@@ -27,13 +27,14 @@ class GoalSet(NamedTuple):
 
 
 class GoalSetEncoder(BaseFeaturesExtractor):
-    """What encoders of sets of goals share: features are an embedding of state and goals, followed by the state.
+    """Base of the goal-set encoders; the features are an embedding of state and goals, followed by the state.
 
-    A features extractor of Stable-Baselines3. Its features may depend on goals only through the squares of their gates.
+    A Stable-Baselines3 features extractor. The gates may enter the features only squared, so that absent goals have no
+    influence.
 
     Args:
         observation_space: see :mod:`rl.gates`; ``observation`` is the state.
-        embedding_dim: of the embedding.
+        embedding_dim: size of the embedding.
     """
 
     def __init__(self, observation_space: spaces.Dict, embedding_dim: int) -> None:
@@ -41,7 +42,7 @@ class GoalSetEncoder(BaseFeaturesExtractor):
         n_max, item_dim = check_goal_set(observation_space, "policy")
         if not isinstance(observation_space.spaces.get(STATE), spaces.Box):
             raise ValueError(
-                f"policy: got the observation space {observation_space}, expected a Box 'observation' in it"
+                f"policy: got the observation space {observation_space}, expected it to have a Box 'observation'"
             )
         state_dim = get_flattened_obs_dim(observation_space[STATE])
         super().__init__(observation_space, embedding_dim + state_dim)
@@ -54,10 +55,10 @@ class GoalSetEncoder(BaseFeaturesExtractor):
                 raise ValueError(f"{name}: got {values}, expected sizes of at least 1")
 
     def read(self, observation: Observation) -> GoalSet:
-        """The parts of an observation, in the precision of this encoder; of the goals, gates alone have gradients.
+        """The parts of an observation, in this encoder's precision; within the goals, only gates carry gradients.
 
-        Items are cut off, since they are columns of the tensor that holds the gates: gradients with respect to gates
-        would go through all of the encoder to find that those columns do not depend on them.
+        Items are detached because they share a tensor with the gates: otherwise, differentiating with respect to the
+        gates would backpropagate through the whole encoder just to find that the items do not depend on them.
         """
         like = next(self.parameters())
         goal = observation[GOAL].to(like)
@@ -73,17 +74,17 @@ class GoalSetEncoder(BaseFeaturesExtractor):
 
 
 class DeepSets(GoalSetEncoder):
-    """Embedding ``sum_i b_i^2 encoder(state, g_i) / n_max``, of any order of the goals.
+    """Permutation-invariant embedding ``sum_i b_i^2 encoder(state, g_i) / n_max``.
 
-    Eq. G.14 with a division that the text does not have: it only scales the encoder's outputs.
+    This is Eq. G.14 divided by n_max, which is not in the text and only scales the encoder's outputs.
 
-    Only goals that are there are evaluated, so that whatever stands in the other rows has no influence. The encoder
-    does not depend on the gates: gradients with respect to them, ``2 b_i encoder(state, g_i) . dQ/d(embedding) /
-    n_max``, are products with its outputs, and a loss of values and such gradients takes one backward pass through it.
+    Only present goals are evaluated, so the content of padding rows has no influence. The encoder does not depend on
+    the gates: gradients with respect to them, ``2 b_i encoder(state, g_i) . dQ/d(embedding) / n_max``, are products
+    with its outputs, so a loss on values and such gradients takes a single backward pass through the encoder.
 
     Args:
-        layers: widths of the hidden layers of the encoder.
-        embedding_dim: its outputs.
+        layers: widths of the encoder's hidden layers.
+        embedding_dim: size of the encoder's output.
     """
 
     def __init__(

@@ -24,14 +24,14 @@ SoftTarget = Literal["gradient", "both", "behaviour"]
 class DQN(GoalConditioned, sb3.DQN):
     """DQN with the goal-gradient term (dissertation, Appendix G.2); see :class:`GoalConditioned`.
 
-    The gradient of a maximum over actions treats the best action as fixed, so the target of the gradient is soft.
+    The gradient of a maximum over actions treats the greedy action as fixed, so the gradient term uses a soft target.
 
     Args:
-        temperature: of the soft target; 0 is the maximum. Without a goal-gradient term it plays no part.
-        soft_target: what the soft target is used for: the ``gradient`` term only (Eq. G.10, the variant that works),
-            ``both`` terms of the loss (Eq. G.11; as printed, both equations discount twice and lack the restriction of
-            Eq. 8.9 to low rewards), or also the ``behaviour``: then actions that are not deterministic
-            are drawn from softmax(Q' / temperature) of the target network.
+        temperature: softmax temperature of the soft target; 0 gives the maximum. Ignored without a goal-gradient term.
+        soft_target: where the soft target is used: in the ``gradient`` term only (Eq. G.10, the variant that works), in
+            ``both`` terms of the loss (Eq. G.11), or in both and in ``behaviour``, where non-deterministic actions are
+            drawn from softmax(Q' / temperature) of the target network. As printed, both equations discount twice and
+            lack Eq. 8.9's restriction to low rewards.
     """
 
     loss_name: ClassVar[str] = "loss"
@@ -52,7 +52,7 @@ class DQN(GoalConditioned, sb3.DQN):
         return [self.policy.optimizer]
 
     def _targets(self) -> list[tuple[nn.Module, nn.Module]]:
-        return []  # Stable-Baselines3 updates the target network between steps of the environment
+        return []  # Stable-Baselines3 updates the target network between environment steps
 
     def _next_value(self, batch: Batch, observation: Observation) -> NextValue:
         values = self.q_net_target(observation)
@@ -89,6 +89,6 @@ class DQN(GoalConditioned, sb3.DQN):
         with torch.no_grad():
             values = self.q_net_target(tensors) / self.temperature
         if np.random.rand() < self.exploration_rate:  # noqa: NPY002 - as the base class
-            values = torch.zeros_like(values)  # all actions alike
+            values = torch.zeros_like(values)  # uniform over all actions
         actions = torch.multinomial(torch.softmax(values, dim=1), 1)[:, 0].cpu().numpy()
         return (actions if batched else actions[0]), state

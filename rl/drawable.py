@@ -1,20 +1,20 @@
-"""Which transitions of a replay buffer may be drawn, known without a look at all of them."""
+"""Which transitions of a replay buffer may be sampled, tracked without scanning the whole buffer."""
 
 from __future__ import annotations
 
 import numpy as np
 
-_MEMORY = 1_000  # steps between two looks, beyond which looking at everything is as good
+_MAX_TOUCHES = 1_000  # touches remembered between two looks; beyond these, a full scan is as cheap
 
 
 class Drawable:
-    """The places of transitions of finished episodes, in order, as all places but a few.
+    """The indices that may be drawn, those of transitions of finished episodes, stored as all indices but a few gaps.
 
-    Places whose episode is not finished, or has been overwritten in part, are the few. From one look to the next, only
-    those that were touched in between can become such a place: :meth:`touch` has to be told of them.
+    Gaps are the indices whose episode is unfinished or partly overwritten. Between two looks, only indices reported to
+    :meth:`touch` can become gaps.
 
     Attributes:
-        count: how many places may be drawn, as of the last :meth:`look`.
+        count: number of indices that may be drawn, as of the last :meth:`look`.
     """
 
     def __init__(self) -> None:
@@ -22,29 +22,29 @@ class Drawable:
         self.forget()
 
     def forget(self) -> None:
-        """Look at everything next time."""
-        self._gaps: np.ndarray | None = None  # the few places, sorted
-        self._before = np.zeros(0, dtype=np.int64)  # for each of them, how many places before it may be drawn
+        """Scan the whole buffer at the next look."""
+        self._gaps: np.ndarray | None = None  # sorted
+        self._before = np.zeros(0, dtype=np.int64)  # for each gap, how many indices before it may be drawn
         self._touched: list[np.ndarray] = []
         self._changed = True
 
     def touch(self, places: np.ndarray) -> None:
-        """Flat places ``[N]`` that were written to, or whose episode is no longer whole."""
+        """Report flat indices ``[N]`` that were written to, or whose episode has been partly overwritten."""
         if self._gaps is None:
             return
         self._touched.append(places)
-        if len(self._touched) > _MEMORY:  # nobody draws, for now
+        if len(self._touched) > _MAX_TOUCHES:  # nothing is being sampled for now
             self.forget()
 
     def change(self) -> None:
-        """An episode was finished, or is no longer whole: the next look is not to give what the last one gave."""
+        """Report that an episode finished or was partly overwritten, so that the next look must not reuse the last."""
         self._changed = True
 
     def look(self, lengths: np.ndarray) -> int:
-        """How many places may be drawn.
+        """Bring the gaps up to date, and return how many indices may be drawn.
 
         Args:
-            lengths: of the finished episode at each flat place that is in use, int64 ``[N]``; 0 where there is none.
+            lengths: length of the finished episode at each flat index in use, int64 ``[N]``; 0 where there is none.
         """
         if not self._changed:
             return self.count
@@ -52,7 +52,7 @@ class Drawable:
             self._gaps = np.flatnonzero(lengths == 0)
         else:
             candidates = np.concatenate([self._gaps, *self._touched])
-            candidates.sort(kind="stable")  # series that are sorted already, which this sort is fast with
+            candidates.sort(kind="stable")  # fast here: this sort exploits runs that are already sorted
             new = np.concatenate([[True], candidates[1:] != candidates[:-1]])[: len(candidates)]
             candidates = candidates[new]
             self._gaps = candidates[lengths[candidates] == 0]
@@ -63,5 +63,5 @@ class Drawable:
         return self.count
 
     def at(self, which: np.ndarray) -> np.ndarray:
-        """Of the places that may be drawn, in order, those of these numbers, int64 ``[N]``."""
+        """The flat indices, int64 ``[N]``, at positions ``which`` of the sorted indices that may be drawn."""
         return which + np.searchsorted(self._before, which, side="right")

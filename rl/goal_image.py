@@ -1,4 +1,4 @@
-"""DriveSeek's goals as a picture for a convolutional network (dissertation, Appendix G.6.6, Figure G.12)."""
+"""DriveSeek's goals as an image for a convolutional network (dissertation, Appendix G.6.6, Figure G.12)."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from torch import Tensor, nn
 
 from rl.deep_sets import STATE, GoalSet, GoalSetEncoder
 
-PIXELS = 8  # per unit: a pixel is 0.125 units wide
-SQUARE = 4  # side of every square, so that squares overlap where positions are less than half a unit apart
+PIXELS = 8  # per unit of length: a pixel is 0.125 units wide
+SQUARE = 4  # side of each square in pixels; squares overlap if their positions are less than half a unit apart
 
 
 class GoalImage(GoalSetEncoder):
-    """The "Nature CNN" of a picture of DriveSeek, and the state.
+    """The "Nature CNN" on an image of DriveSeek, followed by the state.
 
-    Each point of integers from -bound to bound has a cell of 8 x 8 pixels. Red is the square in the middle of a goal's
-    cell, with the value b^2 (differentiable); green the square around the position, blue the one around the next
-    position if the action is zero. Position and goal overlap if the position rounds to the goal, up to a single pixel.
-    What is outside of the picture is not seen. Positions are those of a torus whose edges are where the observation
-    space ends. After the convolutions comes one linear layer without rectifiers, in place of the Nature network's 512.
+    Each integer point between -bound and bound has a cell of 8 x 8 pixels. The red channel has a square in the middle
+    of each goal's cell, with value b^2 (differentiable); the green channel a square around the position, and the blue
+    channel one around the next position if the action were zero. The squares of position and goal overlap if the
+    position rounds to the goal, up to a single pixel. Anything outside the image is invisible. Positions live on a
+    torus whose edges are the bounds of the observation space. After the convolutions comes a single linear layer
+    without ReLU, in place of the Nature network's 512 units.
 
     Args:
-        bound: of goals.
+        bound: largest absolute coordinate of a goal.
         embedding_dim: outputs of the layer after the convolutions.
 
-    The state is position (2), rounded position (2), sine and cosine of the direction, in which a step has length 1.
+    The state consists of position (2), rounded position (2), and sine and cosine of the heading; a step has length 1.
     """
 
     def __init__(self, observation_space: spaces.Dict, bound: int = 10, embedding_dim: int = 20) -> None:
@@ -34,8 +35,8 @@ class GoalImage(GoalSetEncoder):
         self.check_positive(bound=[bound])
         if self.item_dim != 2 or self.state_dim != 6:
             raise ValueError(
-                f"policy: got goals of {self.item_dim} and states of {self.state_dim} numbers, expected 2 and 6, those "
-                "of DriveSeek; use another encoder"
+                f"policy: got goals of {self.item_dim} and states of {self.state_dim} numbers, expected 2 and 6 as in "
+                "DriveSeek; use another encoder"
             )
         self.bound, self.cells = bound, 2 * bound + 1
         edge = float(observation_space[STATE].high[0])  # type: ignore[attr-defined]
@@ -44,7 +45,7 @@ class GoalImage(GoalSetEncoder):
         for kernel, stride in ((8, 4), (4, 2), (3, 1)):
             side = (side - kernel) // stride + 1
         if side < 1:
-            raise ValueError(f"bound: got {bound}, expected at least 2: the picture is too small for the convolutions")
+            raise ValueError(f"bound: got {bound}, expected at least 2: the image is too small for the convolutions")
         self.cnn = nn.Sequential(
             nn.Conv2d(3, 32, 8, stride=4),
             nn.ReLU(),
@@ -60,7 +61,7 @@ class GoalImage(GoalSetEncoder):
         return self.cnn(self.paint(goals))
 
     def paint(self, goals: GoalSet) -> Tensor:
-        """The picture ``[B, 3, side, side]``, in which the first coordinate goes down; differentiable in the gates."""
+        """The image ``[B, 3, side, side]``, whose first coordinate points down; differentiable in the gates."""
         position = goals.state[:, :2].detach()
         direction = goals.state[:, [5, 4]].detach()  # cosine and sine
         ahead = (position + direction + self.edge) % (2 * self.edge) - self.edge

@@ -1,7 +1,7 @@
-"""What a goal-gradient loss differentiates, and how much each transition counts.
+"""What a goal-gradient loss differentiates with respect to, and how much each transition counts.
 
-A rule is given to an algorithm of :mod:`rl.reengage` as ``goal_gradient=``; ``goal_gradient_coef`` switches it on.
-Numbers are those of the dissertation.
+Pass a rule to an algorithm of :mod:`rl.reengage` as ``goal_gradient=``; ``goal_gradient_coef`` switches it on.
+Equation numbers refer to the dissertation.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Reward = Callable[[Tensor, Tensor], Tensor]
 
 
 class GoalStatistics:
-    """Running mean and variance of the goals that were trained on, per coordinate (Chan et al.'s update).
+    """Running per-coordinate mean and variance of the goals trained on (Chan et al.'s update).
 
-    They are kept where the goals are, and change in place, so that no update waits for the device.
+    The statistics live on the device of the goals and are updated in place, so that no update waits for the device.
 
     Attributes:
-        count: goals so far, float64 ``[]``.
+        count: number of goals so far, float64 ``[]``.
         mean: float64 ``[goal]``; ``[0]`` before the first goal.
-        squares: summed squares of the distances to the mean, float64 ``[goal]``.
+        squares: sum of squared deviations from the mean, float64 ``[goal]``.
     """
 
     def __init__(self) -> None:
@@ -42,11 +42,11 @@ class GoalStatistics:
 
     @torch.no_grad()
     def update(self, goals: Tensor) -> None:
-        """Take in goals ``[N, ...]``."""
+        """Add goals ``[N, ...]`` to the statistics."""
         batch = goals.flatten(1).double()
         if len(self.mean) == 0:
             self.mean, self.squares = batch.new_zeros(batch.shape[1]), batch.new_zeros(batch.shape[1])
-        if self.count.device != batch.device:  # they are new, or were loaded
+        if self.count.device != batch.device:  # they are new or were loaded
             self.count, self.mean, self.squares = (own.to(batch) for own in (self.count, self.mean, self.squares))
         mean = batch.mean(dim=0)
         shift, total = mean - self.mean, self.count + len(batch)
@@ -56,21 +56,21 @@ class GoalStatistics:
 
     @property
     def variance(self) -> Tensor:
-        """Float64 ``[goal]``."""
+        """Variance per coordinate, float64 ``[goal]``."""
         return self.squares / self.count.clamp(min=1)
 
     def state(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """The statistics as lists and numbers, for JSON."""
         return {name: getattr(self, name).tolist() for name in ("count", "mean", "squares")}
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> GoalStatistics:
-        """Those whose :meth:`state` this is."""
+        """Restore statistics from their :meth:`state`."""
         own = cls.__new__(cls)
         own.__setstate__(state)
         return own
 
-    __getstate__ = state  # a pickle loads where there is no GPU, too
+    __getstate__ = state  # so that pickles also load on machines without a GPU
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.count, self.mean, self.squares = (
@@ -79,37 +79,37 @@ class GoalStatistics:
 
 
 class GradientRule(Protocol):
-    """What the training loop asks of a rule; ``GoalGradient`` and :class:`rl.gates.GateGradient` are the two.
+    """The interface of a rule to the training loop; ``GoalGradient`` and :class:`rl.gates.GateGradient` implement it.
 
-    For one of your own, give ``goal_gradient=`` an object with these methods, or inherit from ``GoalGradient`` and
-    override ``attach``: both the critic and its target are differentiated with respect to what it returns.
+    For a rule of your own, pass an object with these methods as ``goal_gradient=``, or subclass ``GoalGradient`` and
+    override ``attach``: the critic and its target are both differentiated with respect to the variable it returns.
     """
 
-    plain: ClassVar[bool]  # whether the goal as it is observed is what is differentiated
+    plain: ClassVar[bool]  # whether the variable is the goal exactly as observed
 
     @property
     def normalize(self) -> bool:
-        """Whether coordinates are weighed by the running variance of the goals."""
+        """Whether coordinates are weighted by the running variance of the goals."""
         ...
 
     def check(self, space: spaces.Space[Any], normalization: VecNormalize | None = None) -> None:
-        """Raise unless ``space`` has what is differentiated, and minibatches hold what this rule reads.
+        """Raise unless ``space`` has the variable to differentiate, and minibatches contain what this rule reads.
 
         Args:
-            normalization: what the observations and rewards of minibatches go through, if anything.
+            normalization: the ``VecNormalize`` applied to the observations and rewards of minibatches, if any.
         """
         ...
 
     def attach(self, observation: Observation) -> tuple[Observation, Tensor]:
-        """The observation as a function of the variable ``[B, ...]`` that is differentiated, and that variable."""
+        """The observation as a function of the variable ``[B, ...]`` to differentiate, and that variable."""
         ...
 
     def reward_gradient(self, next_observation: Observation) -> Tensor | None:
-        """Gradient of the reward, ``[B, variables]``; None where it vanishes on all transitions that count."""
+        """Gradient of the reward, ``[B, variables]``; None if it vanishes on all transitions that count."""
         ...
 
     def explained(self, next_observation: Observation) -> Tensor | None:
-        """The reward as this rule knows it, ``[B]``, which should be the environment's; None if it does not know."""
+        """The reward according to this rule, ``[B]``, which should match the environment's; None if unknown."""
         ...
 
     def weight(
@@ -121,16 +121,16 @@ class GradientRule(Protocol):
 
 @dataclass(frozen=True)
 class GoalGradient:
-    """ReenGAGE: the goal itself is differentiated.
+    """ReenGAGE: differentiates with respect to the goal itself.
 
     Attributes:
-        low_reward: c_low of Eq. 8.9, the reward of not reaching the goal. Transitions with this reward count, since
-            their reward has no gradient almost everywhere; the others are left out.
-        reward: for dense rewards (Eq. 8.8): the reward as a differentiable function of the next achieved goal
-            ``[B, ...]`` and the desired goal ``[B, ...]``, giving ``[B]``. All transitions count then, ``low_reward``
-            plays no part.
-        normalize: weigh coordinate i by the running variance of the goals in it (Appendix G.4), which makes the term
-            independent of the units of the coordinates.
+        low_reward: c_low of Eq. 8.9, the reward for not reaching the goal. Only transitions with this reward count,
+            since the gradient of their reward is zero almost everywhere.
+        reward: for dense rewards (Eq. 8.8), the reward as a differentiable function of the next achieved goal
+            ``[B, ...]`` and the desired goal ``[B, ...]``, returning ``[B]``. All transitions then count, and
+            ``low_reward`` is ignored.
+        normalize: weight each coordinate by the running variance of the goals in that coordinate (Appendix G.4), which
+            makes the term independent of the coordinates' units.
     """
 
     low_reward: float = -1.0
@@ -142,7 +142,7 @@ class GoalGradient:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         stated = any("plain" in vars(base) for base in cls.__mro__[: cls.__mro__.index(GoalGradient)])
-        if cls.attach is not GoalGradient.attach and not stated:  # it differentiates something else
+        if cls.attach is not GoalGradient.attach and not stated:  # it differentiates with respect to something else
             cls.plain = False
 
     def __post_init__(self) -> None:
@@ -152,10 +152,10 @@ class GoalGradient:
             raise ValueError(f"reward: got {self.reward!r}, expected a function of the next achieved goal and the goal")
 
     def check(self, space: spaces.Space[Any], normalization: VecNormalize | None = None) -> None:
-        """Raise unless ``space`` has a goal to differentiate, and rewards and goals are what this rule reads."""
+        """Raise unless ``space`` has a differentiable goal, and minibatches contain the raw rewards and goals."""
         if not isinstance(space, spaces.Dict) or GOAL not in space.spaces:
             raise ValueError(
-                f"goal_gradient_coef: got a positive one with the observation space {space}, expected a "
+                f"goal_gradient_coef: got a positive value with the observation space {space}, expected a "
                 "goal-conditioned environment, whose observations are a dictionary with 'desired_goal'"
             )
         if isinstance(space[GOAL], spaces.Discrete | spaces.MultiDiscrete):
@@ -164,22 +164,22 @@ class GoalGradient:
             )
         if is_image_space(space[GOAL]):
             raise ValueError(
-                f"desired_goal: got images of grey levels ({space[GOAL]}), which the policy divides by 255 after they "
-                "are differentiated, so that the term is next to nothing; expected a float Box, such as images in "
-                "[0, 1], or goal_gradient_coef=0"
+                f"desired_goal: got 8-bit images ({space[GOAL]}), which the policy divides by 255 after the point of "
+                "differentiation, so that the goal-gradient term nearly vanishes; expected a float Box, such as images "
+                "in [0, 1], or goal_gradient_coef=0"
             )
         if normalization is not None and normalization.norm_reward:
             raise ValueError(
-                "env: got a VecNormalize that scales rewards, so that none equals low_reward and no known reward "
-                "function is the one trained on; make it with norm_reward=False"
+                "env: got a VecNormalize that scales rewards, which then match neither low_reward nor a dense reward "
+                "function; create it with norm_reward=False"
             )
         scaled = (
             set(normalization.norm_obs_keys or ()) if normalization is not None and normalization.norm_obs else set()
         )
         if self.reward is not None and scaled & {GOAL, ACHIEVED}:
             raise ValueError(
-                "env: got a VecNormalize that scales achieved and desired goals apart, for which a dense reward "
-                "function does not hold; make it with norm_obs_keys=['observation']"
+                "env: got a VecNormalize that scales achieved and desired goals separately, which invalidates a dense "
+                "reward function; create it with norm_obs_keys=['observation']"
             )
 
     def attach(self, observation: Observation) -> tuple[Observation, Tensor]:
@@ -189,7 +189,7 @@ class GoalGradient:
         return {**observation, GOAL: goal}, goal
 
     def reward_gradient(self, next_observation: Observation) -> Tensor | None:
-        """That of a dense reward (Eq. 8.8); a sparse one has none where it is low."""
+        """The gradient of a dense reward (Eq. 8.8); None for a sparse one, whose gradient vanishes where it is low."""
         if self.reward is None:
             return None
         goal = next_observation[GOAL].detach().float().requires_grad_()
@@ -200,25 +200,25 @@ class GoalGradient:
             if "numpy" not in str(error):
                 raise
             raise ValueError(
-                f"reward: got a function that leaves PyTorch for NumPy ({error}), expected one in torch, which can be "
-                "differentiated: (achieved - goal).norm(dim=1), say, for tensors [N, ...]"
+                f"reward: got a function that converts tensors to NumPy ({error}), expected one in differentiable "
+                "PyTorch operations on tensors [N, ...], such as (achieved - goal).norm(dim=1)"
             ) from error
         if not (isinstance(rewards, Tensor) and rewards.shape == goal.shape[:1] and rewards.requires_grad):
             got = f"shape {tuple(rewards.shape)}" if isinstance(rewards, Tensor) else type(rewards).__name__
             raise ValueError(
-                f"reward: got {got}, expected rewards [{len(goal)}], one for each of as many goals, that depend on the "
-                "goal in a differentiable way: (achieved - goal).norm(dim=1), say"
+                f"reward: got {got}, expected rewards [{len(goal)}], one per goal, that depend on the goal in a "
+                "differentiable way, such as (achieved - goal).norm(dim=1)"
             )
         return torch.autograd.grad(rewards.sum(), goal)[0].flatten(1)
 
     def explained(self, next_observation: Observation) -> Tensor | None:
-        """The reward as this rule knows it, ``[B]``; None if it knows only which are low."""
+        """The dense reward according to this rule, ``[B]``; None if it only knows the low reward."""
         if self.reward is None:
             return None
         return self.reward(next_observation[ACHIEVED].detach().float(), next_observation[GOAL].detach().float())
 
     def is_low(self, reward: Tensor, discount: Tensor | float, gamma: float) -> Tensor:
-        """Which rewards are ``low_reward`` (of n-step returns: sums of nothing else), bool ``[B, 1]``."""
+        """Which rewards equal ``low_reward`` (n-step returns: consist only of it), bool ``[B, 1]``."""
         low = low_return(self.low_reward, discount, gamma)
         return (reward - low).abs() <= 1e-6 + 1e-5 * abs(self.low_reward)
 
@@ -228,14 +228,14 @@ class GoalGradient:
         """How much each transition and coordinate counts, ``[B, 1]`` or ``[B, goal]``."""
         if isinstance(discount, Tensor) and gamma == 1:
             raise ValueError(
-                "gamma: got 1 with n-step returns, which do not tell then how many rewards they sum; expected less"
+                "gamma: got 1 with n-step returns, which then do not reveal how many rewards they sum; expected less"
             )
         if self.reward is None:
             counts = self.is_low(reward, discount, gamma).to(reward.dtype)
         elif isinstance(discount, Tensor):
             raise ValueError(
-                "replay buffer: got n-step returns with a dense reward, whose gradient is that of one step; expected "
-                "one-step transitions"
+                "replay buffer: got n-step returns with a dense reward, whose gradient is known for one step only; "
+                "expected one-step transitions"
             )
         else:
             counts = torch.ones_like(reward)

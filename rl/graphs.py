@@ -1,9 +1,9 @@
-"""Updates as CUDA graphs: what the device does is recorded once, and then repeated without Python in between.
+"""Updates as CUDA graphs: the device work of an update is captured once, then replayed without Python in between.
 
-With small networks a GPU waits for Python, which launches some hundred kernels for one update. A CUDA graph launches
-all of them at once. What is repeated is the work on the device alone, on the memory where it was recorded: minibatches
-are copied there, results are copied from there, and whatever Python decided then is decided for good. So there is one
-recording for each *kind* of update, and all are dropped where an option or the place of a tensor has changed.
+With small networks, a GPU waits for Python, which launches some hundred kernels per update; a CUDA graph launches them
+all at once. A replay repeats only the device work, on the memory it was captured on: minibatches are copied into that
+memory, results are copied out of it, and every decision Python made during the capture is frozen. There is therefore
+one recording per *kind* of update, and all recordings are dropped when an option or the address of a tensor changes.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from torch import Tensor
 T = TypeVar("T")
 Results = dict[str, Tensor]
 
-WARM_UP = 3  # updates of a kind that are not recorded: libraries choose their kernels and optimizers make their state
+WARM_UP = 3  # unrecorded updates of each kind, in which libraries select kernels and optimizers create their state
 
 
 class Graph(Protocol):
-    """Work on a device that can be repeated."""
+    """Device work that can be replayed."""
 
     def record(self, work: Callable[[], Results]) -> Results:
-        """What ``work`` returns; nothing of it is carried out before the first :meth:`replay`."""
+        """Record ``work`` and return its results, which hold no values before the first :meth:`replay`."""
         ...
 
     def replay(self) -> None:
-        """Carry the work out, on the same memory."""
+        """Carry out the recorded work, on the same memory."""
         ...
 
 
 class CudaGraph:
-    """A :class:`torch.cuda.CUDAGraph`."""
+    """A :class:`Graph` backed by a :class:`torch.cuda.CUDAGraph`."""
 
     def __init__(self) -> None:
         self._graph = torch.cuda.CUDAGraph()
@@ -51,7 +51,7 @@ class CudaGraph:
 
 @contextmanager
 def on_stream(stream: torch.cuda.Stream) -> Iterator[None]:
-    """Work on ``stream``, after what was begun outside, and before what follows there."""
+    """Run on ``stream``, ordered after the work already queued outside and before the work queued there afterwards."""
     outer = torch.cuda.current_stream(stream.device)
     stream.wait_stream(outer)
     try:
@@ -69,11 +69,11 @@ class _Recorded:
 
 
 class Recorder:
-    """Carries out work, recording what comes up again.
+    """Carries out work, recording and replaying what recurs.
 
     Args:
-        graph: makes an empty graph.
-        stream: where the work of a :meth:`session` goes.
+        graph: creates an empty graph.
+        stream: context manager of the stream that a :meth:`session` runs on.
     """
 
     def __init__(
@@ -86,19 +86,19 @@ class Recorder:
 
     @classmethod
     def on(cls, device: torch.device) -> Recorder:
-        """The one for a GPU; nothing can be recorded on its default stream."""
+        """A recorder for a GPU, with a stream of its own: nothing can be recorded on the default stream."""
         stream = torch.cuda.Stream(device)
         return cls(CudaGraph, lambda: on_stream(stream))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Recorder:
-        return Recorder(self._graph, self._stream)  # the copy has other tensors, and nothing is recorded of those
+        return Recorder(self._graph, self._stream)  # the copy has new tensors, for which nothing is recorded
 
     @contextmanager
     def session(self, surroundings: Hashable) -> Iterator[None]:
-        """A series of pieces of work during which nothing changes that Python reads.
+        """A series of calls to :meth:`run` during which nothing that Python reads changes.
 
         Args:
-            surroundings: all of that; if it is not what it was, recordings are dropped.
+            surroundings: everything Python reads; if it differs from the last session's, all recordings are dropped.
         """
         if surroundings != self._surroundings:
             self._surroundings = surroundings
@@ -108,11 +108,11 @@ class Recorder:
             yield
 
     def run(self, kind: Hashable, batch: T, work: Callable[[T], Results]) -> Results:
-        """What ``work(batch)`` returns.
+        """The results of ``work(batch)``, replayed if work of this kind has been recorded.
 
         Args:
-            kind: whatever else Python decides in ``work``.
-            batch: tensors, perhaps in dictionaries and (named) tuples.
+            kind: whatever else determines the decisions Python makes in ``work``.
+            batch: tensors, possibly nested in dictionaries and (named) tuples.
         """
         tensors = _tensors(batch)
         key = (kind, tuple((tensor.shape, tensor.dtype) for tensor in tensors))
@@ -129,19 +129,20 @@ class Recorder:
                 raise
             except RuntimeError as error:
                 raise RuntimeError(
-                    f"cuda_graphs: an update cannot be recorded, since it waits for the device or makes tensors of "
-                    f"numbers ({error}); start again with cuda_graphs=False, or change a reward function that does so"
+                    f"cuda_graphs: got an update that cannot be recorded, because it waits for the device or creates "
+                    f"tensors from Python numbers ({error}); use cuda_graphs=False, or change the reward function if "
+                    "it does so"
                 ) from error
             recorded = self._recorded[key] = _Recorded(graph, _tensors(inputs), results)
         else:
             torch._foreach_copy_(recorded.inputs, tensors)  # pyright: ignore[reportPrivateImportUsage]
         recorded.graph.replay()
-        # the next replay writes to the same place
+        # the next replay overwrites the results
         return {name: value.clone() for name, value in recorded.results.items()}
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    """All tensors in it, in order."""
+    """All tensors in a nested structure, in order."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, dict):
@@ -150,7 +151,7 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _copy(value: Any) -> Any:
-    """The same with copies of the tensors."""
+    """A nested structure with copies of its tensors."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, dict):

@@ -1,13 +1,14 @@
 """The linear environments of Propositions 8.1 and 8.2, and learners of their dynamics from a replay buffer.
 
-An action moves the state by ``U a``, U an unknown rotation, and the reward is the projection of the state on the goal.
-Optimal values and policies are known in closed form (Eqs. G.1 to G.4), so the hypothesis class of the propositions is
-``Q`` of that form with an estimate in place of U. The critic loss, standard (Eq. 8.4) or ReenGAGE (Eqs. 8.8, 8.9), is
-then a sum of squares of residuals that are affine in the estimate, and minimizing it exactly shows what a replay buffer
-of N transitions says about U: one number each, ``g^T U a``, or with the goal gradient d of them, ``U a``.
+An action moves the state by ``U a``, where U is an unknown rotation, and the reward is the inner product of state and
+goal. Optimal values and policies are known in closed form (Eqs. G.1 to G.4), so the hypothesis class of the
+propositions consists of the ``Q`` of that form with an estimate in place of U. The critic loss, standard (Eq. 8.4) or
+ReenGAGE (Eqs. 8.8, 8.9), is then a sum of squared residuals that are affine in the estimate. Minimizing it exactly
+shows what a replay buffer of N transitions reveals about U: one number per transition, ``g^T U a``, or d numbers,
+``U a``, with the goal gradient.
 
-Values are float64. States, actions and goals have their coordinates in the last dimension, and a batch before it.
-Numbers of equations and sections are the dissertation's.
+Values are float64. The last dimension of states, actions and goals holds their coordinates, preceded by any batch
+dimension. Equation and section numbers refer to the dissertation.
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ def _moved(estimate: Tensor, action: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LinearTask(ABC):
-    """What the two environments share. ``estimate`` stands for a belief ``[d, d]`` about the rotation U.
+    """Common base of the two environments. ``estimate`` is an estimate ``[d, d]`` of the rotation U.
 
     Args:
-        gamma: discount.
+        gamma: discount factor.
     """
 
     gamma: float = 0.9
-    reward_is_known: ClassVar[bool]  # as a function of the goal, so that its gradient may be used (Eq. 8.8, else 8.9)
+    reward_is_known: ClassVar[bool]  # as a function of the goal, so that its gradient is available (Eq. 8.8, else 8.9)
 
     def __post_init__(self) -> None:
         if not 0 < self.gamma < 1:
@@ -67,11 +68,11 @@ class LinearTask(ABC):
 
     @abstractmethod
     def q(self, estimate: Tensor, state: Tensor, action: Tensor, goal: Tensor) -> Tensor:
-        """The optimal value if the rotation is ``estimate``."""
+        """The optimal action value if the rotation is ``estimate``."""
 
     @abstractmethod
     def reward(self, next_state: Tensor, goal: Tensor) -> Tensor:
-        """The reward on arriving in ``next_state``."""
+        """The reward for arriving in ``next_state``."""
 
     @abstractmethod
     def step(self, rotation: Tensor, state: Tensor, action: Tensor) -> Tensor:
@@ -82,9 +83,9 @@ class LinearTask(ABC):
         """States in general position."""
 
     def td_error(self, estimate: Tensor, target: Tensor, transition: Transitions, goal: Tensor) -> Tensor:
-        """Value less its TD target, which has the belief ``target`` (Eq. 8.4), as a function of the goal.
+        """Value minus TD target, which uses the estimate ``target`` (Eq. 8.4), as a function of the goal.
 
-        A reward that is only observed is a constant: that of the goal in the buffer.
+        A reward that is only observed is constant in the goal: it is that of the goal in the buffer.
         """
         state, action, _, next_state = transition
         reward = self.reward(next_state, goal if self.reward_is_known else transition.goal)
@@ -92,14 +93,14 @@ class LinearTask(ABC):
         return self.q(estimate, state, action, goal) - (reward + self.gamma * next_value)
 
     def gradient_mask(self, transition: Transitions) -> Tensor:
-        """1 where the loss on the goal gradient applies, 0 elsewhere: everywhere, or where R = c_low = 0."""
+        """1 where the goal-gradient loss applies, 0 elsewhere: it applies everywhere, or only where R = c_low = 0."""
         reward = self.reward(transition.next_state, transition.goal)
         return torch.ones_like(reward) if self.reward_is_known else (reward == 0).to(reward.dtype)
 
 
 @dataclass(frozen=True)
 class LinearDense(LinearTask):
-    """``s' = s + U a`` with reward ``g^T s'``, whose goal gradient is known (Sec. 8.6.2.1)."""
+    """``s' = s + U a`` with reward ``g^T s'``, whose goal gradient is known (Section 8.6.2.1)."""
 
     reward_is_known = True
 
@@ -120,15 +121,15 @@ class LinearDense(LinearTask):
 
 @dataclass(frozen=True)
 class LinearSparse(LinearTask):
-    """``(s1; s2) -> (0; s1 + U a)`` if s1 is not 0, else ``(s2; 0)``, with reward ``g^T s1'`` (Sec. 8.6.2.2).
+    """``(s1; s2) -> (0; s1 + U a)`` if s1 is not 0, else ``(s2; 0)``, with reward ``g^T s1'`` (Section 8.6.2.2).
 
-    The reward is observed, its goal gradient is not; c_low = 0. Actions matter in every other step only.
+    The reward is observed, but its goal gradient is not; c_low = 0. Actions only matter in every other step.
     """
 
     reward_is_known = False
 
     def q(self, estimate: Tensor, state: Tensor, action: Tensor, goal: Tensor) -> Tensor:
-        """Eq. G.3, in its two cases."""
+        """Both cases of Eq. G.3."""
         first, second = state.chunk(2, -1)
         gamma, left, norm = self.gamma, 1 - self.gamma**2, goal.norm(dim=-1)
         acting = gamma * _dot(goal, first + _moved(estimate, action)) / left + gamma**3 * norm / left**2
@@ -145,7 +146,7 @@ class LinearSparse(LinearTask):
         return torch.where((first != 0).any(-1, keepdim=True), acting, torch.cat([second, zero], -1))
 
     def random_states(self, n: int, d: int, generator: torch.Generator) -> Tensor:
-        """Half of them ``(s1; 0)``, half ``(0; s2)``, as in any long rollout."""
+        """``(s1; 0)`` or ``(0; s2)`` with equal probability, the proportions of any long rollout."""
         content = torch.randn(n, d, generator=generator, dtype=torch.float64)
         acting = torch.rand(n, 1, generator=generator, dtype=torch.float64) < 0.5
         return torch.cat([content * acting, content * ~acting], -1)
@@ -178,15 +179,16 @@ def random_transitions(task: LinearTask, rotation: Tensor, n: int, generator: to
 def residuals(
     task: LinearTask, estimate: Tensor, target: Tensor, transition: Transitions, goal_gradient_coef: float
 ) -> Tensor:
-    """What the critic loss sums the squares of, for a single transition.
+    """The residuals of a single transition, whose squares the critic loss sums.
 
     Args:
         estimate, target: current and target parameters ``[d, d]``.
         goal_gradient_coef: alpha of Eqs. 8.8 and 8.9; 0 for the standard loss (Eq. 8.4).
 
     Returns:
-        The TD error, ``[1]``; with a coefficient, followed by its square root times the error of the goal gradient,
-        ``[1 + d]``. The gradient is taken by automatic differentiation, through target critic and target policy.
+        The TD error, ``[1]``; if the coefficient is not 0, followed by its square root times the error of the goal
+        gradient, ``[1 + d]``. The gradient is computed by automatic differentiation, through target critic and target
+        policy.
     """
     arguments = (estimate, target, transition, transition.goal)
     error = task.td_error(*arguments)[None]
@@ -201,9 +203,9 @@ def as_least_squares(
 ) -> tuple[Tensor, Tensor]:
     """The critic loss as ``||X vec(estimate) - y||^2``: ``X [rows, d, d]``, ``y [rows]``.
 
-    Residuals are affine in the estimate, so X is their Jacobian anywhere. The TD target is the same for every rotation
-    in place of the target parameter (``U U^T = I`` is all that enters), so that the minimizer is the fixed point of
-    training at once; the identity is taken. Rows without any dependence on the estimate are left out.
+    Residuals are affine in the estimate, so X is their Jacobian at any point. The TD target is the same for every
+    rotation used as target parameter (only ``U U^T = I`` enters), so the minimizer is already the fixed point of
+    training; the identity is used. Rows that do not depend on the estimate are left out.
     """
     zero = torch.zeros(2 * transitions.goal.shape[-1:], dtype=torch.float64)
     identity = torch.eye(len(zero), dtype=torch.float64)
@@ -218,10 +220,10 @@ def as_least_squares(
 
 
 def learn_matrix(x: Tensor, y: Tensor) -> Tensor:
-    """The minimizer of the loss over all matrices; of several, the one of least norm.
+    """The minimizer of the loss over all matrices, the one of least norm if there are several.
 
     Args:
-        x, y: as of :func:`as_least_squares`.
+        x, y: as returned by :func:`as_least_squares`.
     """
     d = x.shape[-1]
     if len(y) == 0:
@@ -230,14 +232,14 @@ def learn_matrix(x: Tensor, y: Tensor) -> Tensor:
 
 
 def learn_rotation(x: Tensor, y: Tensor, *, max_steps: int = 100) -> Tensor:
-    """A minimizer of the loss over rotations, the hypothesis class of the propositions: d (d - 1) / 2 unknowns.
+    """A minimizer of the loss over rotations, the hypothesis class of the propositions, with d (d - 1) / 2 unknowns.
 
-    Levenberg-Marquardt steps along ``W U`` for skew-symmetric W, with the Cayley transform as the retraction, from the
-    rotation nearest to :func:`learn_matrix`. The loss is not convex over rotations: close to the least number of
-    transitions that determine U, a local minimum may be found.
+    Takes Levenberg-Marquardt steps along ``W U`` for skew-symmetric W, with the Cayley transform as retraction,
+    starting from the rotation nearest to the result of :func:`learn_matrix`. The loss is not convex over rotations:
+    with barely enough transitions to determine U, it may end in a local minimum.
 
     Args:
-        x, y: as of :func:`as_least_squares`.
+        x, y: as returned by :func:`as_least_squares`.
     """
     d = x.shape[-1]
     estimate = nearest_rotation(learn_matrix(x, y))
@@ -250,7 +252,7 @@ def learn_rotation(x: Tensor, y: Tensor, *, max_steps: int = 100) -> Tensor:
         loss = float(error.square().sum())
         if loss <= small or damping > 1e8:
             break
-        turned = x @ estimate.T  # derivative of x . (W estimate) by W, of which only W = -W^T is free
+        turned = x @ estimate.T  # derivative of x . (W estimate) with respect to W, before the restriction to W = -W^T
         jacobian = turned[:, rows, columns] - turned[:, columns, rows]
         normal = jacobian.T @ jacobian
         normal.diagonal().add_(damping * float(normal.diagonal().mean()))
@@ -278,14 +280,14 @@ def transitions_needed(
     goal_gradient_coef: float = 0.0,
     tolerance: float = 1e-2,
 ) -> int:
-    """A least number N such that the first N transitions of ``pool`` suffice to learn the rotation.
+    """A minimal N such that the first N transitions of ``pool`` suffice to learn the rotation.
 
     Learned means a relative error ``||estimate - U||_F / ||U||_F`` of at most ``tolerance``. N is found by doubling and
-    bisection: N transitions suffice and N - 1 do not. (For :func:`learn_matrix` more transitions never hurt, so that N
-    is the least; :func:`learn_rotation` may fail at a larger number, too.)
+    bisection, so that N transitions suffice and N - 1 do not. For :func:`learn_matrix`, more transitions never hurt, so
+    N is the smallest such number; :func:`learn_rotation` may also fail at larger numbers.
 
     Raises:
-        ValueError: all of ``pool`` is not enough.
+        ValueError: not even all of ``pool`` suffices.
     """
 
     def learned(n: int) -> bool:

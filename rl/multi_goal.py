@@ -1,6 +1,6 @@
-"""The policy for many goals at a time: actor and critic with an encoder of the set of goals.
+"""The policy for many simultaneous goals: actor and critic on top of an encoder of the goal set.
 
-Source: dissertation, Section 8.5 and Appendix G.6, whose numbers are used here.
+Source: dissertation, Section 8.5 and Appendix G.6, whose table and section numbers are used here.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ ENCODERS: dict[str, type[GoalSetEncoder]] = {"deep-sets": DeepSets, "cnn": GoalI
 
 
 class Encoded(dict[str, Tensor]):
-    """Features ``[B, features]`` in place of an observation: ``critic``, those of its encoder, and ``actor``."""
+    """Features ``[B, features]`` in place of an observation, under the keys ``critic`` and ``actor``."""
 
 
-class _Borrowed(nn.Module):
-    """Another network's encoder, whose parameters do not become this network's."""
+class _SharedEncoder(nn.Module):
+    """Another network's encoder, without registering its parameters as this network's."""
 
     def __init__(self, encoder: BaseFeaturesExtractor) -> None:
         super().__init__()
@@ -51,21 +51,22 @@ class _GoalSetCritic(ContinuousCritic):
 
 
 class MultiGoalPolicy(TD3Policy):
-    """For ``rl.DDPG`` and ``rl.TD3``, and observations as in :mod:`rl.gates`: an encoder of state and goals, and heads.
+    """Policy for ``rl.DDPG`` and ``rl.TD3`` with the observations of :mod:`rl.gates`: an encoder followed by heads.
 
-    With ``goal_gradient_coef`` the gates of the goals are differentiated (:class:`rl.gates.GateGradient`), if no other
-    rule is given. Defaults are those of Table G.4.
+    A positive ``goal_gradient_coef`` differentiates with respect to the goals' gates (:class:`rl.gates.GateGradient`),
+    unless another rule is given. Defaults are those of Table G.4.
 
     Args:
-        net_arch: widths of the hidden layers of the heads, ``[400]`` by default.
+        net_arch: hidden layer widths of the heads, ``[400]`` by default.
         encoder: ``deep-sets``, ``cnn`` (:class:`rl.goal_image.GoalImage`), ``attention``
             (:class:`rl.set_transformer.SetTransformer`), or a class.
-        encoder_kwargs: arguments of the encoder after the observation space.
-        share_encoder: one encoder for actor and critic, and one for their targets, trained by the critic's loss alone
-            and followed by the target once per update. Otherwise each has its own, trained by its own loss (G.6.2).
-        share_features_extractor: has to be False: Stable-Baselines3's sharing trains the encoder with the actor.
+        encoder_kwargs: keyword arguments of the encoder besides the observation space.
+        share_encoder: whether actor and critic share one encoder, and their targets another; the shared encoder is
+            trained by the critic loss alone, and its target is updated once per update. Otherwise each has its own
+            encoder, trained by its own loss (Appendix G.6.2).
+        share_features_extractor: must be False: Stable-Baselines3's sharing would train the encoder with the actor.
 
-    Other arguments are those of Stable-Baselines3's policies for TD3.
+    All other arguments are those of Stable-Baselines3's ``TD3Policy``.
     """
 
     goal_gradient: ClassVar[GradientRule] = GateGradient()
@@ -90,7 +91,7 @@ class MultiGoalPolicy(TD3Policy):
             raise ValueError(f"encoder: got {encoder!r}, expected one of {', '.join(ENCODERS)}, or a class")
         if share_features_extractor:
             raise ValueError(
-                "share_features_extractor: got True, with which the actor trains the encoder; use share_encoder"
+                "share_features_extractor: got True, which lets the actor train the encoder; use share_encoder"
             )
         self.encoder, self.encoder_kwargs, self.share_encoder = encoder, dict(encoder_kwargs or {}), share_encoder
         super().__init__(
@@ -109,34 +110,35 @@ class MultiGoalPolicy(TD3Policy):
     def _build(self, lr_schedule: Schedule) -> None:
         self.critic, self.critic_target = self.make_critic(), self.make_critic()
         self.actor, self.actor_target = (
-            self.make_actor(_Borrowed(critic.features_extractor) if self.share_encoder else None)  # type: ignore[arg-type]
+            self.make_actor(_SharedEncoder(critic.features_extractor) if self.share_encoder else None)  # type: ignore[arg-type]
             for critic in (self.critic, self.critic_target)
         )
         options: dict[str, Any] = {"lr": lr_schedule(1), **self.optimizer_kwargs}
         for network, target in ((self.actor, self.actor_target), (self.critic, self.critic_target)):
             network.optimizer = self.optimizer_class(network.parameters(), **options)
             target.load_state_dict(network.state_dict())
-            # so that differentiating a target's value by the gates leaves no trace of its encoder in memory
+            # differentiating a target value with respect to the gates then stores no graph of the target's encoder
             target.requires_grad_(False)
             target.set_training_mode(False)
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Actor:
-        """An actor on encoded sets of goals."""
+        """An actor on encoded goal sets."""
         return _GoalSetActor(**self._update_features_extractor(self.actor_kwargs, features_extractor)).to(self.device)
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> ContinuousCritic:
-        """Critics on encoded sets of goals."""
+        """Critics on encoded goal sets."""
         return _GoalSetCritic(**self._update_features_extractor(self.critic_kwargs, features_extractor)).to(self.device)
 
     def encode(self, observation: Observation, networks: Literal["target", "critic", "actor"]) -> Encoded:
-        """The observation as some networks see it; an encoder that two of them share is evaluated once.
+        """The observation as the given networks see it; an encoder that two of them share is evaluated once.
 
         Args:
-            networks: ``target``, both target networks; ``critic``, the critics alone, in their loss; ``actor``, actor
-                and critics in the actor's loss, which trains no encoder but an actor's own.
+            networks: ``target`` for both target networks; ``critic`` for the critics alone, in their loss; ``actor``
+                for actor and critics in the actor loss, which trains no encoder except one that the actor owns.
         """
         actor, critic = (self.actor_target, self.critic_target) if networks == "target" else (self.actor, self.critic)
-        # the loop switches gradients off where it wants none; the actor's loss never trains the critic's encoder
+        # the training loop itself disables gradients where none are needed; the actor loss never trains the critic's
+        # encoder
         with torch.set_grad_enabled(torch.is_grad_enabled() and networks != "actor"):
             features = critic.features_extractor(observation)
         if networks == "critic":

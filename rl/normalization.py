@@ -1,8 +1,8 @@
-"""Running normalization of observations inside the policy, so that goal gradients stay those of the raw goal.
+"""Running normalization of observations inside the policy, so that goal gradients are those of the raw goal.
 
-The recipe is that of OpenAI's DDPG with hindsight (Plappert et al., "Multi-Goal Reinforcement Learning", 2018): inputs
-of actor and critic are centred and scaled by running statistics of the transitions that were collected, with hindsight
-applied, and clipped.
+The recipe is that of OpenAI's DDPG+HER (Plappert et al., "Multi-Goal Reinforcement Learning", 2018): the inputs of
+actor and critic are centred and scaled by running statistics of the collected transitions after hindsight relabelling,
+and then clipped.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from rl.goals import GOAL, Observation
 
 
 class RunningStatistics(nn.Module):
-    """Mean and standard deviation of vectors seen so far, starting from one vector of zeros.
+    """Mean and standard deviation of the vectors seen so far, starting from a single vector of zeros.
 
     Attributes:
-        epsilon: standard deviations are at least this.
+        epsilon: lower bound of the standard deviations.
     """
 
     count: Tensor
@@ -38,13 +38,13 @@ class RunningStatistics(nn.Module):
         self.register_buffer("count", torch.ones((), dtype=torch.float64))
         self.register_buffer("total", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("squares", torch.zeros(size, dtype=torch.float64))
-        # what forward passes read: mean, and one over the standard deviation
+        # read by forward passes: the mean, and one over the standard deviation
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
 
     @torch.no_grad()
     def update(self, vectors: Tensor) -> None:
-        """Take in vectors ``[N, size]``."""
+        """Add vectors ``[N, size]`` to the statistics."""
         vectors = vectors.double()
         self.count += len(vectors)
         self.total += vectors.sum(dim=0)
@@ -56,18 +56,18 @@ class RunningStatistics(nn.Module):
 
 
 class NormalizedExtractor(BaseFeaturesExtractor):
-    """Features of a dictionary observation: some of its parts, normalized and clipped.
+    """Features extractor for dictionary observations that concatenates some of their entries, normalized and clipped.
 
-    To be given as ``policy_kwargs={"features_extractor_class": rl.NormalizedExtractor}``. The algorithms of this
-    package let all networks share one :class:`RunningStatistics` and feed it before they train, which needs
+    Pass it as ``policy_kwargs={"features_extractor_class": rl.NormalizedExtractor}``. The algorithms of this package
+    let all networks share one :class:`RunningStatistics` and update it before training, which requires
     :class:`rl.HerReplayBuffer`.
 
     Args:
-        keys: the parts, in order. The achieved goal is not among them by default, being part of the observation in the
-            robotics environments.
-        clip: largest size of a normalized number.
-        clip_raw: largest size of a number before it is normalized.
-        epsilon: least standard deviation.
+        keys: the entries, in order. By default, the achieved goal is left out, since the robotics environments contain
+            it in the observation.
+        clip: largest absolute value after normalization.
+        clip_raw: largest absolute value before normalization.
+        epsilon: lower bound of the standard deviations.
     """
 
     def __init__(
@@ -81,10 +81,12 @@ class NormalizedExtractor(BaseFeaturesExtractor):
         missing = [key for key in keys if key not in observation_space.spaces]
         if missing:
             raise ValueError(f"keys: got {missing[0]!r}, expected some of {', '.join(observation_space.spaces)}")
-        for key in keys:  # as others are preprocessed: one-hot, or from 0 to 1
+        for key in keys:  # other spaces are preprocessed already: one-hot encoded, or scaled to [0, 1]
             space = observation_space[key]
             if not isinstance(space, spaces.Box | spaces.MultiBinary) or is_image_space(space):
-                raise ValueError(f"keys: got {key!r} with the space {space}, expected a Box that is no image, or bits")
+                raise ValueError(
+                    f"keys: got {key!r} with the space {space}, expected a MultiBinary, or a Box that is no image"
+                )
         for name, value in (("clip", clip), ("clip_raw", clip_raw), ("epsilon", epsilon)):
             if not (np.isfinite(value) and value > 0):
                 raise ValueError(f"{name}: got {value}, expected a finite number above 0")
@@ -96,7 +98,7 @@ class NormalizedExtractor(BaseFeaturesExtractor):
         self.statistics = RunningStatistics(sum(sizes), epsilon)
 
     def raw(self, observations: Observation) -> Tensor:
-        """The parts side by side, ``[B, features]``, with numbers of at most ``clip_raw``."""
+        """The concatenated entries, ``[B, features]``, clipped to ``[-clip_raw, clip_raw]``."""
         parts = [observations[key].float().flatten(1) for key in self.keys]
         return torch.cat(parts, dim=1).clamp(-self.clip_raw, self.clip_raw)
 
@@ -105,7 +107,7 @@ class NormalizedExtractor(BaseFeaturesExtractor):
         return ((self.raw(observations) - statistics.mean) * statistics.scale).clamp(-self.clip, self.clip)
 
     def slope(self, observations: Observation, key: str) -> Tensor:
-        """Derivatives of the features that are ``key`` with respect to it, coordinate by coordinate: ``[B, size]``."""
+        """Derivatives of the features of ``key`` with respect to ``key``, coordinate by coordinate: ``[B, size]``."""
         columns, statistics = self.columns[key], self.statistics
         raw = observations[key].float().flatten(1)
         normalized = (raw - statistics.mean[columns]) * statistics.scale[columns]
@@ -114,7 +116,7 @@ class NormalizedExtractor(BaseFeaturesExtractor):
 
 
 def share_statistics(policy: nn.Module) -> NormalizedExtractor | None:
-    """Let all normalizing extractors of a policy use the same statistics; one of them, if there is any."""
+    """Make all normalizing extractors of a policy share their statistics, and return one of them; None without any."""
     extractors = [module for module in policy.modules() if isinstance(module, NormalizedExtractor)]
     for extractor in extractors[1:]:
         extractor.statistics = extractors[0].statistics

@@ -1,4 +1,4 @@
-"""Attention between goals: a set transformer (Lee et al., ICML 2019) whose tokens have gates.
+"""Attention between goals: a Set Transformer (Lee et al., ICML 2019) with gated tokens.
 
 See the dissertation, Section 8.5.
 """
@@ -16,10 +16,11 @@ from rl.deep_sets import GoalSet, GoalSetEncoder
 
 
 def gated_attention(queries: Tensor, keys: Tensor, values: Tensor, weights: Tensor) -> Tensor:
-    """Attention in which token j has a weight: ``sum_j w_j exp(q . k_j) v_j / (1 + sum_j w_j exp(q . k_j))``.
+    """Attention with a weight per token: ``sum_j w_j exp(q . k_j) v_j / (1 + sum_j w_j exp(q . k_j))``.
 
-    The 1 is a token that is always there, of logit and value 0, so that a set may be empty. A token of weight 0 is as
-    good as none, for the result and, where weights are squares of gates, for gradients with respect to the gates.
+    Logits are scaled by ``1 / sqrt(d)``. The 1 stands for an ever-present token with logit and value 0, so that the set
+    may be empty. A token of weight 0 might as well be absent: it affects neither the result nor, where weights are
+    squares of gates, the gradients with respect to the gates.
 
     Args:
         queries, keys, values: ``[..., n, d]``.
@@ -33,7 +34,7 @@ def gated_attention(queries: Tensor, keys: Tensor, values: Tensor, weights: Tens
 
 
 class _Block(nn.Module):
-    """Self-attention and a layer of each token on its own, both added to what comes in."""
+    """Self-attention and a token-wise network, both with residual connections."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -51,16 +52,16 @@ class _Block(nn.Module):
 
 
 class SetTransformer(GoalSetEncoder):
-    """Embedding ``sum_i b_i^2 y_i / n_max`` of tokens that attend to each other with weights ``b_j^2``.
+    """Embedding ``sum_i b_i^2 y_i / n_max``, where the tokens ``y_i`` attend to each other with weights ``b_j^2``.
 
-    Whatever stands in the rows of absent goals has no influence, and their gates no gradient; the order of the goals
-    plays no part. Costs grow with the square of the number of goals.
+    The rows of absent goals have no influence and their gates no gradient, and the order of the goals is irrelevant.
+    The cost is quadratic in the number of goals.
 
     Args:
         width: of the tokens.
-        heads: of the attention, a divisor of the width.
-        blocks: of attention.
-        embedding_dim: outputs.
+        heads: number of attention heads, a divisor of the width.
+        blocks: number of attention blocks.
+        embedding_dim: size of the output.
     """
 
     def __init__(

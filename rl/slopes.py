@@ -1,8 +1,9 @@
-"""Values of critics together with their gradients with respect to the goal, differentiable in the parameters.
+"""Critic values together with their gradients with respect to the goal, differentiable in the parameters.
 
-Two ways to the same numbers. Differentiating twice works for every critic. For networks of linear layers and ReLU there
-is a cheaper one: such a network is linear in a neighbourhood of almost every input, so that the gradient of the value,
-the TD term and the goal-gradient term share one backward pass, and the second-order part is one more forward pass.
+There are two ways to the same numbers. Double backpropagation works for every critic. Networks of linear layers and
+ReLU allow a cheaper way: such a network is linear in a neighbourhood of almost every input, so the gradient of the
+value, the TD term and the goal-gradient term share one backward pass, and the second-order part takes one more forward
+pass.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from rl.normalization import NormalizedExtractor
 
 _PLAIN = (ContinuousCritic, QNetwork)
 _NO_GOAL = (
-    "goal_gradient_coef: got a critic that does not depend on the goal; its features extractor has to use "
+    "goal_gradient_coef: got a critic that does not depend on the goal; its features extractor must use "
     "'desired_goal' and let gradients through"
 )
 
 
 def slope(value: Tensor, variable: Tensor, *, differentiable: bool) -> Tensor:
-    """Gradient of values ``[B, 1]`` with respect to the goals, one per value, flattened to ``[B, goal]``."""
+    """Gradients of values ``[B, 1]`` with respect to their goals, flattened to ``[B, goal]``."""
     (gradient,) = torch.autograd.grad(
         value, variable, torch.ones_like(value), create_graph=differentiable, allow_unused=True
     )
@@ -50,14 +51,14 @@ def relu_layers(network: nn.Module) -> list[nn.Linear] | None:
 
 
 def relu_value_and_slope(layers: list[nn.Linear], x: Tensor, select: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
-    """A ReLU network's output and its gradient with respect to some inputs.
+    """The value of a ReLU network and its gradient with respect to some inputs.
 
-    Both are differentiable in the parameters, not in ``x``.
+    Both are differentiable in the parameters, but not in ``x``.
 
     Args:
         x: ``[B, inputs]``.
-        select: ``[B, outputs]``, the combination of the outputs that is the value; one-hot, or ones for one output.
-        columns: the inputs to differentiate.
+        select: ``[B, outputs]``, weights that combine the outputs to the value: one-hot, or ones for a single output.
+        columns: the inputs to differentiate with respect to.
 
     Returns:
         Value ``[B, 1]`` and gradient ``[B, columns]``.
@@ -68,14 +69,14 @@ def relu_value_and_slope(layers: list[nn.Linear], x: Tensor, select: Tensor, col
 
 @dataclass(frozen=True)
 class PlainCritic:
-    """Critics that are networks of linear layers and ReLU on the goal, the rest of the observation, and the action.
+    """Critics that are ReLU networks on the goal, the rest of the observation, and the action.
 
     Attributes:
         inputs: ``[B, inputs]``.
-        columns: the inputs that are the goal.
+        columns: the inputs that hold the goal.
         layers: the linear layers of each critic.
         select: ``[B, outputs]``, see :func:`relu_value_and_slope`.
-        chain: ``[B, goal]``, what these inputs change by where the goal does; None if they are the goal itself.
+        chain: ``[B, goal]``, derivatives of these inputs with respect to the goal; None if they are the goal itself.
     """
 
     inputs: Tensor
@@ -85,7 +86,7 @@ class PlainCritic:
     chain: Tensor | None = None
 
     def values_and_slopes(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Values ``[B, 1]`` and gradients ``[B, goal]`` of each critic."""
+        """The values ``[B, 1]`` and the gradients ``[B, goal]``, one of each per critic."""
         both = [relu_value_and_slope(own, self.inputs, self.select, self.columns) for own in self.layers]
         slopes = tuple(gradient if self.chain is None else gradient * self.chain for _, gradient in both)
         return tuple(value for value, _ in both), slopes
@@ -94,7 +95,7 @@ class PlainCritic:
 def plain_critic(
     critic: BaseModel, networks: list[nn.Module], observation: dict[str, Tensor], actions: Tensor | None = None
 ) -> PlainCritic | None:
-    """``critic`` seen as a plain one, if it is; ``networks`` are those behind its features extractor."""
+    """``critic`` as a :class:`PlainCritic`, None if it is not one; ``networks`` follow its features extractor."""
     layers = [own for own in map(relu_layers, networks) if own is not None]
     if type(critic) not in _PLAIN or len(layers) < len(networks):
         return None
@@ -110,7 +111,7 @@ def plain_critic(
 
 
 def _columns_of_goal(critic: BaseModel, extractor: nn.Module | None) -> slice | None:
-    """Which features are the goal, if that is what some of them are, perhaps normalized."""
+    """The features that are the goal, possibly normalized; None if there are no such features."""
     if type(extractor) is NormalizedExtractor:
         return extractor.columns.get(GOAL)
     if type(extractor) is not CombinedExtractor:
@@ -125,12 +126,12 @@ def _columns_of_goal(critic: BaseModel, extractor: nn.Module | None) -> slice | 
 
 
 class _ReluValueAndSlope(torch.autograd.Function):
-    """With h_i = relu(W_i h_{i-1} + c_i) and value = select . (W h_L + c).
+    """The value and its slope for h_i = relu(W_i h_{i-1} + c_i) and value = select . (W h_L + c).
 
-    Let D_i be the diagonal of 0 and 1 that relu applies. The gradient of the value with respect to layer i before its
-    relu is b_i = D_i W_{i+1}^T b_{i+1}, and the slope is W_1^T b_1. For incoming gradients e of the value and u of the
-    slope, let t_0 = u and t_i = D_i W_i t_{i-1}, the change of h_i in direction u. Then W_i has the gradient
-    b_i (e h_{i-1} + t_{i-1})^T, and c_i has b_i e. Of t_0 and the slope only some columns are wanted.
+    Let D_i be the 0/1 diagonal matrix that relu applies. The gradient of the value with respect to the pre-activation
+    of layer i is b_i = D_i W_{i+1}^T b_{i+1}, and the slope is W_1^T b_1. Let e and u be the incoming gradients of
+    value and slope, t_0 = u and t_i = D_i W_i t_{i-1}, the derivative of h_i in direction u. Then W_i has the gradient
+    b_i (e h_{i-1} + t_{i-1})^T, and c_i has b_i e. Only some columns of t_0 and the slope are needed.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Arrays on their way to the device, so that Python does not wait for a GPU."""
+"""Array transfers to the device that do not make Python wait for a GPU."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from torch import Tensor
 
 
 def rows(values: np.ndarray, places: np.ndarray, device: torch.device) -> np.ndarray:
-    """``values[places]``; for a GPU in page-locked memory, from which it copies on its own."""
+    """``values[places]``; for a GPU in page-locked memory, from which transfers run asynchronously."""
     if device.type != "cuda":
         return values.take(places, axis=0)
     kind = torch.from_numpy(values[:0]).dtype
     out = torch.empty((len(places), *values.shape[1:]), dtype=kind, pin_memory=True).numpy()
-    return values.take(places, axis=0, out=out, mode="clip")  # no place is outside; "raise" would write twice
+    return values.take(places, axis=0, out=out, mode="clip")  # no place is out of range; "raise" would write twice
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """The array as a tensor; on a CPU with the same memory.
+    """The array as a tensor, which on a CPU shares its memory.
 
-    For a GPU the copy may still be under way. PyTorch does not hand out the page-locked memory again before it is done,
-    provided that the tensor copied owns that memory: that of :func:`rows`, or another copy.
+    For a GPU, the transfer may still be in flight on return. PyTorch does not reuse the page-locked memory before it
+    finishes, provided that the source tensor owns that memory: it is the one of :func:`rows`, or a new copy.
     """
     if device.type != "cuda":
         return torch.from_numpy(array).to(device)

@@ -1,4 +1,4 @@
-"""Steps of optimizers and target networks that skip work whose result is not used."""
+"""Optimizer steps and target-network updates that skip work whose result is not used."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch.distributions import Distribution
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor, *, max_norm: float | None = None) -> None:
-    """One step on ``loss``; gradients are computed for the optimizer's own parameters only, but for frozen ones.
+    """One optimizer step on ``loss``, with gradients computed only for the optimizer's trainable parameters.
 
     Args:
-        max_norm: clips the gradient's norm.
+        max_norm: clip the gradient norm to this.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     for parameter in parameters:
@@ -28,9 +28,9 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor, *, max_norm: float |
 
 @contextmanager
 def unchecked_distributions() -> Iterator[None]:
-    """Distributions are made without a look at their parameters, for which Python would wait for the device.
+    """Create distributions without validating their parameters, for which Python would wait for the device.
 
-    Acting is outside of this, so that a policy that is no longer finite still shows at its next action.
+    Collecting rollouts is not covered, so a policy with NaN parameters still raises an error at its next action.
     """
     checked = Distribution._validate_args
     Distribution.set_default_validate_args(False)
@@ -41,13 +41,13 @@ def unchecked_distributions() -> Iterator[None]:
 
 
 class Follower:
-    """A target network that follows another: ``target <- (1 - tau) target + tau network``.
+    """Polyak updates of a target network: ``target <- (1 - tau) target + tau network``.
 
     Running statistics of normalization layers are copied.
     """
 
     def __init__(self, network: nn.Module, target: nn.Module) -> None:
-        # walking through the modules takes longer than the update itself
+        # collected once: walking through the modules takes longer than the update itself
         self._sources: list[Tensor] = list(network.parameters())
         self._targets: list[Tensor] = list(target.parameters())
         statistics = zip(network.buffers(), target.buffers(), strict=True)
@@ -55,7 +55,7 @@ class Follower:
 
     @torch.no_grad()
     def update(self, tau: float) -> None:
-        # what the optimizers of torch are made of; it has no public name
+        # the building blocks of torch's own optimizers, which have no public names
         torch._foreach_mul_(self._targets, 1 - tau)  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_add_(self._targets, self._sources, alpha=tau)  # pyright: ignore[reportPrivateImportUsage]
         for source, copy in self._statistics:
@@ -63,31 +63,31 @@ class Follower:
 
 
 def make_faster(optimizer: torch.optim.Optimizer, *, exact: bool, recorded: bool = False) -> None:
-    """Let Adam and its kin work on all parameters at once, also on a CPU.
+    """Let Adam and similar optimizers update all parameters at once, also on a CPU.
 
     Args:
-        exact: the same numbers as one parameter after another, bit for bit. Otherwise the fused kernels are used, which
-            are faster and differ in the last bit.
-        recorded: steps become part of a CUDA graph (:mod:`rl.graphs`), so that they must not depend on numbers that are
-            not on the device.
+        exact: whether results must be bit-identical to updating the parameters one by one. Otherwise, fused kernels are
+            used, which are faster and differ in the last bit.
+        recorded: whether steps become part of a CUDA graph (:mod:`rl.graphs`), which rules out any dependence on
+            numbers that are not on the device.
     """
     for group in optimizer.param_groups:
         if group.get("foreach", ...) is None and not group.get("fused"):
             group.update({"foreach": True} if exact or "fused" not in group else {"foreach": False, "fused": True})
         if "capturable" in group:
-            group["capturable"] = recorded  # not what a loaded state says
-        _count_where_it_is_read(optimizer, group)
-    if recorded:  # the first steps are not, on purpose
+            group["capturable"] = recorded  # overriding the value of a loaded state
+        _move_step_counts(optimizer, group)
+    if recorded:  # the first steps are deliberately not captured
         optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]
 
 
 def can_be_recorded(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether all that changes from step to step is on the device."""
+    """Whether everything that changes from step to step is kept on the device."""
     return isinstance(optimizer, torch.optim.SGD) or all("capturable" in group for group in optimizer.param_groups)
 
 
-def _count_where_it_is_read(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
-    """Move the numbers of steps to the device or away from it, if they were loaded or made by other kernels."""
+def _move_step_counts(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
+    """Move step counts to or from the device as this group's kernels expect, if loaded or created by other kernels."""
     on_device = group.get("fused") or group.get("capturable")
     for parameter in group["params"]:
         state = optimizer.state.get(parameter)

@@ -1,4 +1,4 @@
-"""Native Gymnasium vector environments for Stable-Baselines3, without one Python object per environment."""
+"""Gymnasium's native vector environments for Stable-Baselines3, without one Python object per environment."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-_OF_GOALS = ("compute_reward", "compute_terminated", "compute_truncated")
+_GOAL_METHODS = ("compute_reward", "compute_terminated", "compute_truncated")
 
 
 class VectorEnvAdapter(VecEnv):
     """A ``gymnasium.vector.VectorEnv`` as a Stable-Baselines3 ``VecEnv``.
 
-    Steps stay one call for all environments; only those whose episode ends cost Python work. Their info holds
-    ``terminal_observation``, ``TimeLimit.truncated``, ``episode`` as a Monitor writes it (``r`` return, ``l`` length,
-    ``t`` seconds since the adapter was made), and what the environment says in ``final_info``, such as ``is_success``.
-    Other infos are empty.
+    A step remains a single call for all environments; only environments whose episode ends cost extra Python work.
+    Their info holds ``terminal_observation``, ``TimeLimit.truncated``, ``episode`` as written by Monitor (``r`` return,
+    ``l`` length, ``t`` seconds since the adapter was created), and the environment's ``final_info``, such as
+    ``is_success``. All other infos are empty.
 
-    Methods and attributes (``env_method``, ``get_attr``) are those of the vector environment, inside of its wrappers,
-    too, which stand for each of its environments alike: goal-conditioned ones have ``compute_reward`` for hindsight.
-    Those that it lacks are asked of the single environments of a ``SyncVectorEnv`` or ``AsyncVectorEnv``.
+    ``env_method`` and ``get_attr`` look up methods and attributes on the vector environment and its wrappers, where one
+    stands for all environments: goal-conditioned ones have ``compute_reward`` for hindsight. Those not found there are
+    looked up on the single environments of a ``SyncVectorEnv`` or ``AsyncVectorEnv``.
 
     Raises:
-        ValueError: if it is no vector environment, or does not reset in the same step, which Stable-Baselines3 expects.
+        ValueError: if ``env`` is no vector environment, or does not use the same-step autoreset that Stable-Baselines3
+            expects.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
@@ -41,7 +42,7 @@ class VectorEnvAdapter(VecEnv):
         mode = env.metadata.get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:
             raise ValueError(
-                f"env: got autoreset_mode {mode}, expected SAME_STEP: make it with "
+                f"env: got autoreset_mode {mode}, expected SAME_STEP; create it with "
                 "gymnasium.make_vec(..., autoreset_mode=AutoresetMode.SAME_STEP)"
             )
         self.env = env
@@ -52,7 +53,7 @@ class VectorEnvAdapter(VecEnv):
         self._actions: NDArray[Any] | None = None
 
     def reset(self) -> VecEnvObs:
-        """First observations, with the seeds and options that were set before, if any."""
+        """Initial observations, using the seeds and options set beforehand, if any."""
         seed = None if all(each is None for each in self._seeds) else self._seeds
         names = self._options[0].keys()
         if any(each.keys() != names for each in self._options):
@@ -83,8 +84,8 @@ class VectorEnvAdapter(VecEnv):
         return observations, rewards.astype(np.float32), dones, infos
 
     def _final_info(self, i: int, batch: dict[str, Any]) -> dict[str, Any]:
-        """The info of environment i, whose episode has ended, out of the infos of all."""
-        info = _of_one(batch.get("final_info", {}), i)
+        """The info of environment i, whose episode has ended, extracted from the batched infos."""
+        info = _info_of(batch.get("final_info", {}), i)
         info["terminal_observation"] = batch["final_obs"][i]
         info["episode"] = {
             "r": round(float(self._returns[i]), 6),
@@ -100,7 +101,7 @@ class VectorEnvAdapter(VecEnv):
         return self.env.render() or [None] * self.num_envs  # pyright: ignore[reportReturnType]
 
     def _owner(self, name: str) -> Any:
-        """The outermost of the vector environment and its wrappers that has this attribute, if one has."""
+        """The outermost of the vector environment and its wrappers that has this attribute; None if none has it."""
         env: Any = self.env
         while not hasattr(env, name):
             if not isinstance(env, VectorWrapper):
@@ -115,7 +116,7 @@ class VectorEnvAdapter(VecEnv):
             return [value for _ in which]
         if isinstance(base, SyncVectorEnv):
             return [base.envs[i].get_wrapper_attr(attr_name) for i in which]
-        if isinstance(base, AsyncVectorEnv) and attr_name in _OF_GOALS:
+        if isinstance(base, AsyncVectorEnv) and attr_name in _GOAL_METHODS:
             self._check_workers(base, attr_name)
             return [partial(self.env_method, attr_name, indices=[i]) for i in which]
         raise AttributeError(f"{type(base).__name__} has no {attr_name}")
@@ -131,17 +132,17 @@ class VectorEnvAdapter(VecEnv):
 
     @staticmethod
     def _check_workers(base: AsyncVectorEnv, name: str) -> None:
-        """Raise AttributeError unless the environments have it: workers end where they are asked for what they lack."""
+        """Raise AttributeError unless all environments have ``name``: a worker exits when asked for what it lacks."""
         if not all(base.call("has_wrapper_attr", name)):
             raise AttributeError(f"{type(base).__name__} has no {name}")
 
     def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any):
-        """Results for each of the indices; a method of the vector environment is called once.
+        """The method's result for each of ``indices``; a method of the vector environment is called only once.
 
-        Environments of an ``AsyncVectorEnv`` are all asked, and the answers of ``indices`` are returned.
+        All environments of an ``AsyncVectorEnv`` are called, and the results of ``indices`` are returned.
 
         Raises:
-            ValueError: if neither the vector environment nor its environments have it.
+            ValueError: if neither the vector environment nor its single environments have the method.
         """
         which, owner, base = list(self._get_indices(indices)), self._owner(method_name), self.env.unwrapped
         if owner is not None:
@@ -155,26 +156,26 @@ class VectorEnvAdapter(VecEnv):
             methods = self.get_attr(method_name, which)
         except AttributeError as error:
             raise ValueError(
-                f"{method_name}: neither {type(base).__name__} nor its environments have it ({error}); give the vector "
-                "environment such a method, or use DummyVecEnv or SubprocVecEnv of stable_baselines3.common.vec_env "
-                "with single environments that have it"
+                f"{method_name}: neither {type(base).__name__} nor its environments have it ({error}); add it to the "
+                "vector environment, or use DummyVecEnv or SubprocVecEnv from stable_baselines3.common.vec_env with "
+                "single environments that have it"
             ) from error
         return [method(*method_args, **method_kwargs) for method in methods]
 
     def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
-        """True of Monitor, whose work this adapter does."""
+        """True for ``Monitor``, whose work this adapter does; False for any other wrapper."""
         return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]
 
 
-def _of_one(infos: dict[str, Any], i: int) -> dict[str, Any]:
-    """The info of environment i out of those of all, in which ``_name`` tells whose info has ``name``."""
+def _info_of(infos: dict[str, Any], i: int) -> dict[str, Any]:
+    """The info of environment i from the batched infos, where the mask ``_name`` says whose info has ``name``."""
     info: dict[str, Any] = {}
     for name, values in infos.items():
         mask = infos.get(f"_{name}")
         if name.startswith("_") or (mask is not None and not mask[i]):
             continue
         if isinstance(values, dict):
-            info[name] = _of_one(values, i)
+            info[name] = _info_of(values, i)
         else:
             info[name] = values[i].item() if isinstance(values[i], np.generic) else values[i]
     return info

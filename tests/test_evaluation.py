@@ -281,7 +281,7 @@ ONES = np.ones((2, 3))
             "got successes",
         ),
         (lambda path: savez(path, timesteps=[1, 2], results=ONES * np.nan, ep_lengths=ONES), "not finite"),
-        (lambda path: savez(path, timesteps=[2, 1], results=ONES, ep_lengths=ONES), "log of two trainings"),
+        (lambda path: savez(path, timesteps=[2, 1], results=ONES, ep_lengths=ONES), "log of two training runs"),
     ],
 )
 def test_damaged_logs(tmp_path, write, message):
@@ -292,14 +292,14 @@ def test_damaged_logs(tmp_path, write, message):
 
 
 def test_missing_and_unfit_runs(tmp_path):
-    with pytest.raises(FileNotFoundError, match="got no folders of seeds"):
+    with pytest.raises(FileNotFoundError, match="got no seed folders"):
         read_method(tmp_path, "success")
     write_log(tmp_path / "seed-0", [1, 2], [0, 1], config={"env": "A"})
     (tmp_path / "seed-1").mkdir()
     with pytest.raises(FileNotFoundError, match="seed-1"):
         read_method(tmp_path, "success")
     write_log(tmp_path / "seed-1", [3], [0])
-    with pytest.raises(ValueError, match="evaluated at no common step"):
+    with pytest.raises(ValueError, match="without a common evaluation step"):
         read_method(tmp_path, "success")
     write_log(tmp_path / "seed-1", [2], [0], config={"env": "B"})
     with pytest.raises(ValueError, match="seeds with env A and B, expected one"):
@@ -321,7 +321,7 @@ def test_missing_and_unfit_runs(tmp_path):
         read_method(tmp_path, "success")
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[1]", "got list, expected an object")])
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[1]", "got list, expected a JSON object")])
 def test_configurations_that_are_none(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=message):
@@ -380,7 +380,7 @@ def test_numbers_do_not_depend_on_the_other_runs(runs, tmp_path):
     [
         (["slow", "--baseline", "fast"], "baseline: got fast, expected one of slow"),
         (["slow", "slow"], "got one of them twice"),
-        (["nowhere"], "nowhere: got no folders of seeds"),
+        (["nowhere"], "nowhere: got no seed folders"),
         (["slow", "--interval", "95"], "level: got 95"),
         (["slow", "other"], "got Other-v0 and Toy-v0, expected runs of one environment"),
     ],

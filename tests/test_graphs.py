@@ -249,7 +249,7 @@ def test_a_reward_that_waits_for_the_device() -> None:
         return (achieved - goal).abs().sum(1) * (2.0 if float(goal.detach().sum()) > 0 else 1.0)
 
     model = recorded(agent("DDPG", goal_gradient_coef=0.5, goal_gradient=GoalGradient(reward=reward)))
-    with pytest.raises(RuntimeError, match=r"cuda_graphs: an update cannot be recorded.*reward function"):
+    with pytest.raises(RuntimeError, match=r"cuda_graphs: got an update that cannot be recorded.*reward function"):
         model.learn(80)
 
 

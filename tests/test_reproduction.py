@@ -107,18 +107,18 @@ def test_options_of_a_row_and_results_of_columns(tmp_path):
         ('name = "table-3.1"', 'name = "tab-3"', "got 'tab-3', expected one such as table-6.1"),
         ("[96.50, 50.0, 0.25]", "[96.54, 50.0]", r"row 2 \(DSSN\): got 2 published values, expected 3"),
         ("[96.50, 50.0, 0.25]", '[96.54, "fifty", 0.25]', "published value 'fifty'"),
-        ('run = "digits" }', 'run = "digit" }', "run 'digit', which is nowhere"),
+        ('run = "digits" }', 'run = "digit" }', "run 'digit', which does not exist"),
         ('label = "theirs"', 'label = "DSSN"', "row 'DSSN' twice"),
         ('name = "median"', 'name = "clean"', "column 'clean' twice"),
         ('quantity = "clean"', 'quantity = "cleen"', "quantity 'cleen', expected one of clean"),
-        ('quantity = "clean"', 'quantity = "clean", radius = 1', "got radius = 1; options of clean are"),
+        ('quantity = "clean"', 'quantity = "clean", radius = 1', "got radius = 1; the options of clean are"),
         ('quantity = "clean"', 'quantity = "acr"', "unit % for acr"),
         ("radius = 0.5", "radius = -1", "radius = -1, expected a number of at least 0"),
         ("radius = 0.5", 'patch = "5 by 5"', "patch = '5 by 5', expected a size"),
         (", radius = 0.5", "", "certified needs patch or radius"),
-        ('run = "digits" }', 'run = "digits", loss = "standard" }', "got loss, which no column knows"),
+        ('run = "digits" }', 'run = "digits", loss = "standard" }', "got loss, which no column accepts"),
         ('"N/A"] }', '"N/A"], result = "test" }', "got result without a run"),
-        ("[run.digits]", "[run.Digits]", "small letters"),
+        ("[run.digits]", "[run.Digits]", "lower-case letters"),
         ("smoke = {", "tiny = {", "unknown key 'tiny'"),
         ("epochs = 1, train", "train", "'epochs' is missing, which a command uses"),
         ("epochs = 1, train", "epochs = 1, depth = 2, train", "'depth', which no command uses"),
@@ -479,10 +479,10 @@ def test_smoke_results_are_not_kept(tmp_path, finished):
     ("old", "new", "message"),
     [
         ("--lr 0.05", "--lr 0.06", "was made by other commands"),
-        ('name = "median"', 'name = "middle"', "has not the cells of the entry"),
-        ('quantity = "median"', 'quantity = "acr"', r"has not the cells of the entry.*'median'"),
-        ("radius = 0.5", "radius = 0.4", r"has not the cells of the entry.*'at 0\.5'"),
-        ('name = "table-3.1"', 'name = "table-3.2"', "is no result of an entry"),
+        ('name = "median"', 'name = "middle"', "does not have the entry's current cells"),
+        ('quantity = "median"', 'quantity = "acr"', r"does not have the entry's current cells.*'median'"),
+        ("radius = 0.5", "radius = 0.4", r"does not have the entry's current cells.*'at 0\.5'"),
+        ('name = "table-3.1"', 'name = "table-3.2"', "is not the result of an entry"),
     ],
 )
 def test_outdated_results_are_refused(tmp_path, finished, old, new, message):
@@ -597,7 +597,7 @@ def test_costs_are_those_of_the_printed_commands_and_runs_left_out_are_named(tmp
     results.write(results.collect(found, found.entries["table-3.1"], "cpu", folder / "runs"), tmp_path / "results")
     text = document.render(found, results.read_all(found, tmp_path / "results"))
     assert "Budget `cpu`, about 2 core-minutes" in text
-    assert "\nNot run, with the budgets there are: `others` (`cpu`, `full`).\n" in text
+    assert "\nNot run yet (available budgets in parentheses): `others` (`cpu`, `full`).\n" in text
     assert "`cpu` not run yet, 52 core-minutes" in document.render(found, {})
 
 
@@ -735,9 +735,9 @@ def test_run_tells_all_that_is_missing_before_it_starts(tmp_path, monkeypatch):
     mnist = (
         f"  mnist: no train-images-idx3-ubyte[.gz] in {root / 'mnist'}, {root / 'MNIST/raw'}, {root}; run 'python -m"
     )
-    mnist += " scripts.fetch mnist' or point $CERTIFY_DATA to the folder of the data sets (for a)"
-    imagenet = f"  imagenet: none of {root / 'imagenet/train'}, {root / 'train'} exists; bring it there or point "
-    imagenet += "$CERTIFY_DATA to the folder of the data sets (for b)"
+    mnist += " scripts.fetch mnist' or point $CERTIFY_DATA to the folder with the data sets (for a)"
+    imagenet = f"  imagenet: none of {root / 'imagenet/train'}, {root / 'train'} exists; put it there or point "
+    imagenet += "$CERTIFY_DATA to the folder with the data sets (for b)"
     gpu = f"  cuda: torch {torch.__version__} finds no GPU that it can use"
     assert told("cpu") == [mnist, "the other runs can be done: --only c"]
     last = "no other run is left to do"
