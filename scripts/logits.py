@@ -122,7 +122,7 @@ def plot(lines: list[dict[str, Any]], edges: dict[str, torch.Tensor], path: Path
         both.legend(fontsize=8)
         margin.stairs(line["margin"], edges["margin"].numpy(), fill=True, alpha=0.6, color=figures.color(0))
         margin.axvline(0, color="black", linewidth=0.8)
-        margin.set(xlabel=f"margin of {first} over {second} ({args.of})")
+        margin.set(xlabel=f"margin of {first} over {second} ({args.of})", ylabel="copies")
         margin.set_title(f"{line['share_of_first']:.1%} of the copies vote for {first}", fontsize=10)
     figures.save(figure, path)
 
