@@ -23,12 +23,12 @@ from certify.images import to_float
 from certify.stored import read_config, read_rows, read_texts
 from certify.threats import Threat, Wasserstein, normalized
 from certify.transport import edges, shortest_flow
-from scripts import attacks, cli
+from scripts import attacks, cli, figures
 from scripts.attack import changed
 from scripts.tables import radius_text
 
 FAINT = 0.01  # flows below this share of the largest one are not drawn
-CHANNELS = ("tab:red", "tab:green", "tab:blue")
+CHANNELS = ("#D55E00", "#009E73", "#0072B2")  # red, green and blue that the color-blind can tell apart
 PANEL = 2.6  # inches, the width of a panel
 
 
@@ -170,32 +170,26 @@ def _show_flow(axis: Any, picture: Picture) -> Any:
 
 def draw(pictures: Sequence[Picture], threat: Threat, title: str, path: Path) -> None:
     """A row per image."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     flows = isinstance(threat, Wasserstein)
     columns = 4 if flows else 3
     _, height, width = pictures[0].image.shape
     inches = (PANEL * columns + 1.4, 0.6 + (0.6 + PANEL * height / width) * len(pictures))
-    figure, axes = plt.subplots(len(pictures), columns, figsize=inches, squeeze=False, layout="constrained")
+    figure = figures.new_figure(*inches)
+    axes = figure.subplots(len(pictures), columns, squeeze=False)
     for row, picture in zip(axes, pictures, strict=True):
         before, after = picture.predictions
         known = picture.certified
         radius = "" if known is None else "\nnot certified" if known < 0 else f"\ncertified to {radius_text(known)}"
-        _show_image(row[0], picture.image, f"image {picture.idx}: {picture.label}, {_class(before)}{radius}")
+        _show_image(row[0], picture.image, f"image {picture.idx}: class {picture.label}, {_class(before)}{radius}")
         _show_image(row[1], picture.adversarial, f"attacked: {_class(after)}\nat distance {picture.distance:.4g}")
-        figure.colorbar(_show_difference(row[2], picture), ax=row[2], shrink=0.8)
+        figure.colorbar(_show_difference(row[2], picture), ax=row[2], shrink=0.8, label="change, pixels in [0, 1]")
         arrows = _show_flow(row[3], picture) if flows else None
         if arrows is not None:
             figure.colorbar(arrows, ax=row[3], shrink=0.8, label="% of the mass")
         for axis in row:
             axis.set(xticks=[], yticks=[])
     figure.suptitle(title, fontsize=11)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    figures.save(figure, path)
 
 
 def main(args: Args) -> None:
@@ -205,7 +199,8 @@ def main(args: Args) -> None:
     threat, _ = attacks.measured_in(config)
     pictures = pictures_of(args, config, threat)
     path = args.out or args.run / "attacked.png"
-    draw(pictures, threat, f"{config['data']}, {config['scheme']}, {config['attack']['name']} attack, {threat}", path)
+    title = f"{config['data']}, {config['scheme']}, {config['attack']['name']} attack; distance: {threat}"
+    draw(pictures, threat, title, path)
     print(f"wrote {path}")
 
 

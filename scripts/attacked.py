@@ -53,6 +53,14 @@ class AttackRun:
         values = metrics.attacked_accuracy(verified, grid)
         return [*grid, right], [*values, values[-1]]
 
+    def points(self) -> tuple[list[float], list[float]] | None:
+        """Accuracy at 0 and at the only radii that were tried; None where the attack looked for the least radius."""
+        tried = attacks.tried_by(self.config)
+        if tried is None:
+            return None
+        at = [0.0, *tried]
+        return at, metrics.attacked_accuracy(self.rows["verified"], at).tolist()
+
 
 def read_attack(path: Path) -> AttackRun:
     """The rows of ``python -m scripts.attack``."""

@@ -48,6 +48,7 @@ class Attack:
         summary: what the rows say of the classifier, in one paragraph.
         unit: what magnitudes are measured in, and the radius that a magnitude of 1 is, given the threat model of the
             classifier's scheme.
+        tried: the only magnitudes that are tried; None if it looks for the least.
     """
 
     defaults: Options
@@ -57,6 +58,7 @@ class Attack:
     copies: Callable[[Smoothed, Shape, Options], int]
     summary: Callable[[Rows, Options], str]
     unit: Callable[[Options, Threat], tuple[Threat, float]]
+    tried: Callable[[Options], list[float]] | None = None
 
 
 def number(text: str) -> float:
@@ -183,6 +185,7 @@ ATTACKS: dict[str, Attack] = {
         ),
         summary=lambda rows, options: accuracy_summary(rows, {f"patch {options['patch']}": 1.0}),
         unit=patch_unit,
+        tried=lambda options: [1.0],
     ),
     "linf": Attack(
         defaults={"eps": ["1/255", "2/255", "4/255", "8/255"], "steps": 50, "step_size": "0.5/255"},
@@ -192,6 +195,7 @@ ATTACKS: dict[str, Attack] = {
         copies=lambda smoothed, shape, options: smoothed.copies_per_image(shape),
         summary=lambda rows, options: accuracy_summary(rows, {text: number(text) for text in options["eps"]}),
         unit=lambda options, threat: (LInf(), 1.0),
+        tried=lambda options: sorted(map(number, options["eps"])),
     ),
     "wasserstein": Attack(
         defaults={
@@ -230,3 +234,9 @@ def measured_in(config: dict[str, Any]) -> tuple[Threat, float]:
     """The threat model of the magnitudes of an attack's rows, and the radius that a magnitude of 1 is."""
     options = config["attack"]
     return ATTACKS[options["name"]].unit(options, spec.parse_scheme(config["scheme"]).threat)
+
+
+def tried_by(config: dict[str, Any]) -> list[float] | None:
+    """The only radii that an attack tried, in the unit of its threat model; None if it looked for the least."""
+    tried, (_, unit) = ATTACKS[config["attack"]["name"]].tried, measured_in(config)
+    return None if tried is None else [unit * magnitude for magnitude in tried(config["attack"])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from certify import metrics
 from certify.threats import NOT_CERTIFIED
+from scripts import figures
 from scripts.attacked import AttackRun
 from scripts.tables import Run, what
 
@@ -22,51 +24,74 @@ def _classifier(run: Run | AttackRun) -> tuple[str, ...]:
     return (*(str(run.config.get(key)) for key in ("checkpoint_sha256", "scheme", "vote")), name)
 
 
+def _data(runs: Sequence[Run | AttackRun]) -> str | None:
+    """The data set that all have in common, which then need not be named for each."""
+    found = {None if run.config is None else str(run.config["data"]) for run in runs}
+    return found.pop() if len(found) == 1 else None
+
+
+def _title(runs: Sequence[Run | AttackRun]) -> str:
+    """The data set and the number of images, as far as all have them in common."""
+    sizes = {len(run.rows["idx"]) for run in runs}
+    return ", ".join([_data(runs) or "", *(f"{size:,} images" for size in sizes if len(sizes) == 1)]).removeprefix(", ")
+
+
 def draw(axis: Any, runs: list[Run], found: list[AttackRun]) -> None:
-    """Certified accuracy of runs, and accuracy under attacks (dashed), against the radius; of one threat model."""
-    ends = [run.rows["radius"][run.rows["correct"] > 0] for run in runs] + [a.rows["verified"] for a in found]
-    right = 1.05 * max(float(each[np.isfinite(each)].max(initial=0)) for each in ends) or 1.0
-    threat = (runs or found)[0].threat
+    """Certified accuracy of runs, and accuracy under attacks, against the radius; of one threat model.
+
+    An attack that looks for the least radius is a dashed line, one that only tried some radii a point at each.
+    """
+    everything = [*runs, *found]
+    threat, data = everything[0].threat, _data(everything)
     whole = threat.startswith(("l0", "patch (side", "poisoning"))
+    half = (
+        0.5 if whole else 0.0
+    )  # radii that are whole numbers change half way between two, so that each can be read off
+    ends = [run.rows["radius"][run.rows["correct"] > 0] for run in runs] + [a.rows["verified"] for a in found]
+    largest = max(float(each[np.isfinite(each)].max(initial=0)) for each in ends)
+    right = largest + half if whole and largest else 1.05 * largest or 1.0
     # one color per classifier, for its certificates and for the attacks on it
-    color = {key: f"C{i % 10}" for i, key in enumerate(dict.fromkeys(_classifier(each) for each in (*runs, *found)))}
+    number = {key: i for i, key in enumerate(dict.fromkeys(_classifier(each) for each in everything))}
+
+    def look(each: Run | AttackRun) -> dict[str, Any]:
+        name = each.name if data is None else each.name.removeprefix(f"{data}, ")
+        return {"color": figures.color(number[_classifier(each)]), "label": textwrap.fill(name, 64)}
+
     for run in runs:
         correct, radius = run.rows["correct"] > 0, run.rows["radius"]
         grid = np.unique(np.concatenate(([0.0], radius[correct & (radius >= 0)])))
         values = metrics.certified_accuracy(correct, radius, grid)
-        # Certified accuracy falls just after each radius that some image reaches; where radii are whole numbers, half
-        # way to the next one, so that each can be read off.
-        last = grid + 0.5 if whole else grid
-        label = textwrap.fill(run.name, 64)
-        axis.step(
-            [0, *last, last[-1]], [values[0], *values, 0], where="pre", color=color[_classifier(run)], label=label
-        )
+        last = grid + half  # certified accuracy falls just after each radius that some image reaches
+        style = "-" if number[_classifier(run)] < len(figures.COLORS) else "-."
+        axis.step([0, *last, last[-1]], [values[0], *values, 0], where="pre", linestyle=style, **look(run))
     for attack in found:
-        label = textwrap.fill(attack.name, 64)
-        axis.step(*attack.steps(right), where="post", linestyle="--", color=color[_classifier(attack)], label=label)
+        points = attack.points()
+        if points is not None:
+            axis.plot(*points, linestyle="none", marker="D", markersize=5, clip_on=False, **look(attack))
+            continue
+        at, values = attack.steps(right)
+        at = [max(0.0, radius - half) for radius in at[:-1]] + [right]
+        axis.step(at, values, where="post", linestyle="--", **look(attack))
     guaranteed = all(run.guaranteed for run in runs)
     kind = what(guaranteed=guaranteed).lower()
-    axis.set(xlabel=f"radius, {threat}", ylim=(0, 1.02), title="" if guaranteed else NOT_CERTIFIED)
-    axis.set(ylabel=f"accuracy, {kind} (solid) and under attack" if found else f"{kind} accuracy")
+    axis.set(xlabel=f"radius, {threat}", ylim=(0, 1.02))
+    axis.set_title(_title(everything) if guaranteed else f"{_title(everything)}: {NOT_CERTIFIED}", fontsize=10)
+    marks = " or ".join(sorted({"dashed" if attack.points() is None else "points" for attack in found}))
+    axis.set(ylabel=f"accuracy: {kind} (solid),\nunder attack ({marks})" if found else f"{kind} accuracy")
     axis.set_xlim(0, right if found else None)
     if whole:
         axis.locator_params(axis="x", integer=True)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16))  # below, so that it covers no curve
 
 
 def plot(groups: dict[str, list[Run]], path: Path, attacks: dict[str, list[AttackRun]] | None = None) -> None:
     """Accuracy against radius, a panel per threat model."""
     attacks = attacks or {}
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     threats = list(groups | attacks)
-    figure, axes = plt.subplots(1, len(threats), figsize=(5.2 * len(threats), 3.9), squeeze=False, layout="constrained")
+    entries = max(len(groups.get(threat, [])) + len(attacks.get(threat, [])) for threat in threats)
+    figure = figures.new_figure(5.2 * len(threats), 3.9 + 0.2 * entries)
+    axes = figure.subplots(1, len(threats), squeeze=False)
     for axis, threat in zip(axes[0], threats, strict=True):
         draw(axis, groups.get(threat, []), attacks.get(threat, []))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    figures.save(figure, path)

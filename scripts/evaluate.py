@@ -9,7 +9,6 @@ evaluated, so trainings may still be in progress.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,12 +22,9 @@ from certify.files import check_writable, write_atomically
 from rl import evaluation
 from rl.evaluation import Estimate
 from rl.logs import Method, common_timesteps, read_method
-from scripts import cli
+from scripts import cli, figures
 
 AGGREGATES = {"iqm": evaluation.interquartile_mean, "mean": evaluation.mean}
-# Okabe and Ito's palette, which the color-blind can tell apart; line styles when it is used up.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STYLES = ("-", "--", ":", "-.")
 
 
 @dataclass
@@ -207,15 +203,11 @@ def _spread_labels(ends: list[float], gap: float) -> list[float]:
 
 def plot(methods: list[Method], path: Path, args: Args) -> None:
     """Learning curves: the aggregate over seeds with its bootstrap band, each labeled at its end."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    figure = figures.new_figure(6.4, 3.8)
+    axis = figure.subplots()
     ends, colors = [], []
     for i, method in enumerate(methods):
-        color, style = COLORS[i % len(COLORS)], STYLES[i // len(COLORS) % len(STYLES)]
+        color, style = figures.color(i), figures.style(i)
         curve = _bootstrap(evaluation.stratified(AGGREGATES[args.line]), method.scores, args=args)
         marker = "o" if len(method.timesteps) == 1 else None
         axis.plot(method.timesteps, curve.value, color=color, linestyle=style, linewidth=2, marker=marker)
@@ -247,10 +239,7 @@ def plot(methods: list[Method], path: Path, args: Args) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_xlim(0, methods[0].timesteps[-1])
     axis.grid(alpha=0.3)
-    image = io.BytesIO()
-    figure.savefig(image, dpi=150, format="png")
-    plt.close(figure)
-    write_atomically(path, image.getvalue())
+    figures.save(figure, path)
 
 
 def main(args: Args) -> None:

@@ -12,7 +12,6 @@ nothing), over rotations about d (d - 1) / 2 and d - 1.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from dataclasses import dataclass
@@ -33,11 +32,11 @@ from rl.linear import (
     random_transitions,
     transitions_needed,
 )
-from scripts import cli
+from scripts import cli, figures
 
 TASKS = {"dense": LinearDense, "sparse": LinearSparse}
 LEARNERS = {"matrix": learn_matrix, "rotation": learn_rotation}
-COLORS = {"standard": "#0072B2", "ReenGAGE": "#D55E00"}  # of Okabe and Ito's palette
+COLORS = {"standard": figures.color(0), "ReenGAGE": figures.color(1)}
 MARKERS = {"standard": "o", "ReenGAGE": "s"}
 
 
@@ -134,13 +133,10 @@ def table(curves: list[Curve]) -> str:
 
 def plot(curves: list[Curve], path: Path) -> None:
     """Log-log, a panel for each environment: every seed as a point, and the fitted power of d as a line."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-    figure, axes = plt.subplots(1, len(TASKS), figsize=(8.4, 3.6), sharey=True, squeeze=False, layout="constrained")
+    figure = figures.new_figure(8.4, 3.6)
+    axes = figure.subplots(1, len(TASKS), sharey=True, squeeze=False)
     panels = dict(zip(TASKS, axes[0], strict=True))
     for curve in curves:
         axis, color = panels[curve.environment], COLORS[curve.loss]
@@ -167,10 +163,7 @@ def plot(curves: list[Curve], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("transitions until U is learned")
-    image = io.BytesIO()
-    figure.savefig(image, dpi=150, format="png")
-    plt.close(figure)
-    write_atomically(path, image.getvalue())
+    figures.save(figure, path)
 
 
 def summary(curve: Curve) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from certify.files import write_atomically
 from certify.logits import TopTwo, histogram, scores_of_copies, top_two
 from certify.results import read_config, read_rows
 from certify.scheme import check_integer
-from scripts import certify, cli
+from scripts import certify, cli, figures
 
 
 @dataclass
@@ -111,23 +111,20 @@ def summaries(found: dict[int, TopTwo], edges: dict[str, torch.Tensor]) -> list[
 
 def plot(lines: list[dict[str, Any]], edges: dict[str, torch.Tensor], path: Path, args: Args) -> None:
     """Two panels per image: both classes, and the margin."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(len(lines), 2, figsize=(8, 2.3 * len(lines)), squeeze=False, layout="constrained")
+    figure = figures.new_figure(8, 2.5 * len(lines))
+    axes = figure.subplots(len(lines), 2, squeeze=False)
     for (both, margin), line in zip(axes, lines, strict=True):
-        for key, label in (("of_first", f"class {line['first']}"), ("of_second", f"class {line['second']}")):
-            both.stairs(line[key], edges["values"].numpy(), fill=True, alpha=0.6, label=label)
-        both.set(ylabel=f"image {line['idx']}", xlabel=args.of)
-        both.legend(fontsize=7)
-        margin.stairs(line["margin"], edges["margin"].numpy(), fill=True, alpha=0.6)
+        first, second = f"class {line['first']}", f"class {line['second']}"
+        for i, (key, label) in enumerate((("of_first", f"{first}, the leader"), ("of_second", second))):
+            both.stairs(line[key], edges["values"].numpy(), fill=True, alpha=0.6, color=figures.color(i), label=label)
+        both.set(xlabel=f"{args.of} of the class", ylabel="copies")
+        both.set_title(f"image {line['idx']}", fontsize=10)
+        both.legend(fontsize=8)
+        margin.stairs(line["margin"], edges["margin"].numpy(), fill=True, alpha=0.6, color=figures.color(0))
         margin.axvline(0, color="black", linewidth=0.8)
-        margin.set(xlabel=f"margin, {args.of}", title=f"{line['share_of_first']:.1%} of the copies for the leader")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+        margin.set(xlabel=f"margin of {first} over {second} ({args.of})", ylabel="copies")
+        margin.set_title(f"{line['share_of_first']:.1%} of the copies vote for {first}", fontsize=10)
+    figures.save(figure, path)
 
 
 def main(args: Args) -> None:

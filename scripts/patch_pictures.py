@@ -27,7 +27,7 @@ from certify.patch import PatchBound, StructuredAblation, clip
 from certify.places import margins
 from certify.scheme import leader_and_gap
 from certify.windows import WindowAblation
-from scripts import cli, patches
+from scripts import cli, figures, patches
 
 STRIPES = 12  # pixels per position in a map of votes: one to four votes of a position get equal stripes
 NAMED = 10  # classes that get a color of their own
@@ -97,11 +97,9 @@ def pictures_of(run: Path, size: patches.Size, chosen: Sequence[int] | None, roo
 
 def class_colors(votes: Tensor) -> dict[int, Any]:
     """A color for the classes with most votes (bool ``[..., classes]``); for every class if there are few."""
-    from matplotlib import colormaps
-
     counts = votes.flatten(0, -2).sum(0)
     ranked = counts.argsort(descending=True, stable=True)[:NAMED].tolist()
-    return {c: colormaps["tab10"](i) for i, c in enumerate(sorted(ranked)) if counts[c] > 0 or len(counts) <= NAMED}
+    return {c: figures.CLASS_COLORS[i] for i, c in enumerate(sorted(ranked)) if counts[c] > 0 or len(counts) <= NAMED}
 
 
 def vote_map(votes: Tensor, grid: tuple[int, int], colors: dict[int, Any]) -> np.ndarray:
@@ -127,7 +125,8 @@ def _show_image(axis: Any, picture: Picture, size: patches.Size) -> None:
     row, column = picture.worst()
     height, width = size
     axis.add_patch(Rectangle((column - 0.5, row - 0.5), width, height, fill=False, edgecolor="tab:red", linewidth=2))
-    axis.set_title(f"image {picture.idx}: {picture.label}, predicted {picture.prediction}\nworst place", fontsize=9)
+    title = f"image {picture.idx}: class {picture.label}, predicted {picture.prediction}"
+    axis.set_title(f"{title}\nred: where a patch does most harm", fontsize=9)
 
 
 def _show_votes(axis: Any, picture: Picture, scheme: StructuredAblation, shape: Shape, colors: dict[int, Any]) -> None:
@@ -165,10 +164,6 @@ def _show_margins(axis: Any, picture: Picture, shape: Shape, size: patches.Size,
 
 def draw_pictures(run: Path, pictures: list[Picture], size: patches.Size, path: Path) -> None:
     """Three panels per image: the worst place, the votes, the margins."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     from matplotlib.patches import Patch as Swatch
     from matplotlib.ticker import MaxNLocator
 
@@ -178,13 +173,14 @@ def draw_pictures(run: Path, pictures: list[Picture], size: patches.Size, path: 
     colors = class_colors(torch.stack([p.votes for p in pictures]))
     limit = max(1, max(int(p.margins.abs().max()) for p in pictures))
     inches = (3.4 * PANEL, 1 + (0.6 + PANEL * shape[1] / shape[2]) * len(pictures))
-    figure, axes = plt.subplots(len(pictures), 3, figsize=inches, squeeze=False, layout="constrained")
+    figure = figures.new_figure(*inches)
+    axes = figure.subplots(len(pictures), 3, squeeze=False)
     shown: Any = None
     for row, picture in zip(axes, pictures, strict=True):
         _show_image(row[0], picture, size)
         _show_votes(row[1], picture, scheme, shape, colors)
         shown = _show_margins(row[2], picture, shape, size, limit)
-    bar = figure.colorbar(shown, ax=axes[:, 2], shrink=0.8, label="votes ahead, at worst")
+    bar = figure.colorbar(shown, ax=axes[:, 2], shrink=0.8, label="votes ahead after the worst patch there")
     bar.locator = MaxNLocator(integer=True)
     bar.update_ticks()
     handles = [Swatch(color=color, label=str(c)) for c, color in colors.items()]
@@ -194,8 +190,7 @@ def draw_pictures(run: Path, pictures: list[Picture], size: patches.Size, path: 
     figure.suptitle(
         f"{config['data']}, {config['scheme']}, {config['vote']}: one patch of {size[0]}x{size[1]}", fontsize=11
     )
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    figures.save(figure, path)
 
 
 def curves(run: Path) -> dict[PatchBound, np.ndarray]:
@@ -213,13 +208,10 @@ def curves(run: Path) -> dict[PatchBound, np.ndarray]:
 
 def draw_curves(runs: Sequence[Path], path: Path) -> None:
     """One color per run, one style per certificate."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    figure, axis = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    figure = figures.new_figure(6.4, 3.6 + 0.34 * len(runs))
+    axis = figure.subplots()
     last = 1
     for i, run in enumerate(runs):
         config = StoredRun(run).config
@@ -227,16 +219,18 @@ def draw_curves(runs: Sequence[Path], path: Path) -> None:
             style = {"location": "o-", "published": "x--"}[bound]
             last = max(last, int(np.flatnonzero(values).max(initial=0)) + 1)
             axis.plot(
-                values, style, color=f"C{i % 10}", markersize=4, label=f"{config['scheme']}, {config['vote']}, {bound}"
+                values,
+                style,
+                color=figures.color(i),
+                markersize=4,
+                label=f"{config['scheme']}, {config['vote']}, {bound} bound",
             )
     axis.set(xlabel="side of a square patch, in pixels (0: no patch)", ylabel="certified accuracy", ylim=(0, 1.02))
     axis.set(xlim=(-0.1, last + 0.1), title="certified accuracy against patch size")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
     figure.legend(*axis.get_legend_handles_labels(), fontsize=7, loc="outside lower center")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    figures.save(figure, path)
 
 
 def picture_path(args: Args, run: Path, size: tuple[int, int]) -> Path:

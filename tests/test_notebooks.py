@@ -47,6 +47,7 @@ def test_is_kept_without_results(path):
     first = notebook.cells[0]
     assert first.cell_type == "markdown"
     assert f"notebooks/{path.name}" in first.source, "the first cell says how to run it"
+    assert "**For your own" in first.source, "and where one's own model, data or results go"
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
