@@ -25,19 +25,18 @@ from abc import abstractmethod
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-import numpy as np
 import torch
-from scipy.special import ndtri
 from torch import Tensor
 
+from certify import topk_l2
 from certify.draws import Draws
 from certify.images import IMAGES, VIDEOS, Shape, check_images, to_float, to_levels
+from certify.quantiles import ROUNDING, quantile_above
 from certify.rounded_gaussian import RoundedGaussian, noise_of_words
 from certify.scheme import SampledScheme, TopKCertified, check_integer
 from certify.threats import L2, Unproven
 
 _MAX_FEATURES = 1 << 24
-_BELOW = 2.0**-40  # for rounding in doubles, relative and absolute, where arguments and functions have a few of 2^-53
 
 
 @dataclass(frozen=True)
@@ -134,14 +133,12 @@ class GaussianScheme(SampledScheme):
         own = -quantile_above(1 - p_lower.to(torch.float64) + slip)
         rivals = quantile_above(p_upper.to(torch.float64) + slip)
         gap = (own - rivals) / 2
-        return torch.where(gap > 0, gap * (1 - _BELOW) * self.deviation(shape), -1.0)
+        return torch.where(gap > 0, gap * (1 - ROUNDING) * self.deviation(shape), -1.0)
 
     def certify_top_k(
         self, counts: Tensor, k: int, alpha: float, *, n: int, shape: Shape | None = None
     ) -> TopKCertified:
         """Radii are l2 distances, if those of the scheme are certificates; see :mod:`certify.topk_l2`."""
-        from certify import topk_l2  # which is about schemes of this module
-
         return topk_l2.certify_counts(counts, k, self, alpha, n=n, shape=shape)
 
 
@@ -176,12 +173,3 @@ def added(numbers: Tensor, noise: Tensor) -> Tensor:
 def _quantiles(words: Tensor, _keys: Tensor, numbers: Tensor) -> None:
     """Gaussian numbers of deviation ``1 / sqrt(2)`` in floating point, one for each: with its usual flaws."""
     numbers.copy_(words).add_(0.5).mul_(2.0**-31).clamp_(-1 + 2.0**-24, 1 - 2.0**-24).erfinv_()
-
-
-def quantile_above(p: Tensor) -> Tensor:
-    """``Phi^-1(p)``, rounded up, for probabilities that themselves are rounded by up to 2^-50 of their size."""
-    argument = np.clip(p.detach().cpu().numpy() * (1 + 2.0**-49), 0, 1)
-    quantile = ndtri(argument)
-    with np.errstate(invalid="ignore"):
-        above = np.where(np.isinf(quantile), quantile, quantile + np.abs(quantile) * _BELOW + _BELOW)
-    return torch.from_numpy(above).to(p.device)

@@ -8,14 +8,20 @@ others reach it; among those, the t with the smallest bounds then have at least 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from scipy.special import ndtr
 from torch import Tensor
 
-from certify.gaussian import GaussianScheme, quantile_above
 from certify.images import Shape
-from certify.topk import TopKCertified, label_bounds
+from certify.quantiles import quantile_above
+from certify.scheme import TopKCertified
+from certify.topk import label_bounds
+
+if TYPE_CHECKING:
+    from certify.gaussian import GaussianScheme
 
 _SLACK = 1e-11  # relative; the distribution function and its arguments are accurate to a few 1e-14
 _FARTHEST = 64.0  # standard deviations
