@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,27 +10,13 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from envs.contract import check_task
-from envs.task import Array, Task, check_rows
+from envs.task import Array, Episode, Task, check_rows
 
 Rows = slice | NDArray[np.intp]
 ALL = slice(None)
 
 # draws of one environment at a time: one generator call per 32 episodes instead of one per episode, and so for steps
 _EPISODES, _STEPS = 32, 256
-
-
-@dataclass
-class Episode:
-    """What a picture may show: the states from the first to the current one, and the rewards in between.
-
-    Attributes:
-        reached: whether the goal was reached by any step so far.
-    """
-
-    goal: Array
-    states: list[Array] = field(default_factory=list)
-    rewards: list[float] = field(default_factory=list)
-    reached: bool = False
 
 
 class Pool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -18,9 +19,21 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from PIL import Image
 
-    from envs.batch import Episode
-
 Array = NDArray[np.float32]
+
+
+@dataclass
+class Episode:
+    """What a picture may show: the states from the first to the current one, and the rewards in between.
+
+    Attributes:
+        reached: whether the goal was reached by any step so far.
+    """
+
+    goal: Array
+    states: list[Array] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    reached: bool = False
 
 
 class Task(ABC):
