@@ -11,7 +11,7 @@ classifier; where the second is not so, images do not share batches if the votes
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,9 +32,12 @@ from certify.inference import (
 from certify.scheme import EnumeratedScheme, SampledScheme, Scheme, check_integer
 from certify.votes import ThresholdVote, VoteRule, Votes, argmax_vote, count_votes
 
+# from images, their indices in the data set and the numbers of copies: these copies, [images, copies, C', H, W]
+MakeCopies = Callable[[Tensor, Tensor, range], Tensor]
+
 
 @dataclass(frozen=True)
-class Plan:
+class PassLayout:
     """How copies are laid out in forward passes of one fixed shape ``[images * rows, C', H, W]``.
 
     Copies are made for several passes at once where they are small, to share the cost of starting each operation.
@@ -46,7 +49,7 @@ class Plan:
     passes_made: int
 
     @classmethod
-    def of(cls, num_copies: int, batch_size: int, copy_bytes: int, device: torch.device, shared: int) -> Plan:
+    def of(cls, num_copies: int, batch_size: int, copy_bytes: int, device: torch.device, shared: int) -> PassLayout:
         """The layout for so many copies of each image.
 
         Args:
@@ -214,24 +217,24 @@ class VoteEngine:
             )
         return copies[0]
 
-    def _plan(self, x: Tensor, num_copies: int, device: torch.device) -> Plan:
+    def _layout(self, x: Tensor, num_copies: int, device: torch.device) -> PassLayout:
         """How the copies of these images are laid out. Exact votes need more than independent rows: what a perturbation
         does not touch must be scored with the same bits, wherever its image stands in the batch."""
         assert self.batch_size is not None  # settled by prepare
         shape = tuple(x.shape[1:])
-        plan = Plan.of(num_copies, self.batch_size, copy_bytes(self.scheme, shape), device, self.shared_rows)
-        if plan.images > 1 and isinstance(self.scheme, EnumeratedScheme):
-            layout = (plan.images, plan.rows, *shape)
-            if layout not in self._shared:
-                self._shared[layout] = not position_matters(
-                    self.base_classifier, self._examples(x), plan.images * plan.rows
+        layout = PassLayout.of(num_copies, self.batch_size, copy_bytes(self.scheme, shape), device, self.shared_rows)
+        if layout.images > 1 and isinstance(self.scheme, EnumeratedScheme):
+            key = (layout.images, layout.rows, *shape)
+            if key not in self._shared:
+                self._shared[key] = not position_matters(
+                    self.base_classifier, self._examples(x), layout.images * layout.rows
                 )
-            plan = plan if self._shared[layout] else replace(plan, images=1)
-        batch = (shape, plan.images * plan.rows)
+            layout = layout if self._shared[key] else replace(layout, images=1)
+        batch = (shape, layout.images * layout.rows)
         if batch not in self._independent:
             check_independence(self.base_classifier, self._examples(x), batch[1])
             self._independent.add(batch)
-        return plan
+        return layout
 
     def enumerated(self, x: Tensor) -> Tensor:
         """Votes of all copies of an enumerated scheme: int64 ``[B, C]``."""
@@ -279,48 +282,35 @@ class VoteEngine:
         x: Tensor,
         index: Tensor | None,
         num_copies: int,
-        make: Callable[[Tensor, Tensor, range], Tensor],
+        make: MakeCopies,
         *,
         keep: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Counts, and with ``keep`` the votes copy by copy."""
-        home = x.device
-        device = device_of(self._given, home)
-        items = torch.arange(len(x)) if index is None else index
-        if not isinstance(items, Tensor):
-            raise TypeError(f"index: got {type(items).__name__}, expected a tensor int64 ({len(x)},)")
-        if items.shape != (len(x),) or items.dtype != torch.int64:
-            raise ValueError(f"index: got {items.dtype} {tuple(items.shape)}, expected int64 ({len(x)},)")
-        if items.min() < 0 or items.max() >= 1 << 32:
-            raise ValueError(f"index: got {items.min().item()} to {items.max().item()}, expected 0 <= index < 2^32")
+        home, device = x.device, device_of(self._given, x.device)
+        items = _checked_index(index, len(x))
         x, items = x.to(device), items.to(device)
         with exact_inference(self.base_classifier):
             counts = torch.zeros((len(x), self.num_classes), dtype=torch.int64, device=device)
             shape = (len(x), num_copies, self.num_classes)
             by_copy = torch.zeros(shape, dtype=torch.bool, device=device) if keep else None
+            # stay on the device until the end: to read them earlier would wait for each pass
             nan, several = torch.zeros((2,), dtype=torch.bool, device=device).unbind()
-            plan = self._plan(x, num_copies, device)
-            for begin in range(0, len(x), plan.images):
-                # the last group is filled up with its last image, so that every pass has the same shape
-                group = torch.arange(begin, begin + plan.images, device=device).clamp(max=len(x) - 1)
-                real = min(plan.images, len(x) - begin)
-                for first in range(0, plan.passes, plan.passes_made):
-                    last = min(first + plan.passes_made, plan.passes)
-                    made = make(x[group], items[group], range(first * plan.rows, last * plan.rows)).flatten(0, 1)
-                    for number, rows in enumerate(made.split(plan.images * plan.rows), start=first):
-                        logits = self.base_classifier(rows)
-                        self._check_logits(logits, plan.images * plan.rows)
-                        logits = logits.to(device)
-                        nan |= torch.isnan(logits).any()
-                        votes = self.one_hot(logits)
-                        if isinstance(self.scheme, SampledScheme):
-                            several |= (votes.sum(1) > 1).any()
-                        votes = votes.view(plan.images, plan.rows, self.num_classes)
-                        # copies past the last one only fill the shape
-                        left = num_copies - number * plan.rows
-                        counts[begin : begin + real] += votes[:real, :left].sum(1, dtype=torch.int64)
-                        if by_copy is not None:
-                            by_copy[begin : begin + real, number * plan.rows :][:, : plan.rows] = votes[:real, :left]
+            layout = self._layout(x, num_copies, device)
+            for images, first, rows in _passes(layout, x, items, make):
+                logits = self.base_classifier(rows)
+                self._check_logits(logits, layout.images * layout.rows)
+                logits = logits.to(device)
+                nan |= torch.isnan(logits).any()
+                votes = self.one_hot(logits)
+                if isinstance(self.scheme, SampledScheme):
+                    several |= (votes.sum(1) > 1).any()
+                votes = votes.view(layout.images, layout.rows, self.num_classes)
+                # images and copies past the last ones only fill up the shape
+                votes = votes[: images.stop - images.start, : num_copies - first]
+                counts[images] += votes.sum(1, dtype=torch.int64)
+                if by_copy is not None:
+                    by_copy[images, first : first + layout.rows] = votes
         if several:
             raise ValueError(f"vote: a copy got several votes; {_EXCLUSIVE}")
         if nan:
@@ -345,6 +335,36 @@ class VoteEngine:
             got = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
             advice = "" if isinstance(logits, Tensor) else "; return one tensor, such as output[0] or output.logits"
             raise ValueError(f"base classifier: got {got}, expected float scores of shape {expected}{advice}")
+
+
+def _checked_index(index: Tensor | None, images: int) -> Tensor:
+    """int64 ``[images]``: each image's index in its data set, by default 0, 1, 2, ..."""
+    if index is None:
+        index = torch.arange(images)
+    if not isinstance(index, Tensor):
+        raise TypeError(f"index: got {type(index).__name__}, expected a tensor int64 ({images},)")
+    if index.shape != (images,) or index.dtype != torch.int64:
+        raise ValueError(f"index: got {index.dtype} {tuple(index.shape)}, expected int64 ({images},)")
+    if index.min() < 0 or index.max() >= 1 << 32:
+        raise ValueError(f"index: got {index.min().item()} to {index.max().item()}, expected 0 <= index < 2^32")
+    return index
+
+
+def _passes(layout: PassLayout, x: Tensor, items: Tensor, make: MakeCopies) -> Iterator[tuple[slice, int, Tensor]]:
+    """The forward passes over all copies of all images: the images of each, its first copy, and its rows.
+
+    All passes have the same shape: the last group of images is filled up with its last image, the last pass over the
+    copies of an image with copies past the last one.
+    """
+    for begin in range(0, len(x), layout.images):
+        images = slice(begin, min(begin + layout.images, len(x)))
+        group = torch.arange(begin, begin + layout.images, device=x.device).clamp(max=len(x) - 1)
+        for number in range(0, layout.passes, layout.passes_made):
+            last = min(number + layout.passes_made, layout.passes)
+            copies = range(number * layout.rows, last * layout.rows)
+            made = make(x[group], items[group], copies).flatten(0, 1)
+            for i, rows in enumerate(made.split(layout.images * layout.rows)):
+                yield images, (number + i) * layout.rows, rows
 
 
 def collect_votes(

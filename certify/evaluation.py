@@ -115,29 +115,8 @@ def certify_dataset(
     Returns:
         the path of the rows.
     """
-    if not isinstance(data, Dataset):
-        raise TypeError(
-            f"data: got {type(data).__name__}, expected a certify.data.Dataset; certify.data.from_torch makes one of a "
-            "data set of PyTorch"
-        )
-    if smoothed.engine.num_classes != data.num_classes:
-        raise ValueError(
-            f"num_classes: got {smoothed.engine.num_classes} of the classifier and {data.num_classes} of {data.name}, "
-            "expected the same; labels are the classifier's outputs, so give the data set its numbering"
-        )
-    if question is not None and not isinstance(smoothed.scheme, SampledScheme):
-        raise ValueError(f"question: {type(smoothed.scheme).__name__} is exact, there is nothing to sample")
-    if images_per_step is not None:
-        check_integer("images_per_step", images_per_step, 1, 10**9)
-    if not 0 <= shard[0] < shard[1]:
-        raise ValueError(f"shard: got {shard}, expected (i, n) with 0 <= i < n")
-    chosen = list(range(len(data)) if index is None else index)[shard[0] :: shard[1]]
-    if any(isinstance(i, bool | np.bool_) for i in chosen):
-        raise ValueError("index: got a mask, expected numbers of images, such as mask.nonzero()[0]")
-    outside = [i for i in chosen if not 0 <= i < len(data)]
-    if outside or len(set(chosen)) < len(chosen):
-        wrong = outside[0] if outside else "a number twice"
-        raise ValueError(f"index: got {wrong}, expected different numbers from 0 to {len(data) - 1}")
+    _check_arguments(smoothed, data, question, images_per_step)
+    chosen = _chosen_images(data, index, shard)
     if config is None:
         own = {"model": model or name_of(smoothed.base_classifier)}  # before it is run, which may change it
         smoothed.engine.prepare(data.batch([0])[0])
@@ -165,6 +144,38 @@ def certify_dataset(
                 if on_image is not None:
                     on_image(row)
     return folder.rows_path
+
+
+def _check_arguments(smoothed: Smoothed, data: Dataset, question: Question | None, images_per_step: int | None) -> None:
+    """Raise unless the classifier, the data set and the options fit together."""
+    if not isinstance(data, Dataset):
+        raise TypeError(
+            f"data: got {type(data).__name__}, expected a certify.data.Dataset; certify.data.from_torch makes one of a "
+            "data set of PyTorch"
+        )
+    if smoothed.engine.num_classes != data.num_classes:
+        raise ValueError(
+            f"num_classes: got {smoothed.engine.num_classes} of the classifier and {data.num_classes} of {data.name}, "
+            "expected the same; labels are the classifier's outputs, so give the data set its numbering"
+        )
+    if question is not None and not isinstance(smoothed.scheme, SampledScheme):
+        raise ValueError(f"question: {type(smoothed.scheme).__name__} is exact, there is nothing to sample")
+    if images_per_step is not None:
+        check_integer("images_per_step", images_per_step, 1, 10**9)
+
+
+def _chosen_images(data: Dataset, index: Sequence[int] | None, shard: tuple[int, int]) -> list[int]:
+    """The numbers of the images of one shard, checked; of all images by default."""
+    if not 0 <= shard[0] < shard[1]:
+        raise ValueError(f"shard: got {shard}, expected (i, n) with 0 <= i < n")
+    chosen = list(range(len(data)) if index is None else index)[shard[0] :: shard[1]]
+    if any(isinstance(i, bool | np.bool_) for i in chosen):
+        raise ValueError("index: got a mask, expected numbers of images, such as mask.nonzero()[0]")
+    outside = [i for i in chosen if not 0 <= i < len(data)]
+    if outside or len(set(chosen)) < len(chosen):
+        wrong = outside[0] if outside else "a number twice"
+        raise ValueError(f"index: got {wrong}, expected different numbers from 0 to {len(data) - 1}")
+    return chosen
 
 
 def _finished(

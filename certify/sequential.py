@@ -189,50 +189,68 @@ def certify_sequentially(
     check_integer("n0", n0, 1)
     check_integer("max_n", max_n, 1, 10**9)
     items = torch.arange(len(x)) if index is None else index
-    shape = tuple(x.shape[1:])
     selection = engine.sampled(x, n0, index=items, seed=seed, stream=SELECTION)
-    selected = selection.argmax(1)
-    votes = torch.zeros_like(selection)
-    samples = torch.zeros_like(selected)
-    lower = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    upper = torch.ones_like(lower)
-    radius, radius_upper = torch.full_like(lower, -1), torch.full_like(lower, math.inf)
-    settled = torch.zeros_like(selected, dtype=torch.bool)
+    progress = _Progress(scheme, tuple(x.shape[1:]), selection)
     n = 0
-    while n < max_n and not settled.all():
-        open_images = (~settled).nonzero()[:, 0]
+    while n < max_n and len(rows := progress.unsettled()):
         last, n = n, min(max_n, next_look(n))
-        votes[open_images] += engine.sampled(
-            x[open_images],
-            n - last,
-            index=items[open_images.to(items.device)],
-            seed=seed,
-            stream=ESTIMATION,
-            first=last,
-        )
-        samples[open_images] = n
-        at_least, at_most = sequence_bounds(votes[open_images, selected[open_images]], n, alpha)
-        # the sequence is valid at all times together, so the best bound so far holds
-        lower[open_images] = torch.maximum(lower[open_images], at_least)
-        # below 1: that a class has every copy cannot be known from samples, and p = 1 would certify everything
-        upper[open_images] = torch.minimum(upper[open_images], at_most).clamp(max=1 - 2.0**-53)
-        radius[open_images] = _radius(scheme, lower[open_images], shape)
-        radius_upper[open_images] = _radius(scheme, upper[open_images], shape)
-        settled[open_images] = question.settled(radius[open_images], radius_upper[open_images])
+        own = items[rows.to(items.device)]
+        fresh = engine.sampled(x[rows], n - last, index=own, seed=seed, stream=ESTIMATION, first=last)
+        progress.look(rows, fresh, n, alpha, question)
         if on_look is not None:
-            on_look(n, int((~settled).sum()))
-    return SequentialCertified(
-        prediction=torch.where(radius >= 0, selected, -1),
-        radius=radius,
-        threat=scheme.threat,
-        p_lower=lower,
-        radius_upper=radius_upper,
-        settled=settled,
-        samples=samples,
-        votes=votes,
-        selection=selection,
-    )
+            on_look(n, len(progress.unsettled()))
+    return progress.result()
 
 
-def _radius(scheme: SampledScheme, p: Tensor, shape: tuple[int, ...]) -> Tensor:
+class _Progress:
+    """What the samples so far say about each image of a batch.
+
+    Args:
+        selection: int64 ``[B, C]``, the votes that choose the class.
+    """
+
+    def __init__(self, scheme: SampledScheme, shape: Shape, selection: Tensor) -> None:
+        self.scheme, self.shape, self.selection = scheme, shape, selection
+        self.selected = selection.argmax(1)
+        self.votes = torch.zeros_like(selection)
+        self.samples = torch.zeros_like(self.selected)
+        self.lower = torch.zeros(len(selection), dtype=torch.float64, device=selection.device)
+        self.upper = torch.ones_like(self.lower)
+        self.radius, self.radius_upper = torch.full_like(self.lower, -1), torch.full_like(self.lower, math.inf)
+        self.settled = torch.zeros_like(self.selected, dtype=torch.bool)
+
+    def unsettled(self) -> Tensor:
+        """Which images need more samples: int64 ``[K]``."""
+        return (~self.settled).nonzero()[:, 0]
+
+    def look(self, rows: Tensor, fresh: Tensor, n: int, alpha: float, question: Question) -> None:
+        """Add ``fresh`` votes of the images ``rows``, which now have ``n`` samples each, and ask ``question`` again."""
+        self.votes[rows] += fresh
+        self.samples[rows] = n
+        lower, upper = sequence_bounds(self.votes[rows, self.selected[rows]], n, alpha)
+        # the sequence is valid at all times together, so the best bound so far holds
+        self.lower[rows] = torch.maximum(self.lower[rows], lower)
+        # below 1: that a class has every copy cannot be known from samples, and p = 1 would certify everything
+        self.upper[rows] = torch.minimum(self.upper[rows], upper).clamp(max=1 - 2.0**-53)
+        self.radius[rows] = _radius(self.scheme, self.lower[rows], self.shape)
+        self.radius_upper[rows] = _radius(self.scheme, self.upper[rows], self.shape)
+        self.settled[rows] = question.settled(self.radius[rows], self.radius_upper[rows])
+
+    def result(self) -> SequentialCertified:
+        """The certificates from all samples so far."""
+        return SequentialCertified(
+            prediction=torch.where(self.radius >= 0, self.selected, -1),
+            radius=self.radius,
+            threat=self.scheme.threat,
+            p_lower=self.lower,
+            radius_upper=self.radius_upper,
+            settled=self.settled,
+            samples=self.samples,
+            votes=self.votes,
+            selection=self.selection,
+        )
+
+
+def _radius(scheme: SampledScheme, p: Tensor, shape: Shape) -> Tensor:
+    """The radius that is certified if the class has probability ``p`` (float64 ``[B]``) and the rest is one rival's."""
     return checked_radius(scheme, scheme.radius(p, 1 - p, shape=shape), len(p))

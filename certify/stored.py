@@ -146,41 +146,44 @@ def read_votes(folder: str | Path) -> StoredVotes:
     """All stored votes of a run."""
     folder, config = Path(folder), read_config(folder)
     shape: Shape = tuple(config["shape"])
-    labels = read_texts(folder, "label")  # first: while a run goes on, votes come before their rows
-    rows: dict[int, dict[str, str]] = {}
-    for path in table_paths(folder, "votes"):
-        for row in read_table(path):
-            _check_equal(path, rows.setdefault(int(row["idx"]), row), row)
-    rows = {idx: row for idx, row in rows.items() if idx in labels}
-    if missing := sorted(labels.keys() - rows.keys()):
-        raise ValueError(
-            f"{folder}: got {len(labels)} rows, and no votes of image {missing[0]}; a file was cut short, restore it "
-            "or certify again into a new folder"
-        )
-    ordered = [rows[idx] for idx in sorted(rows)]
-    if not ordered:
-        raise ValueError(f"{folder}: got no stored votes; resume the run first")
-    sizes = {(r["n0"], r["n"]) for r in ordered}
+    classes = config["num_classes"]
+    rows = _vote_rows(folder, classes)
+    sizes = {(row["n0"], row["n"]) for row in rows}
     if "until" in (config.get("sampling") or {}) or len(sizes) > 1:
         raise ValueError(
             f"{folder}: got votes of different numbers of samples, which were stopped by what they said; bounds for a "
             "fixed number do not hold for them"
         )
-    classes = config["num_classes"]
-    for row in ordered:
-        if row["label"] != labels[int(row["idx"])] or not 0 <= int(row["label"]) < classes:
+    n0, n = int(rows[0]["n0"]), int(rows[0]["n"])
+    idx, label = (torch.tensor([int(row[name]) for row in rows]) for name in ("idx", "label"))
+    selection = _dense([row["selection"] for row in rows], classes) if n0 > 0 else None
+    counts = _dense([row["counts"] for row in rows], classes)
+    votes = Votes(counts, selection, shape, n, idx, by_copy=_read_by_copy(folder, rows, n, counts))
+    return StoredVotes(idx, label, votes)
+
+
+def _vote_rows(folder: Path, classes: int) -> list[dict[str, str]]:
+    """The lines of all shards' votes, ordered by index: exactly one for each image that has a row, with its label."""
+    labels = read_texts(folder, "label")  # first: while a run goes on, votes come before their rows
+    rows: dict[int, dict[str, str]] = {}
+    for path in table_paths(folder, "votes"):
+        for row in read_table(path):
+            _check_equal(path, rows.setdefault(int(row["idx"]), row), row)
+    if missing := sorted(labels.keys() - rows.keys()):
+        raise ValueError(
+            f"{folder}: got {len(labels)} rows, and no votes of image {missing[0]}; a file was cut short, restore it "
+            "or certify again into a new folder"
+        )
+    if not labels:
+        raise ValueError(f"{folder}: got no stored votes; resume the run first")
+    for idx in sorted(labels):
+        row = rows[idx]
+        if row["label"] != labels[idx] or not 0 <= int(row["label"]) < classes:
             raise ValueError(
                 f"{folder}: got label {row['label']} with the votes of image {row['idx']}, expected that of its row, "
-                f"{labels[int(row['idx'])]}, one of {classes} classes"
+                f"{labels[idx]}, one of {classes} classes"
             )
-    selection = None
-    if int(ordered[0]["n0"]) > 0:
-        selection = _dense([r["selection"] for r in ordered], classes)
-    counts = _dense([r["counts"] for r in ordered], classes)
-    idx = torch.tensor(sorted(rows))
-    n = int(ordered[0]["n"])
-    votes = Votes(counts, selection, shape, n, idx, by_copy=_read_by_copy(folder, ordered, n, counts))
-    return StoredVotes(idx, torch.tensor([int(r["label"]) for r in ordered]), votes)
+    return [rows[idx] for idx in sorted(labels)]
 
 
 def read_samples(folder: str | Path) -> dict[int, int]:

@@ -27,19 +27,7 @@ def check_task(task: Task) -> None:
     space = task.observation_space
     if not isinstance(space, spaces.Dict) or set(space.spaces) != set(_KEYS):
         raise ValueError(f"{name}.observation_space: got {space}, expected a Dict of {', '.join(_KEYS)}")
-    rng = np.random.default_rng(0)
-    started = task.start(rng, _ROWS)
-    if not isinstance(started, tuple) or len(started) != 2:
-        raise ValueError(f"{name}.start: got {type(started).__name__}, expected two arrays, states and goals")
-    state, goal = started
-    _check(f"{name}.start (states)", state, task.state_space.shape)
-    _check(f"{name}.start (goals)", goal, task.goal_space.shape)
-    state, goal = state.astype(np.float32), goal.astype(np.float32)
-    noise = None
-    if task.stochastic:
-        noise = task.noise(rng, _ROWS)
-        _check(f"{name}.noise", noise, None)
-    given = [state, goal, _action(task.action_space), *([] if noise is None else [noise])]
+    given = _arguments(task)
     before = [each.copy() for each in given]
     shapes = {
         "step": task.state_space.shape,
@@ -54,15 +42,28 @@ def check_task(task: Task) -> None:
         raise ValueError(
             f"{name}: one of its functions changes its arguments, expected new arrays; copy before writing"
         )
+    goal = given[1][0]
     for function in ("reward", "terminated", *(["success"] if task.has_success else [])):
-        _check_single(f"{name}.{function}", getattr(task, function), together["achieved"][0], goal[0])
+        _check_single(f"{name}.{function}", getattr(task, function), together["achieved"][0], goal)
     alone = dict(_first_step(task, *(each[:1] for each in given)))
     for function, value in together.items():
-        if not np.allclose(value[:1], alone[function], rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(value).max()))):
-            raise ValueError(
-                f"{name}.{function}: got {alone[function][0]} for an environment by itself and {value[0]} for the same "
-                "beside others, expected each row to depend on its own row alone"
-            )
+        _check_own_row(f"{name}.{function}", value, alone[function])
+
+
+def _arguments(task: Task) -> list[NDArray[Any]]:
+    """States, goals, actions and, for a stochastic task, noise for a first step; what the task draws is checked."""
+    name, rng = type(task).__name__, np.random.default_rng(0)
+    started = task.start(rng, _ROWS)
+    if not isinstance(started, tuple) or len(started) != 2:
+        raise ValueError(f"{name}.start: got {type(started).__name__}, expected two arrays, states and goals")
+    state, goal = started
+    _check(f"{name}.start (states)", state, task.state_space.shape)
+    _check(f"{name}.start (goals)", goal, task.goal_space.shape)
+    noise = []
+    if task.stochastic:
+        noise = [task.noise(rng, _ROWS)]
+        _check(f"{name}.noise", noise[0], None)
+    return [state.astype(np.float32), goal.astype(np.float32), _action(task.action_space), *noise]
 
 
 def _first_step(
@@ -104,6 +105,15 @@ def _check_single(name: str, function: Callable[[Any, Any], Any], achieved: Any,
         ) from error
     if shape != ():
         raise ValueError(f"{name}: got shape {shape} for one goal, of shape {desired.shape}, expected one value")
+
+
+def _check_own_row(name: str, together: NDArray[Any], alone: NDArray[Any]) -> None:
+    """Raise unless the first environment gets the same by itself as beside others, up to rounding."""
+    if not np.allclose(together[:1], alone, rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(together).max()))):
+        raise ValueError(
+            f"{name}: got {alone[0]} for an environment by itself and {together[0]} for the same beside others, "
+            "expected each row to depend on its own row alone"
+        )
 
 
 def _action(space: spaces.Space[Any]) -> NDArray[Any]:

@@ -138,13 +138,29 @@ def save_checkpoint(model: OffPolicyAlgorithm, path: str | Path, *, settings: Ma
     check_supported(model)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    buffer = _buffer(model)
     for name, value in model.policy.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(
                 f"{path}: not written, since {name} is no longer finite after {model.num_timesteps} steps: training "
                 "diverged. An earlier checkpoint is kept; try a smaller learning rate or goal_gradient_coef"
             )
+    _replace(path, _tensors_of(model), _state_of(model, settings or {}))
+
+
+def _state_of(model: OffPolicyAlgorithm, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All that is not a tensor, as JSON values: counters, where the buffer is filled up to, settings."""
+    buffer = _buffer(model)
+    state: dict[str, Any] = {name: getattr(model, name) for name in _COUNTERS if hasattr(model, name)}
+    state |= {"version": VERSION, "algorithm": type(model).__name__, "pos": buffer.pos, "full": buffer.full}
+    state["settings"] = settings_of(model) | dict(settings)
+    statistics: GoalStatistics | None = getattr(model, "goal_statistics", None)
+    if statistics is not None and statistics.count > 0:
+        state["goals"] = list(statistics.state().values())
+    return state
+
+
+def _tensors_of(model: OffPolicyAlgorithm) -> dict[str, Tensor]:
+    """Parameters, optimizers, further variables and the replay buffer, by name."""
     # copies, since networks may share parameters, which the format does not allow
     tensors = {f"policy.{name}": value.clone() for name, value in model.policy.state_dict().items()}
     for name, optimizer in _optimizers(model).items():
@@ -152,13 +168,11 @@ def save_checkpoint(model: OffPolicyAlgorithm, path: str | Path, *, settings: Ma
             tensors |= {f"optimizer/{name}/{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
     for name in model._get_torch_save_params()[1]:
         tensors[f"variable.{name}"] = attrgetter(name)(model)
-    tensors |= {f"buffer.{name}": torch.from_numpy(array) for name, array in _used(buffer).items()}
-    state: dict[str, Any] = {name: getattr(model, name) for name in _COUNTERS if hasattr(model, name)}
-    state |= {"version": VERSION, "algorithm": type(model).__name__, "pos": buffer.pos, "full": buffer.full}
-    state["settings"] = settings_of(model) | dict(settings or {})
-    statistics: GoalStatistics | None = getattr(model, "goal_statistics", None)
-    if statistics is not None and statistics.count > 0:
-        state["goals"] = list(statistics.state().values())
+    return tensors | {f"buffer.{name}": torch.from_numpy(array) for name, array in _used(_buffer(model)).items()}
+
+
+def _replace(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """Write the file under another name first, then exchange the two."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -183,12 +197,23 @@ def load_checkpoint(model: OffPolicyAlgorithm, path: str | Path, *, buffer: bool
         ValueError: if the file is damaged, or of another algorithm or architecture.
     """
     path = Path(path)
+    state, tensors = _read(path, type(model).__name__, buffer=buffer)
+    _check_fit(model, state, tensors, buffer, path)
+    if buffer and (what := _other_settings(state, settings_of(model))):
+        warnings.warn(f"{path}: was trained with {what}", stacklevel=2)
+    _restore(model, state, tensors)
+    if buffer:
+        _fill(_buffer(model), _part(tensors, "buffer"), state["pos"], state["full"])
+
+
+def _read(path: Path, algorithm: str, *, buffer: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """State and tensors of a checkpoint, those of the replay buffer only if ``buffer``; raises if it is unfit."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such checkpoint; train first")
     if is_zipfile(path):
         raise ValueError(
             f"{path}: got a model that Stable-Baselines3 has saved (a zip file), expected a checkpoint of "
-            f"rl.save_checkpoint or rl.run; load it with {type(model).__name__}.load(path, env=env)"
+            f"rl.save_checkpoint or rl.run; load it with {algorithm}.load(path, env=env)"
         )
     try:
         with safe_open(path, "pt") as file:
@@ -197,14 +222,16 @@ def load_checkpoint(model: OffPolicyAlgorithm, path: str | Path, *, buffer: bool
             tensors = {name: file.get_tensor(name) for name in wanted}
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: truncated or not a checkpoint of a training run ({error}); train again") from error
-    if state.get("version") != VERSION or state["algorithm"] != type(model).__name__:
+    if state.get("version") != VERSION or state["algorithm"] != algorithm:
         raise ValueError(
             f"{path}: got a checkpoint of {state.get('algorithm')}, version {state.get('version')}; expected "
-            f"{type(model).__name__}, version {VERSION}"
+            f"{algorithm}, version {VERSION}"
         )
-    _check_fit(model, state, tensors, buffer, path)
-    if buffer and (what := _other_settings(state, settings_of(model))):
-        warnings.warn(f"{path}: was trained with {what}", stacklevel=2)
+    return state, tensors
+
+
+def _restore(model: OffPolicyAlgorithm, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Put everything but the replay buffer into the model."""
     model.policy.load_state_dict(_part(tensors, "policy"))
     with torch.no_grad():
         for name, value in _part(tensors, "variable").items():
@@ -217,8 +244,6 @@ def load_checkpoint(model: OffPolicyAlgorithm, path: str | Path, *, buffer: bool
     if "goals" in state:
         goals = dict(zip(("count", "mean", "squares"), state["goals"], strict=True))
         model.goal_statistics = GoalStatistics.of(goals)  # type: ignore[attr-defined]
-    if buffer:
-        _fill(_buffer(model), _part(tensors, "buffer"), state["pos"], state["full"])
 
 
 def check_settings(model: OffPolicyAlgorithm, path: str | Path, *, settings: Mapping[str, Any] | None = None) -> None:

@@ -223,17 +223,7 @@ def run(
             process is at; if ``eval_env`` or ``plan`` is of another type, or the model has no seed or state that no
             checkpoint holds.
     """
-    check_supported(model)
-    _check_vec_env("eval_env", eval_env)
-    if model.env is not None and _simulations(model.env) & _simulations(eval_env):
-        raise ValueError(
-            "eval_env: got the environment that is trained in, whose episodes an evaluation would break off; make "
-            "another one"
-        )
-    if not isinstance(plan, Plan):
-        raise ValueError(f"plan: got {plan!r}, expected an rl.Plan, such as rl.Plan(steps=100_000)")
-    if model.seed is None:
-        raise ValueError("seed: got None, expected an integer, from which all randomness of a run follows")
+    _check_arguments(model, eval_env, plan)
     folder = Path(folder)
     if holds_run(folder) and not resume:
         raise ValueError(f"{folder}: holds a training run; give resume=True to continue it, or choose another folder")
@@ -246,6 +236,21 @@ def run(
             callbacks = CallbackList([milestones, *_callbacks(callback)])
             model.learn(left, callbacks, reset_num_timesteps=model.num_timesteps == 0, tb_log_name=log_name)
     return log
+
+
+def _check_arguments(model: OffPolicyAlgorithm, eval_env: Any, plan: Any) -> None:
+    """Raise unless the model can be trained by the plan and resumed, and be evaluated in an environment apart."""
+    check_supported(model)
+    _check_vec_env("eval_env", eval_env)
+    if model.env is not None and _simulations(model.env) & _simulations(eval_env):
+        raise ValueError(
+            "eval_env: got the environment that is trained in, whose episodes an evaluation would break off; make "
+            "another one"
+        )
+    if not isinstance(plan, Plan):
+        raise ValueError(f"plan: got {plan!r}, expected an rl.Plan, such as rl.Plan(steps=100_000)")
+    if model.seed is None:
+        raise ValueError("seed: got None, expected an integer, from which all randomness of a run follows")
 
 
 def _callbacks(given: MaybeCallback) -> list[BaseCallback]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from certify.draws import ATTACK, Draws
-from certify.engine import Plan, copy_bytes
+from certify.engine import PassLayout, copy_bytes
 from certify.inference import exact_gradients
 from certify.scheme import EnumeratedScheme, Scheme
 from certify.smooth import Smoothed
@@ -130,7 +130,7 @@ def _over_copies(
     """
     engine = smoothed.engine
     assert engine.batch_size is not None
-    plan = Plan.of(
+    plan = PassLayout.of(
         count, engine.batch_size, copy_bytes(smoothed.scheme, tuple(x.shape[1:])), x.device, engine.shared_rows
     )
     with exact_gradients(engine.base_classifier):
