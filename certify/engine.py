@@ -30,7 +30,7 @@ from certify.inference import (
     position_matters,
 )
 from certify.scheme import EnumeratedScheme, SampledScheme, Scheme, check_integer
-from certify.votes import ThresholdVote, VoteRule, Votes, argmax_vote, count_votes
+from certify.votes import ThresholdVote, VoteRule, Votes, argmax_vote, sum_votes
 
 # from images, their indices in the data set and the numbers of copies: these copies, [images, copies, C', H, W]
 MakeCopies = Callable[[Tensor, Tensor, range], Tensor]
@@ -379,6 +379,6 @@ def collect_votes(
     scheme = engine.scheme
     assert isinstance(scheme, EnumeratedScheme)
     by_copy = engine.enumerated_by_copy(x) if scheme.positional else None
-    counts = engine.enumerated(x) if by_copy is None else count_votes(by_copy)
+    counts = engine.enumerated(x) if by_copy is None else sum_votes(by_copy)
     shape = tuple(x.shape[1:])
     return Votes(counts, None, shape, scheme.num_copies(shape), by_copy=by_copy, scheme=scheme)

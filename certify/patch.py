@@ -26,7 +26,7 @@ from certify.ablation import NullEncoding
 from certify.images import Shape
 from certify.scheme import Certified, EnumeratedScheme, check_counts, check_integer, leader_and_gap
 from certify.threats import Patch
-from certify.votes import count_votes
+from certify.votes import sum_votes
 
 PatchSize = int | tuple[int, int]
 PatchBound = Literal["location", "published"]
@@ -181,7 +181,7 @@ class StructuredAblation(NullEncoding, EnumeratedScheme):
     def certify_copies(self, by_copy: Tensor, *, shape: Shape, bound: PatchBound = "location") -> Certified:
         """The largest square patch that cannot change the prediction; ``radius`` is its side, 0 if there is none."""
         self.check_votes(by_copy, shape, bound)
-        counts = count_votes(by_copy)
+        counts = sum_votes(by_copy)
         prediction = leader_and_gap(counts)[0]
         radius = torch.zeros(len(by_copy), dtype=torch.int64, device=by_copy.device)
         # a smaller patch puts fewer votes at risk: bisection, all images with the same question together
@@ -208,7 +208,7 @@ class StructuredAblation(NullEncoding, EnumeratedScheme):
         """
         shape = self.check_votes(votes, shape, bound)
         height, width = height_and_width(patch_size)
-        counts = count_votes(votes)
+        counts = sum_votes(votes)
         prediction = leader_and_gap(counts)[0]
         everyone = torch.arange(len(votes), device=votes.device)
         question = _Question(shape, clip(shape, (height, width)), bound)
@@ -241,7 +241,7 @@ class StructuredAblation(NullEncoding, EnumeratedScheme):
         if exclusive and (votes.sum(2) > 1).any():
             raise ValueError("exclusive: got copies that vote for several classes, expected at most one vote of each")
         certified = torch.zeros((len(votes), votes.shape[2]), dtype=torch.bool, device=votes.device)
-        counts, everyone = count_votes(votes), torch.arange(len(votes), device=votes.device)
+        counts, everyone = sum_votes(votes), torch.arange(len(votes), device=votes.device)
         ranked = counts.argsort(dim=1, descending=True, stable=True)
         for label in ranked[:, :k].unbind(1):  # no other class is among the k to begin with
             held = self._held(votes, counts, label, everyone, question)

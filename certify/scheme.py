@@ -20,7 +20,7 @@ from certify.images import Shape, check_images
 from certify.inference import BaseClassifier
 from certify.registry import OwnClasses
 from certify.threats import PoisoningThreat, Threat, Unproven
-from certify.votes import count_votes
+from certify.votes import sum_votes
 
 Bounds = Literal["one-sided", "simultaneous"]
 BAD_BOUNDS = "bounds: got {!r}, expected 'one-sided' or 'simultaneous'"
@@ -245,7 +245,7 @@ class EnumeratedScheme(Scheme):
 
     def predict_copies(self, by_copy: Tensor, *, shape: Shape) -> Tensor:
         """The class that :meth:`certify_copies` returns, int64 ``[B]``: by default the one with most votes."""
-        return leader_and_gap(count_votes(by_copy))[0]
+        return leader_and_gap(sum_votes(by_copy))[0]
 
     def certify_copies(self, by_copy: Tensor, *, shape: Shape) -> Certified:
         """Exact certificate from the votes copy by copy, at least as good as that from their counts.
@@ -254,7 +254,7 @@ class EnumeratedScheme(Scheme):
             by_copy: bool ``[B, n, C]``, whether copy number i votes for a class.
             shape: of one image.
         """
-        return self.certify_counts(count_votes(by_copy), shape=shape)
+        return self.certify_counts(sum_votes(by_copy), shape=shape)
 
 
 class SampledScheme(Scheme):

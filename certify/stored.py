@@ -15,7 +15,7 @@ import torch
 from certify.files import read_json
 from certify.images import Shape
 from certify.packed import unpack_votes
-from certify.votes import Votes, count_votes
+from certify.votes import Votes, sum_votes
 
 BY_COPY = "by_copy"  # the column of votes copy by copy, for schemes that need them
 LOG_COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")  # those of Cohen et al. (2019)
@@ -196,7 +196,7 @@ def _read_by_copy(folder: Path, rows: list[dict[str, str]], n: int, counts: torc
     if BY_COPY not in rows[0]:
         return None
     by_copy = torch.stack([unpack_votes(row[BY_COPY], n, counts.shape[1]) for row in rows])
-    wrong = (count_votes(by_copy) != counts).any(1).nonzero()[:, 0].tolist()
+    wrong = (sum_votes(by_copy) != counts).any(1).nonzero()[:, 0].tolist()
     if wrong:
         raise ValueError(f"{folder}: the votes of image {rows[wrong[0]]['idx']} do not add up to its counts")
     return by_copy

@@ -43,7 +43,7 @@ class ThresholdVote:
         return logits.softmax(1) > self.theta
 
 
-def count_votes(votes: Tensor) -> Tensor:
+def sum_votes(votes: Tensor) -> Tensor:
     """``votes.sum(1)``, int64 ``[B, C]``, of bool or integer votes ``[B, n, C]``; of bool ones much faster."""
     if votes.dtype != torch.bool:
         return votes.sum(1)

@@ -31,7 +31,7 @@ LOG, STATE = "evaluations.npz", "state.safetensors"
 
 
 @dataclass
-class Evaluations:
+class EvaluationLog:
     """What was measured so far, as Stable-Baselines3's EvalCallback logs it: one list per episode and time."""
 
     timesteps: list[int] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Evaluations:
             temporary.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, path: Path, until: int) -> Evaluations:
+    def load(cls, path: Path, until: int) -> EvaluationLog:
         """Those up to step ``until``."""
         stored = read_evaluations(path)
         keep = stored.timesteps <= until
@@ -116,7 +116,7 @@ def run_episodes(model: Any, env: VecEnv, episodes: int, *, seed: int, determini
 class _Milestones(BaseCallback):
     """Between two rollouts, when all updates are done: evaluates, writes logs and checkpoints, starts afresh."""
 
-    def __init__(self, plan: Plan, eval_env: VecEnv, folder: Path, log: Evaluations, report: Callable[[str], None]):
+    def __init__(self, plan: Plan, eval_env: VecEnv, folder: Path, log: EvaluationLog, report: Callable[[str], None]):
         super().__init__()
         self.plan, self.eval_env, self.folder, self.log, self.report = plan, eval_env, folder, log, report
 
@@ -209,7 +209,7 @@ def run(
     callback: MaybeCallback = None,
     report: Callable[[str], None] = lambda text: None,
     log_name: str = "run",
-) -> Evaluations:
+) -> EvaluationLog:
     """Train ``model`` to ``plan.steps``, writing ``evaluations.npz`` and ``state.safetensors`` to ``folder``.
 
     Args:
@@ -229,7 +229,7 @@ def run(
         raise ValueError(f"{folder}: holds a training run; give resume=True to continue it, or choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     with _claimed(folder):
-        log = _go_on(model, plan, folder) if resume and (folder / STATE).exists() else Evaluations()
+        log = _go_on(model, plan, folder) if resume and (folder / STATE).exists() else EvaluationLog()
         left = plan.steps - model.num_timesteps
         if left > 0:
             milestones = _Milestones(plan, eval_env, folder, log, report)
@@ -259,12 +259,12 @@ def _callbacks(given: MaybeCallback) -> list[BaseCallback]:
     return [each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in several]
 
 
-def _go_on(model: OffPolicyAlgorithm, plan: Plan, folder: Path) -> Evaluations:
+def _go_on(model: OffPolicyAlgorithm, plan: Plan, folder: Path) -> EvaluationLog:
     """Load the last checkpoint; what was measured before it."""
     check_settings(model, folder / STATE, settings=plan.settings(model))
     load_checkpoint(model, folder / STATE)
     path = folder / LOG
-    log = Evaluations.load(path, model.num_timesteps) if path.exists() else Evaluations()
+    log = EvaluationLog.load(path, model.num_timesteps) if path.exists() else EvaluationLog()
     last = log.timesteps[-1] if log.timesteps else 0
     if last // plan.eval_every < model.num_timesteps // plan.eval_every:
         what = f"ends at step {last}, what was measured later" if path.exists() else "is missing, and what was measured"

@@ -30,7 +30,7 @@ from certify import (
 from certify.draws import ESTIMATION, TRAINING, Draws
 from certify.patch import PatchBound, StructuredAblation
 from certify.testing import copy_key
-from certify.windows import Axis, circular_sums, touched_runs
+from certify.windows import WindowAxis, circular_sums, touched_runs
 
 BOUNDS: tuple[PatchBound, ...] = ("location", "published")
 CASES: list[tuple[StructuredAblation, tuple[int, int, int]]] = [
@@ -202,7 +202,7 @@ def test_a_patch_of_5_meets_exactly_4_blocks_of_4():
 
 @given(size=st.integers(1, 14), data=st.data())
 def test_touched_windows_against_pixels(size, data):
-    axis = Axis(size, data.draw(st.integers(1, size)), data.draw(st.integers(1, size)))
+    axis = WindowAxis(size, data.draw(st.integers(1, size)), data.draw(st.integers(1, size)))
     length = data.draw(st.integers(1, size))
     windows = [{(t + i) % size for i in range(axis.width)} for t in range(0, size, axis.stride)]
     expected = [[bool(w & set(range(a, a + length))) for w in windows] for a in range(size - length + 1)]

@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 import rl
 from rl.checkpoint import check_settings, start_afresh
 from rl.goals import GoalGradient
-from rl.training import LOG, STATE, Evaluations
+from rl.training import LOG, STATE, EvaluationLog
 from tests.agents import ALGORITHMS, agent, bits, seek
 from tests.test_reengage import Learned
 
@@ -47,7 +47,7 @@ def environment(name: str, num_envs: int) -> Any:
     return bits(num_envs) if name == "DQN" else seek(num_envs)
 
 
-def trained(name: str, folder: Path, *, num_envs: int = 1, kill: int | None = None, **options: Any) -> Evaluations:
+def trained(name: str, folder: Path, *, num_envs: int = 1, kill: int | None = None, **options: Any) -> EvaluationLog:
     options = {"goal_gradient_coef": 0.3, "gradient_steps": num_envs, **options}
     model = agent(name, env=environment(name, num_envs), **options)
     callback = None if kill is None else KillAt(kill)
@@ -381,7 +381,7 @@ def test_a_log_that_is_lost_is_missed(tmp_path: Path) -> None:
     model = agent("DDPG", goal_gradient_coef=0.3)
     with pytest.raises(ValueError, match=r"evaluations\.npz: is missing, and what was measured in 200 steps is lost"):
         rl.run(model, seek(), PLAN, tmp_path, resume=True)
-    short = Evaluations.load(_written(tmp_path / LOG, log), until=100)
+    short = EvaluationLog.load(_written(tmp_path / LOG, log), until=100)
     short.save(tmp_path / LOG)
     with pytest.raises(ValueError, match=r"ends at step 100, what was measured later in 200 steps is lost"):
         rl.run(model, seek(), PLAN, tmp_path, resume=True)
