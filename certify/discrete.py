@@ -26,7 +26,7 @@ from certify.images import Shape, check_images, to_levels
 from certify.scheme import SampledScheme, check_integer
 from certify.threats import L0
 
-_WORDS = 1 << 32
+_NUM_WORDS = 1 << 32
 _HALF = Fraction(1, 2)
 MAX_RADIUS = 256  # features; exact integers for more changes than that are slow, and no published radius comes near
 
@@ -40,8 +40,8 @@ def noise_words(kappa: float, q: int) -> tuple[int, int]:
     check_integer("q (quantization steps, 255 for 8-bit images)", q, 1, 1 << 12)
     if not 0 < kappa < 1:
         raise ValueError(f"kappa: got {kappa}, expected a probability strictly between 0 and 1")
-    other = -((Fraction(kappa) - 1) * _WORDS // q)
-    keep = _WORDS - q * int(other)
+    other = -((Fraction(kappa) - 1) * _NUM_WORDS // q)
+    keep = _NUM_WORDS - q * int(other)
     if keep <= other:
         raise ValueError(
             f"kappa: got {kappa}, expected more than 1 / (q + 1) = {1 / (q + 1):.6g}: "
@@ -51,19 +51,19 @@ def noise_words(kappa: float, q: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=512)
-def _walk(keep: int, other: int, r: int) -> tuple[int, ...]:
+def _level_set_masses(keep: int, other: int, r: int) -> tuple[int, ...]:
     """Masses, in units of ``2^(-32 r)``, of m - n = r, r - 1, .., -r: the level sets, largest ratio first.
 
     Under x they are these, under y the same in reverse.
     """
     if r == 0:
         return (1,)
-    before, rest = _walk(keep, other, r - 1), _WORDS - keep - other
+    before, rest = _level_set_masses(keep, other, r - 1), _NUM_WORDS - keep - other
     padded = (0, 0, *before, 0, 0)
     return tuple(keep * padded[i + 2] + rest * padded[i + 1] + other * padded[i] for i in range(2 * r + 1))
 
 
-def _transport(mass: Fraction, source: Sequence[int], target: Sequence[int]) -> Fraction:
+def _worst_case_mass(mass: Fraction, source: Sequence[int], target: Sequence[int]) -> Fraction:
     """Fill level sets in order up to ``mass`` under ``source``; their mass under ``target``. All in the same units."""
     filled = moved = 0
     for here, there in zip(source, target, strict=True):
@@ -82,13 +82,13 @@ class LikelihoodRatio:
 
     def least(self, p: Fraction, r: int) -> Fraction:
         """The least probability at y of a class that has probability ``p`` at x. Increasing and continuous in p."""
-        masses, unit = _walk(self.keep, self.other, r), _WORDS**r
-        return _transport(p * unit, masses, masses[::-1]) / unit
+        masses, unit = _level_set_masses(self.keep, self.other, r), _NUM_WORDS**r
+        return _worst_case_mass(p * unit, masses, masses[::-1]) / unit
 
     def most(self, p: Fraction, r: int) -> Fraction:
         """The most: level sets in the opposite order, which makes it the inverse function of :meth:`least`."""
-        masses, unit = _walk(self.keep, self.other, r), _WORDS**r
-        return _transport(p * unit, masses[::-1], masses) / unit
+        masses, unit = _level_set_masses(self.keep, self.other, r), _NUM_WORDS**r
+        return _worst_case_mass(p * unit, masses[::-1], masses) / unit
 
     def threshold(self, r: int) -> Fraction:
         """p*(r): a class keeps more than one half after any r changes iff its probability is above this."""
@@ -142,7 +142,7 @@ class DiscreteNoise(SampledScheme):
     @property
     def keep_probability(self) -> Fraction:
         """The exact probability that a feature is kept."""
-        return Fraction(noise_words(self.kappa, self.q)[0], _WORDS)
+        return Fraction(noise_words(self.kappa, self.q)[0], _NUM_WORDS)
 
     def check(self, x: Tensor) -> None:
         check_images(x)
@@ -156,7 +156,7 @@ class DiscreteNoise(SampledScheme):
         # rounding adds at most 2^-53 of it, less than 2^-20 / other.
         moves = words.to(torch.float64).div_(other).clamp_(max=self.q).to(torch.int32)
         index = moves + (to_levels(x, self.q)[:, None].to(torch.int32) + 1)
-        return _values(self.q, x.device).index_select(0, index.flatten()).view(index.shape)
+        return _levels_twice(self.q, x.device).index_select(0, index.flatten()).view(index.shape)
 
     def radius(self, p_lower: Tensor, p_upper: Tensor, *, shape: Shape | None = None) -> Tensor:
         if shape is None:
@@ -186,7 +186,7 @@ def _two_sided_radius(ratio: LikelihoodRatio, p_lower: Fraction, p_upper: Fracti
 
 
 @lru_cache(maxsize=8)
-def _values(q: int, device: torch.device) -> Tensor:
+def _levels_twice(q: int, device: torch.device) -> Tensor:
     """float32 ``i / q`` for i = 0..q, twice around."""
     values = (torch.arange(q + 1, dtype=torch.float64) / q).float()
     return torch.cat((values, values)).to(device)

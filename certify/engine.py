@@ -75,7 +75,7 @@ def copy_bytes(scheme: Scheme, shape: Shape) -> int:
     return 4 * scheme.inputs_per_copy(shape) * math.prod(scheme.input_shape(shape))
 
 
-_EXCLUSIVE = (
+_ONE_VOTE_PER_COPY = (
     "a sampled scheme needs at most one vote per copy, since its certificate and its abstention rule conclude from "
     "p > 1/2 that no other class has more: use argmax_vote, or ThresholdVote with theta >= 0.5"
 )
@@ -115,7 +115,7 @@ class VoteEngine:
         if not callable(vote):
             raise TypeError(f"vote: got {vote!r}, expected a rule such as argmax_vote or ThresholdVote(theta=0.6)")
         if isinstance(scheme, SampledScheme) and not getattr(vote, "exclusive", True):
-            raise ValueError(f"vote: got {vote}, by which a copy may vote for several classes; {_EXCLUSIVE}")
+            raise ValueError(f"vote: got {vote}, by which a copy may vote for several classes; {_ONE_VOTE_PER_COPY}")
         self.base_classifier = scheme.classifier(base_classifier)
         self.scheme = scheme
         self.num_classes = num_classes
@@ -123,13 +123,13 @@ class VoteEngine:
         self.batch_size = batch_size
         if vote is not argmax_vote and type(vote) is not ThresholdVote:
             self._check_rule()
-        self._given, self._chosen_batch_size = base_classifier, batch_size
+        self._given_classifier, self._requested_batch_size = base_classifier, batch_size
         # what is known of the classifier, as long as it is run in the same way: of which images it takes the copies,
         # and in batches of how many rows it scores each by itself
-        self._way: tuple[object, ...] = ()
-        self._taken: set[Shape] = set()
-        self._independent: set[tuple[Shape, int]] = set()
-        self._shared: dict[tuple[int, ...], bool] = {}  # whether images may share batches, by how they are laid out
+        self._run_mode: tuple[object, ...] = ()
+        self._accepted_shapes: set[Shape] = set()
+        self._independent_batches: set[tuple[Shape, int]] = set()
+        self._may_share: dict[tuple[int, ...], bool] = {}  # whether images may share batches, by how they are laid out
 
     def _check_rule(self) -> None:
         """Raise if a vote by a rule of one's own depends on more than the scores of its copy."""
@@ -145,35 +145,35 @@ class VoteEngine:
     def shared_rows(self) -> int:
         """Rows of a pass at most in which several images are together; ``batch_size`` if that was given."""
         assert self.batch_size is not None  # settled by prepare
-        if self._chosen_batch_size is not None:
-            return self._chosen_batch_size
-        on_gpu = device_of(self._given, torch.device("cpu")).type == "cuda"
+        if self._requested_batch_size is not None:
+            return self._requested_batch_size
+        on_gpu = device_of(self._given_classifier, torch.device("cpu")).type == "cuda"
         return min(self.batch_size, _SHARED_CUDA if on_gpu else _SHARED_CPU)
 
     def prepare(self, x: Tensor) -> None:
         """Check ``x`` and, for each shape once, the classifier; settle the batch size that all calls share."""
         self.scheme.check(x)
-        shape, device = tuple(x.shape[1:]), device_of(self._given, x.device)
+        shape, device = tuple(x.shape[1:]), device_of(self._given_classifier, x.device)
         # kernels are others on another device or with another number of threads
-        way = (device, torch.get_num_threads(), modes(self._given))
-        if way != self._way:
-            if self._way and self._way[0] != device:
-                self.batch_size = self._chosen_batch_size
-            self._way = way
-            for known in (self._taken, self._independent, self._shared):
+        run_mode = (device, torch.get_num_threads(), modes(self._given_classifier))
+        if run_mode != self._run_mode:
+            if self._run_mode and self._run_mode[0] != device:
+                self.batch_size = self._requested_batch_size
+            self._run_mode = run_mode
+            for known in (self._accepted_shapes, self._independent_batches, self._may_share):
                 known.clear()
-        if shape in self._taken and self.batch_size is not None:
+        if shape in self._accepted_shapes and self.batch_size is not None:
             return
         with exact_inference(self.base_classifier):
-            copies = self._examples(x)
-            self._check_first(copies, shape)
+            copies = self._example_copies(x)
+            self._check_first_pass(copies, shape)
             if self.batch_size is None:
                 inputs = self.scheme.inputs_per_copy(shape)
                 self.batch_size = good_batch_size(self.base_classifier, copies[:1], inputs)
             check_independence(self.base_classifier, copies, min(self.batch_size, 4))  # before work, a first look
-            self._taken.add(shape)
+            self._accepted_shapes.add(shape)
 
-    def _check_first(self, copies: Tensor, shape: Shape) -> None:
+    def _check_first_pass(self, copies: Tensor, shape: Shape) -> None:
         """Run the classifier for the first time, with a word on what copies are if it does not take them."""
         try:
             scores = self.base_classifier(copies)
@@ -182,7 +182,7 @@ class VoteEngine:
         except RuntimeError as error:
             raise ValueError(
                 f"base classifier: got copies float32 {tuple(copies.shape)} on {copies.device}, and failed: {error}"
-                + self._advice(copies, shape)
+                + self._advice_on_failure(copies, shape)
             ) from error
         self._check_logits(scores, len(copies))
         if isinstance(self.vote, ThresholdVote) and _are_probabilities(scores):
@@ -191,7 +191,7 @@ class VoteEngine:
                 "ThresholdVote takes itself; leave out the model's last layer, or return their logarithm"
             )
 
-    def _advice(self, copies: Tensor, shape: Shape) -> str:
+    def _advice_on_failure(self, copies: Tensor, shape: Shape) -> str:
         """What may be wrong with a classifier that does not take copies."""
         kind, advice = type(self.scheme).__name__, "; it has to take float32 (model.float())"
         if copies.shape[1] != shape[0]:
@@ -203,9 +203,9 @@ class VoteEngine:
                 advice += '; or keep the first layer, and hide pixels behind a colour: null="mean", mean=(0.5, ...)'
         return advice + ("" if channels_first(shape) else "; images [B, H, W, C] are x.permute(0, 3, 1, 2)")
 
-    def _examples(self, x: Tensor) -> Tensor:
+    def _example_copies(self, x: Tensor) -> Tensor:
         """Four copies of the first image, on the classifier's device."""
-        image = x[:1].to(device_of(self._given, x.device))
+        image = x[:1].to(device_of(self._given_classifier, x.device))
         draws = Draws.of(0, SELECTION, torch.zeros(1, dtype=torch.int64, device=image.device), range(4))
         copies = self.scheme.sample(image, draws)
         channels = self.scheme.channels(x.shape[1])
@@ -225,15 +225,15 @@ class VoteEngine:
         layout = PassLayout.of(num_copies, self.batch_size, copy_bytes(self.scheme, shape), device, self.shared_rows)
         if layout.images > 1 and isinstance(self.scheme, EnumeratedScheme):
             key = (layout.images, layout.rows, *shape)
-            if key not in self._shared:
-                self._shared[key] = not position_matters(
-                    self.base_classifier, self._examples(x), layout.images * layout.rows
+            if key not in self._may_share:
+                self._may_share[key] = not position_matters(
+                    self.base_classifier, self._example_copies(x), layout.images * layout.rows
                 )
-            layout = layout if self._shared[key] else replace(layout, images=1)
+            layout = layout if self._may_share[key] else replace(layout, images=1)
         batch = (shape, layout.images * layout.rows)
-        if batch not in self._independent:
-            check_independence(self.base_classifier, self._examples(x), batch[1])
-            self._independent.add(batch)
+        if batch not in self._independent_batches:
+            check_independence(self.base_classifier, self._example_copies(x), batch[1])
+            self._independent_batches.add(batch)
         return layout
 
     def enumerated(self, x: Tensor) -> Tensor:
@@ -287,7 +287,7 @@ class VoteEngine:
         keep: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Counts, and with ``keep`` the votes copy by copy."""
-        home, device = x.device, device_of(self._given, x.device)
+        home, device = x.device, device_of(self._given_classifier, x.device)
         items = _checked_index(index, len(x))
         x, items = x.to(device), items.to(device)
         with exact_inference(self.base_classifier):
@@ -312,7 +312,7 @@ class VoteEngine:
                 if by_copy is not None:
                     by_copy[images, first : first + layout.rows] = votes
         if several:
-            raise ValueError(f"vote: a copy got several votes; {_EXCLUSIVE}")
+            raise ValueError(f"vote: a copy got several votes; {_ONE_VOTE_PER_COPY}")
         if nan:
             raise ValueError("base classifier: got NaN scores; no vote can be trusted, check the model and its inputs")
         return counts.to(home), None if by_copy is None else by_copy.to(home)

@@ -123,7 +123,7 @@ def certify_dataset(
         config = configuration(smoothed, data, sampling(smoothed, question, max_n)) | own
     # whatever else a configuration says, whether votes were stopped by what they said decides how they may be read
     config = config | {"sampling": sampling(smoothed, question, max_n)}
-    work = _from_fixed_number if question is None else partial(_until, question=question, max_n=max_n)
+    work = _certify_fixed if question is None else partial(_certify_until, question=question, max_n=max_n)
     copies = smoothed.copies_per_image(data.shape) if question is None else smoothed.n0
     step = images_per_step or max(1, _COPIES_PER_STEP // copies)
     columns = row_columns(guaranteed=not isinstance(smoothed.scheme.threat, Unproven))
@@ -178,7 +178,7 @@ def _chosen_images(data: Dataset, index: Sequence[int] | None, shard: tuple[int,
     return chosen
 
 
-def _finished(
+def _results_of_each(
     index: list[int], labels: Tensor, result: Certified, clean: Tensor, votes: list[Votes], n0: int, seconds: float
 ) -> list[tuple[Row, str]]:
     """Rows and stored votes of a few images.
@@ -194,17 +194,17 @@ def _finished(
     ]
 
 
-def _from_fixed_number(smoothed: Smoothed, data: Dataset, index: list[int]) -> list[tuple[Row, str]]:
+def _certify_fixed(smoothed: Smoothed, data: Dataset, index: list[int]) -> list[tuple[Row, str]]:
     """Certify a few images from a fixed number of copies."""
     images, labels = data.batch(index)
     started = time.perf_counter()
     votes = smoothed.votes(images, index=torch.tensor(index))
     result, clean = smoothed.certificate(votes), smoothed.prediction(votes)
     seconds = time.perf_counter() - started
-    return _finished(index, labels, result, clean, votes.each(), smoothed.n0, seconds)
+    return _results_of_each(index, labels, result, clean, votes.each(), smoothed.n0, seconds)
 
 
-def _until(
+def _certify_until(
     smoothed: Smoothed, data: Dataset, index: list[int], *, question: Question, max_n: int
 ) -> list[tuple[Row, str]]:
     """Certify a few images, sampling until the question is settled for each."""
@@ -214,4 +214,4 @@ def _until(
     result = smoothed.certify_until(images, question, max_n=max_n, index=items)
     seconds = time.perf_counter() - started
     votes = [result.votes_of(i, items, data.shape) for i in range(len(index))]
-    return _finished(index, labels, result, result.prediction, votes, smoothed.n0, seconds)
+    return _results_of_each(index, labels, result, result.prediction, votes, smoothed.n0, seconds)

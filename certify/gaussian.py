@@ -107,7 +107,7 @@ class GaussianScheme(SampledScheme):
         if self.sound:
             noise = self.rounded.draw(draws, count)
         else:
-            noise = noise_of_words(draws, count, _quantiles).mul_(math.sqrt(2) * self.sigma)
+            noise = noise_of_words(draws, count, _float_normals).mul_(math.sqrt(2) * self.sigma)
         return noise.reshape(*draws.shape, *shape)
 
     def values(self, numbers: Tensor, scale: int = 1) -> Tensor:
@@ -170,6 +170,6 @@ def added(numbers: Tensor, noise: Tensor) -> Tensor:
     return noise.add_(numbers) if fits else numbers + noise
 
 
-def _quantiles(words: Tensor, _keys: Tensor, numbers: Tensor) -> None:
+def _float_normals(words: Tensor, _keys: Tensor, numbers: Tensor) -> None:
     """Gaussian numbers of deviation ``1 / sqrt(2)`` in floating point, one for each: with its usual flaws."""
     numbers.copy_(words).add_(0.5).mul_(2.0**-31).clamp_(-1 + 2.0**-24, 1 - 2.0**-24).erfinv_()

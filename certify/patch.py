@@ -191,7 +191,7 @@ class StructuredAblation(NullEncoding, EnumeratedScheme):
                 asked = (radius + step == side).nonzero()[:, 0]
                 if side <= largest:
                     question = _Question(shape, clip(shape, (side, side)), bound)
-                    held = self._held(by_copy, counts, prediction, asked, question)
+                    held = self._label_stays(by_copy, counts, prediction, asked, question)
                     radius[asked[held]] = side
         return Certified(prediction, radius.to(torch.float64), self.threat)
 
@@ -212,7 +212,7 @@ class StructuredAblation(NullEncoding, EnumeratedScheme):
         prediction = leader_and_gap(counts)[0]
         everyone = torch.arange(len(votes), device=votes.device)
         question = _Question(shape, clip(shape, (height, width)), bound)
-        certified = self._held(votes, counts, prediction, everyone, question)
+        certified = self._label_stays(votes, counts, prediction, everyone, question)
         return PatchCertified(prediction, certified, Patch(height, width), bound)
 
     def certify_top_k(
@@ -244,11 +244,11 @@ class StructuredAblation(NullEncoding, EnumeratedScheme):
         counts, everyone = sum_votes(votes), torch.arange(len(votes), device=votes.device)
         ranked = counts.argsort(dim=1, descending=True, stable=True)
         for label in ranked[:, :k].unbind(1):  # no other class is among the k to begin with
-            held = self._held(votes, counts, label, everyone, question)
+            held = self._label_stays(votes, counts, label, everyone, question)
             certified.scatter_(1, label[:, None], held[:, None])
         return certified
 
-    def _held(self, votes: Tensor, counts: Tensor, label: Tensor, asked: Tensor, question: _Question) -> Tensor:
+    def _label_stays(self, votes: Tensor, counts: Tensor, label: Tensor, asked: Tensor, question: _Question) -> Tensor:
         """Whether images number ``asked`` keep their ``label`` among the k first: bool, of the length of ``asked``."""
         shape, patch, bound, k, exclusive = question
         if bound == "published":
@@ -261,15 +261,17 @@ class StructuredAblation(NullEncoding, EnumeratedScheme):
         step = max(1, _CHUNK // max(1, votes[:1].numel()))
         for begin in range(0, len(asked), step):
             at = asked[begin : begin + step]
-            own, touched = self._outside(votes, at, label[at, None], question)
+            own, touched = self._outside_of_classes(votes, at, label[at, None], question)
             able = may_overtake(counts[at], label[at], (own[:, 0] - touched).amin(1), k)
             close = (able.sum(1) >= k).nonzero()[:, 0]  # fewer than k do not push the label out
             if len(close):
                 rivals = counts[at[close]].masked_fill(~able[close], -1)
-                held[begin + close] = self._ahead_of(rivals, votes, at[close], label[at[close]], own[close], question)
+                held[begin + close] = self._stays_ahead_of(
+                    rivals, votes, at[close], label[at[close]], own[close], question
+                )
         return held
 
-    def _ahead_of(
+    def _stays_ahead_of(
         self, rivals: Tensor, votes: Tensor, at: Tensor, label: Tensor, own: Tensor, question: _Question
     ) -> Tensor:
         """Whether ``label``, with ``own`` votes not at risk, keeps its place among ``rivals``: bool ``[B]``.
@@ -284,7 +286,7 @@ class StructuredAblation(NullEncoding, EnumeratedScheme):
         strongest = rivals.argsort(dim=1, descending=True, stable=True)[:, : int((rivals >= 0).sum(1).max())]
         least = own.new_full((len(at), k, own.shape[2]), never)
         for some in strongest.split(max(1, _CHUNK // (len(at) * votes.shape[1])), dim=1):
-            outside, touched = self._outside(votes, at, some, question)
+            outside, touched = self._outside_of_classes(votes, at, some, question)
             needed = own - outside + (some > label[:, None])[:, :, None].to(own.dtype)  # later classes lose a tie
             needed.masked_fill_((rivals.gather(1, some) < 0)[:, :, None], never)
             if k == 1:
@@ -296,7 +298,9 @@ class StructuredAblation(NullEncoding, EnumeratedScheme):
                 break  # more rivals change nothing
         return held
 
-    def _outside(self, votes: Tensor, at: Tensor, classes: Tensor, question: _Question) -> tuple[Tensor, Tensor]:
+    def _outside_of_classes(
+        self, votes: Tensor, at: Tensor, classes: Tensor, question: _Question
+    ) -> tuple[Tensor, Tensor]:
         """:meth:`outside` for some classes (int64 ``[len(at), K]``) of the images number ``at``."""
         rows = votes[at[0] : at[0] + 1] if len(at) == 1 else votes[at]  # one image may be large
         picked = rows.gather(2, classes[:, None].expand(-1, rows.shape[1], -1))

@@ -123,13 +123,13 @@ class TableFile:
         create_atomically(path, header.encode())
         self._handle = path.open("a", encoding="utf-8")
         try:
-            self._claim()
+            self._lock()
             self._drop_unfinished(header)
         except BaseException:
             self._handle.close()
             raise
 
-    def _claim(self) -> None:
+    def _lock(self) -> None:
         try:
             lock_file(self._handle.fileno())
         except OSError as error:
@@ -167,16 +167,16 @@ class TableFile:
         self._handle.close()
 
 
-def _sparse(counts: Iterable[int]) -> str:
+def _sparse_text(counts: Iterable[int]) -> str:
     return ",".join(f"{c}:{n}" for c, n in enumerate(counts) if n) or "-"
 
 
 def votes_line(idx: int, label: int, votes: Votes, i: int, n0: int) -> str:
     """The stored form of image ``i`` of ``votes``: classes with votes only, ``class:count``; where a certificate needs
     them, also the votes copy by copy (:func:`pack_votes`)."""
-    selection = "-" if votes.selection is None else _sparse(votes.selection[i].tolist())
+    selection = "-" if votes.selection is None else _sparse_text(votes.selection[i].tolist())
     n0 = n0 if votes.selection is not None else 0
-    line = f"{idx}\t{label}\t{n0}\t{votes.n}\t{selection}\t{_sparse(votes.counts[i].tolist())}"
+    line = f"{idx}\t{label}\t{n0}\t{votes.n}\t{selection}\t{_sparse_text(votes.counts[i].tolist())}"
     return line if votes.by_copy is None else f"{line}\t{pack_votes(votes.by_copy[i])}"
 
 
@@ -266,7 +266,7 @@ class ResultFolder:
                 f"{self.folder}: holds results; add --resume to continue them (resume=True), or choose another folder"
             )
         check_writable(self.folder)
-        self._check_orphans()
+        self._check_config_exists()
         claim_config(self.config_path, config)
         self._rows = TableFile(self.rows_path, self._columns)
         self._open.append(self._rows)
@@ -274,21 +274,21 @@ class ResultFolder:
             self._votes = TableFile(self.votes_path, self._vote_columns)
             self._open.append(self._votes)
             mine, voted = ({row["idx"] for row in read_table(path)} for path in (self.rows_path, self.votes_path))
-            self._check_half({self.rows_path: len(mine), self.votes_path: len(voted)})
+            self._check_both_tables({self.rows_path: len(mine), self.votes_path: len(voted)})
             # An image's votes are written just before its row: after a kill, the last votes may have no row yet.
             self._votes.keep(mine)
             # after a crash of the machine, rows may be on disk whose votes are not: these images are done again
             self._rows.keep(voted)
         return {int(row["idx"]) for path in table_paths(self.folder, "rows") for row in read_table(path)}
 
-    def _check_half(self, sizes: dict[Path, int]) -> None:
+    def _check_both_tables(self, sizes: dict[Path, int]) -> None:
         """Raise if rows or votes are gone altogether: the others would be made again, at the price of all that work."""
         # a run that was killed at its first image has votes of it alone
         if min(sizes.values()) == 0 and max(sizes.values()) > 1:
             gone, there = sorted(sizes, key=lambda path: sizes[path])
             raise ValueError(f"{gone}: got no images, but {there.name} has some; restore it, or choose another folder")
 
-    def _check_orphans(self) -> None:
+    def _check_config_exists(self) -> None:
         """Raise if there are results, but not the configuration that says how they were made."""
         if self.config_path.exists():
             return

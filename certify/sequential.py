@@ -232,8 +232,8 @@ class _Progress:
         self.lower[rows] = torch.maximum(self.lower[rows], lower)
         # below 1: that a class has every copy cannot be known from samples, and p = 1 would certify everything
         self.upper[rows] = torch.minimum(self.upper[rows], upper).clamp(max=1 - 2.0**-53)
-        self.radius[rows] = _radius(self.scheme, self.lower[rows], self.shape)
-        self.radius_upper[rows] = _radius(self.scheme, self.upper[rows], self.shape)
+        self.radius[rows] = _radius_at(self.scheme, self.lower[rows], self.shape)
+        self.radius_upper[rows] = _radius_at(self.scheme, self.upper[rows], self.shape)
         self.settled[rows] = question.settled(self.radius[rows], self.radius_upper[rows])
 
     def result(self) -> SequentialCertified:
@@ -251,6 +251,6 @@ class _Progress:
         )
 
 
-def _radius(scheme: SampledScheme, p: Tensor, shape: Shape) -> Tensor:
+def _radius_at(scheme: SampledScheme, p: Tensor, shape: Shape) -> Tensor:
     """The radius that is certified if the class has probability ``p`` (float64 ``[B]``) and the rest is one rival's."""
     return checked_radius(scheme, scheme.radius(p, 1 - p, shape=shape), len(p))

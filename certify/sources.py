@@ -12,9 +12,11 @@ from functools import partial
 from types import CodeType, FunctionType
 from typing import Any
 
-_KNOWN = frozenset({"builtins", "abc", "typing", "enum", "torch", __package__})  # packages whose code is not one's own
-_PLAIN = (type(None), bool, int, float, complex, str, bytes)
-_MOST = 200  # functions and classes that are followed
+_KNOWN_PACKAGES = frozenset(
+    {"builtins", "abc", "typing", "enum", "torch", __package__}
+)  # packages whose code is not one's own
+_PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes)
+_MAX_DEFINITIONS = 200  # functions and classes that are followed
 
 
 def code_of(things: Iterable[Any]) -> str | None:
@@ -30,30 +32,30 @@ def code_of(things: Iterable[Any]) -> str | None:
     """
     texts: dict[Any, str] = {}
     for thing in things:
-        for each in _defined(thing):
-            _follow(each, texts)
+        for each in _definitions(thing):
+            _add_text(each, texts)
     if not texts:
         return None
     return hashlib.sha256("\n".join(sorted(texts.values())).encode()).hexdigest()[:16]
 
 
-def _defined(thing: Any) -> Iterator[Any]:
+def _definitions(thing: Any) -> Iterator[Any]:
     """The classes and functions that a class, a function or a partial one consists of."""
     if isinstance(thing, partial):
-        yield from _defined(thing.func)
+        yield from _definitions(thing.func)
         yield (thing.args, sorted(thing.keywords.items()))
     elif isinstance(thing, type):
-        yield from (base for base in thing.__mro__ if base.__module__.split(".")[0] not in _KNOWN)
-    elif inspect.isfunction(thing) and thing.__module__.split(".")[0] not in _KNOWN:
+        yield from (base for base in thing.__mro__ if base.__module__.split(".")[0] not in _KNOWN_PACKAGES)
+    elif inspect.isfunction(thing) and thing.__module__.split(".")[0] not in _KNOWN_PACKAGES:
         yield thing
 
 
-def _follow(thing: Any, texts: dict[Any, str]) -> None:
+def _add_text(thing: Any, texts: dict[Any, str]) -> None:
     """Add the text of a class or function, and of what it names; others may have the same names in other modules."""
     if not isinstance(thing, (type, FunctionType)):
-        texts["arguments"] = f"arguments {_stable(thing)}"
+        texts["arguments"] = f"arguments {_stable_text(thing)}"
         return
-    if thing in texts or len(texts) >= _MOST:
+    if thing in texts or len(texts) >= _MAX_DEFINITIONS:
         return
     name = thing.__qualname__
     try:
@@ -69,17 +71,17 @@ def _follow(thing: Any, texts: dict[Any, str]) -> None:
         value = getattr(around[name], "__wrapped__", around[name])  # of a decorator such as lru_cache
         if isinstance(value, (type, FunctionType)):
             if value.__module__ == thing.__module__:
-                _follow(value, texts)
-        elif isinstance(value, (*_PLAIN, tuple)):
-            texts[thing.__module__, name] = f"{name} = {_stable(value)}"
+                _add_text(value, texts)
+        elif isinstance(value, (*_PLAIN_TYPES, tuple)):
+            texts[thing.__module__, name] = f"{name} = {_stable_text(value)}"
 
 
-def _stable(value: Any) -> str:
+def _stable_text(value: Any) -> str:
     """A plain value as text; of others, which may have an address in their text, the class."""
-    if isinstance(value, _PLAIN):
+    if isinstance(value, _PLAIN_TYPES):
         return repr(value)
     if isinstance(value, (tuple, list)):
-        return f"({', '.join(map(_stable, value))})"
+        return f"({', '.join(map(_stable_text, value))})"
     return type(value).__qualname__
 
 
@@ -98,14 +100,14 @@ def _drop_docstrings(tree: ast.AST) -> None:
 def _instructions(thing: type | FunctionType) -> list[Any]:
     """What a function does, or the methods that are written in a class."""
     if isinstance(thing, FunctionType):
-        return _code(thing.__code__)
+        return _code_text(thing.__code__)
     found = {name: getattr(value, "__func__", value) for name, value in vars(thing).items()}
     found |= {name: value.fget for name, value in found.items() if isinstance(value, property)}
     own = {name: value for name, value in found.items() if inspect.isfunction(value)}
-    return [(name, _code(value.__code__)) for name, value in sorted(own.items())]
+    return [(name, _code_text(value.__code__)) for name, value in sorted(own.items())]
 
 
-def _code(code: CodeType) -> list[Any]:
-    inner = [_code(each) if isinstance(each, CodeType) else each for each in code.co_consts]
+def _code_text(code: CodeType) -> list[Any]:
+    inner = [_code_text(each) if isinstance(each, CodeType) else each for each in code.co_consts]
     inner = [sorted(map(repr, each)) if isinstance(each, frozenset) else repr(each) for each in inner]
     return [code.co_code.hex(), code.co_names, inner]

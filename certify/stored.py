@@ -46,7 +46,7 @@ def read_table(path: Path, *, columns: Sequence[str] | None = None) -> list[dict
     return rows
 
 
-def _dense(texts: Sequence[str], num_classes: int) -> torch.Tensor:
+def _parse_counts(texts: Sequence[str], num_classes: int) -> torch.Tensor:
     """Counts as they are stored, class:count for each class with votes, as int64 ``[len(texts), num_classes]``."""
     dense = np.zeros((len(texts), num_classes), dtype=np.int64)
     for text, counts in zip(texts, dense, strict=True):
@@ -105,15 +105,15 @@ def read_rows(source: str | Path) -> dict[str, np.ndarray]:
             except (KeyError, ValueError) as error:
                 raise ValueError(f"{path}: got a row {row}, expected an image's index as idx") from error
             if source.is_dir():
-                _check_equal(path, before, row)
+                _check_same_result(path, before, row)
             by_index[idx] = row
     if not by_index:
         raise ValueError(f"{source}: got no finished row; resume the run first")
     rows = [by_index[idx] for idx in sorted(by_index)]
-    return {name: np.array([_number(row[name], time=name == "time") for row in rows]) for name in rows[0]}
+    return {name: np.array([_cell_value(row[name], time=name == "time") for row in rows]) for name in rows[0]}
 
 
-def _check_equal(path: Path, before: dict[str, str], row: dict[str, str]) -> None:
+def _check_same_result(path: Path, before: dict[str, str], row: dict[str, str]) -> None:
     """Raise unless an image that was done twice, by two shards perhaps, has the same results."""
     for name in row:
         if name != "time" and row[name] != before.get(name):
@@ -129,7 +129,7 @@ def read_texts(folder: str | Path, column: str) -> dict[int, str]:
     return {int(row["idx"]): row[column] for row in rows}
 
 
-def _number(text: str, *, time: bool) -> float:
+def _cell_value(text: str, *, time: bool) -> float:
     try:
         return float(text)
     except ValueError:
@@ -156,8 +156,8 @@ def read_votes(folder: str | Path) -> StoredVotes:
         )
     n0, n = int(rows[0]["n0"]), int(rows[0]["n"])
     idx, label = (torch.tensor([int(row[name]) for row in rows]) for name in ("idx", "label"))
-    selection = _dense([row["selection"] for row in rows], classes) if n0 > 0 else None
-    counts = _dense([row["counts"] for row in rows], classes)
+    selection = _parse_counts([row["selection"] for row in rows], classes) if n0 > 0 else None
+    counts = _parse_counts([row["counts"] for row in rows], classes)
     votes = Votes(counts, selection, shape, n, idx, by_copy=_read_by_copy(folder, rows, n, counts))
     return StoredVotes(idx, label, votes)
 
@@ -168,7 +168,7 @@ def _vote_rows(folder: Path, classes: int) -> list[dict[str, str]]:
     rows: dict[int, dict[str, str]] = {}
     for path in table_paths(folder, "votes"):
         for row in read_table(path):
-            _check_equal(path, rows.setdefault(int(row["idx"]), row), row)
+            _check_same_result(path, rows.setdefault(int(row["idx"]), row), row)
     if missing := sorted(labels.keys() - rows.keys()):
         raise ValueError(
             f"{folder}: got {len(labels)} rows, and no votes of image {missing[0]}; a file was cut short, restore it "

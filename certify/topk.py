@@ -43,7 +43,7 @@ def _floor_times(p: float | Fraction, total: int) -> int:
     return numerator * total // denominator
 
 
-def _radius(own: int, rivals: Sequence[int], total: int, touched: Sequence[int]) -> int:
+def _radius_in_units(own: int, rivals: Sequence[int], total: int, touched: Sequence[int]) -> int:
     """Theorem 1 in units of ``1 / total``, with ``rivals`` the k largest upper bounds in ascending order."""
     # Certified at r iff for some t: own - T_r > (min(Y_t, total - own) + T_r) / t, that is
     # (t + 1) T_r < t own - min(Y_t, total - own), with Y_t the sum of the t smallest of the k largest rivals.
@@ -72,7 +72,7 @@ def certified_radius(p_lower: Fraction, others: Sequence[Fraction], top_k: int, 
     check_integer("top_k", top_k, 1, len(others))
     total, touched = _touched_ablations(d, e, top_k)
     own = -_floor_times(-p_lower, total)  # both bounds are first rounded to what a probability can be
-    return _radius(own, [_floor_times(p, total) for p in sorted(others)[-top_k:]], total, touched)
+    return _radius_in_units(own, [_floor_times(p, total) for p in sorted(others)[-top_k:]], total, touched)
 
 
 def label_bounds(counts: Tensor, k: int, alpha: float, n: int) -> tuple[Tensor, Tensor]:
@@ -121,7 +121,7 @@ def certify_counts(
             key = p_lower, out = lower[b, c].item(), place.get(c, k)
             if key not in found:
                 own = -_floor_times(-p_lower, total)
-                found[key] = _radius(own, (ahead[:out] + ahead[out + 1 :])[::-1], total, touched)
+                found[key] = _radius_in_units(own, (ahead[:out] + ahead[out + 1 :])[::-1], total, touched)
             radius[b, c] = found[key]
     return TopKCertified(radius.to(counts.device), k, L0(unit))
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from certify.gaussian import GaussianScheme
 
 _SLACK = 1e-11  # relative; the distribution function and its arguments are accurate to a few 1e-14
-_FARTHEST = 64.0  # standard deviations
+_MAX_DEVIATIONS = 64.0  # standard deviations
 
 
 def certify_counts(
@@ -57,7 +57,7 @@ def certified_radius(lower: Tensor, upper: Tensor, k: int, slip: float = 0.0) ->
         lower, upper: float64 ``[B, C]``, bounds on the probability of each label.
         slip: how far each probability may be from that of exact noise.
     """
-    rivals = torch.minimum(_smallest_together(upper, k), (1 - lower)[..., None])
+    rivals = torch.minimum(_sums_of_smallest(upper, k), (1 - lower)[..., None])
     own = (-quantile_above(1 - lower + slip)).cpu().numpy()[..., None]
     others = quantile_above(rivals + slip).cpu().numpy()
     share = np.arange(1, k + 1)
@@ -69,7 +69,7 @@ def certified_radius(lower: Tensor, upper: Tensor, k: int, slip: float = 0.0) ->
         return ahead.any(-1)
 
     low = np.zeros(lower.shape)
-    at_all, high = certified(low), np.full(lower.shape, _FARTHEST)
+    at_all, high = certified(low), np.full(lower.shape, _MAX_DEVIATIONS)
     for _ in range(64):
         middle = (low + high) / 2
         fine = certified(middle)
@@ -77,7 +77,7 @@ def certified_radius(lower: Tensor, upper: Tensor, k: int, slip: float = 0.0) ->
     return torch.from_numpy(np.where(at_all, low, -1.0)).to(lower.device)
 
 
-def _smallest_together(upper: Tensor, k: int) -> Tensor:
+def _sums_of_smallest(upper: Tensor, k: int) -> Tensor:
     """Of the k largest bounds of other labels, the sums of the t smallest, t = 1 .. k: ``[B, C, k]``."""
     largest, leaders = upper.topk(k + 1, dim=1)
     # of k + 1 bounds, one is left out: that of the label itself, or the smallest

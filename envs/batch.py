@@ -16,7 +16,7 @@ Rows = slice | NDArray[np.intp]
 ALL = slice(None)
 
 # draws of one environment at a time: one generator call per 32 episodes instead of one per episode, and so for steps
-_EPISODES, _STEPS = 32, 256
+_STARTS_AHEAD, _NOISE_AHEAD = 32, 256
 
 
 class Pool:
@@ -78,8 +78,8 @@ class Batch:
         self.episodes: dict[int, Episode] = {}
         self._spaces = {"state": task.state_space, "goal": task.goal_space}
         self._state, self._goal = (np.zeros((n, *(s.shape or ())), np.float32) for s in self._spaces.values())
-        self._starts = Pool(task.start, self.generators, n, _EPISODES)
-        self._noise = Pool(self._draw_noise, self.generators, n, _STEPS) if task.stochastic else None
+        self._starts = Pool(task.start, self.generators, n, _STARTS_AHEAD)
+        self._noise = Pool(self._draw_noise, self.generators, n, _NOISE_AHEAD) if task.stochastic else None
 
     def seed(self, row: int, generator: np.random.Generator) -> None:
         """Draws for this environment come from the generator from now on; its next episode is the first of these."""

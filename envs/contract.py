@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from envs.task import Task
 
-_ROWS = 3  # environments that are tried, first together, then the first by itself
+_NUM_ENVS = 3  # environments that are tried, first together, then the first by itself
 _KEYS = ("observation", "achieved_goal", "desired_goal")
 
 
@@ -36,7 +36,7 @@ def check_task(task: Task) -> None:
     }
     together = {}
     for function, value in _first_step(task, *given):
-        _check(f"{name}.{function}", value, shapes.get(function, ()), truth=function in ("success", "terminated"))
+        _check_array(f"{name}.{function}", value, shapes.get(function, ()), truth=function in ("success", "terminated"))
         together[function] = value
     if not all(map(np.array_equal, given, before)):
         raise ValueError(
@@ -44,7 +44,7 @@ def check_task(task: Task) -> None:
         )
     goal = given[1][0]
     for function in ("reward", "terminated", *(["success"] if task.has_success else [])):
-        _check_single(f"{name}.{function}", getattr(task, function), together["achieved"][0], goal)
+        _check_one_goal(f"{name}.{function}", getattr(task, function), together["achieved"][0], goal)
     alone = dict(_first_step(task, *(each[:1] for each in given)))
     for function, value in together.items():
         _check_own_row(f"{name}.{function}", value, alone[function])
@@ -53,17 +53,17 @@ def check_task(task: Task) -> None:
 def _arguments(task: Task) -> list[NDArray[Any]]:
     """States, goals, actions and, for a stochastic task, noise for a first step; what the task draws is checked."""
     name, rng = type(task).__name__, np.random.default_rng(0)
-    started = task.start(rng, _ROWS)
+    started = task.start(rng, _NUM_ENVS)
     if not isinstance(started, tuple) or len(started) != 2:
         raise ValueError(f"{name}.start: got {type(started).__name__}, expected two arrays, states and goals")
     state, goal = started
-    _check(f"{name}.start (states)", state, task.state_space.shape)
-    _check(f"{name}.start (goals)", goal, task.goal_space.shape)
+    _check_array(f"{name}.start (states)", state, task.state_space.shape)
+    _check_array(f"{name}.start (goals)", goal, task.goal_space.shape)
     noise = []
     if task.stochastic:
-        noise = [task.noise(rng, _ROWS)]
-        _check(f"{name}.noise", noise[0], None)
-    return [state.astype(np.float32), goal.astype(np.float32), _action(task.action_space), *noise]
+        noise = [task.noise(rng, _NUM_ENVS)]
+        _check_array(f"{name}.noise", noise[0], None)
+    return [state.astype(np.float32), goal.astype(np.float32), _legal_actions(task.action_space), *noise]
 
 
 def _first_step(
@@ -80,21 +80,21 @@ def _first_step(
     yield "reward", task.reward(achieved, goal)
 
 
-def _check(name: str, value: Any, shape: tuple[int, ...] | None, *, truth: bool = False) -> None:
+def _check_array(name: str, value: Any, shape: tuple[int, ...] | None, *, truth: bool = False) -> None:
     """Raise unless ``value`` is an array of a row per environment: of finite numbers, or of truth values."""
     if not isinstance(value, np.ndarray):
         raise ValueError(f"{name}: got {type(value).__name__}, expected an array with a row for each environment")
-    expected = None if shape is None else (_ROWS, *shape)
-    if value.shape != expected if expected is not None else len(value.shape) == 0 or len(value) != _ROWS:
-        wanted = expected or f"({_ROWS}, ...)"
-        raise ValueError(f"{name}: got shape {value.shape} for {_ROWS} environments, expected {wanted}")
+    expected = None if shape is None else (_NUM_ENVS, *shape)
+    if value.shape != expected if expected is not None else len(value.shape) == 0 or len(value) != _NUM_ENVS:
+        wanted = expected or f"({_NUM_ENVS}, ...)"
+        raise ValueError(f"{name}: got shape {value.shape} for {_NUM_ENVS} environments, expected {wanted}")
     if value.dtype != np.bool_ and (truth or not np.issubdtype(value.dtype, np.number)):
         raise ValueError(f"{name}: got {value.dtype}, expected {'bool' if truth else 'numbers'}")
     if not np.isfinite(value).all():
         raise ValueError(f"{name}: got a number that is not finite, expected finite numbers")
 
 
-def _check_single(name: str, function: Callable[[Any, Any], Any], achieved: Any, desired: Any) -> None:
+def _check_one_goal(name: str, function: Callable[[Any, Any], Any], achieved: Any, desired: Any) -> None:
     """Raise unless a goal without leading dimensions gets one number."""
     try:
         shape = np.shape(function(achieved, desired))
@@ -116,10 +116,10 @@ def _check_own_row(name: str, together: NDArray[Any], alone: NDArray[Any]) -> No
         )
 
 
-def _action(space: spaces.Space[Any]) -> NDArray[Any]:
+def _legal_actions(space: spaces.Space[Any]) -> NDArray[Any]:
     """The same legal action for each environment."""
     if isinstance(space, spaces.Box):
         one = np.clip(np.zeros(space.shape, space.dtype), space.low, space.high)
     else:
         one = np.zeros(space.shape or (), np.int64)
-    return np.repeat(one[None], _ROWS, axis=0)
+    return np.repeat(one[None], _NUM_ENVS, axis=0)

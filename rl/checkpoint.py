@@ -33,8 +33,8 @@ from rl.her import HerReplayBuffer, end_open_episodes
 
 VERSION = 1
 _COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_n_calls", "exploration_rate", "_total_timesteps")
-_BUFFER = ("actions", "rewards", "dones", "timeouts", "ep_start", "ep_length")
-_DICTIONARIES = ("observations", "next_observations")
+_BUFFER_ARRAYS = ("actions", "rewards", "dones", "timeouts", "ep_start", "ep_length")
+_OBSERVATION_ARRAYS = ("observations", "next_observations")
 
 
 # To go on with others is another experiment; those of the algorithm, and of its replay buffer.
@@ -63,26 +63,26 @@ def settings_of(model: OffPolicyAlgorithm) -> dict[str, Any]:
         for name in _BUFFER_SETTINGS
         if hasattr(model.replay_buffer, name)
     }
-    return {name: _plain(value) for name, value in found.items()}
+    return {name: _json_value(value) for name, value in found.items()}
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     """A setting that is written the same in every process: numbers and texts themselves, other things by name."""
     if isinstance(value, np.generic):
         return value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
+        return [_json_value(each) for each in value]
     if isinstance(value, Enum):
         return value.name
     if isinstance(value, Tensor):
-        return _plain(value.tolist())
+        return _json_value(value.tolist())
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     kind = type(value).__qualname__
     if is_dataclass(value):
-        return {"kind": kind} | {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+        return {"kind": kind} | {each.name: _json_value(getattr(value, each.name)) for each in fields(value)}
     text = repr(value)
     return kind if " at 0x" in text else text
 
@@ -149,7 +149,7 @@ def save_checkpoint(model: OffPolicyAlgorithm, path: str | Path, *, settings: Ma
 
 def _state_of(model: OffPolicyAlgorithm, settings: Mapping[str, Any]) -> dict[str, Any]:
     """All that is not a tensor, as JSON values: counters, where the buffer is filled up to, settings."""
-    buffer = _buffer(model)
+    buffer = _replay_buffer_of(model)
     state: dict[str, Any] = {name: getattr(model, name) for name in _COUNTERS if hasattr(model, name)}
     state |= {"version": VERSION, "algorithm": type(model).__name__, "pos": buffer.pos, "full": buffer.full}
     state["settings"] = settings_of(model) | dict(settings)
@@ -168,7 +168,9 @@ def _tensors_of(model: OffPolicyAlgorithm) -> dict[str, Tensor]:
             tensors |= {f"optimizer/{name}/{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
     for name in model._get_torch_save_params()[1]:
         tensors[f"variable.{name}"] = attrgetter(name)(model)
-    return tensors | {f"buffer.{name}": torch.from_numpy(array) for name, array in _used(_buffer(model)).items()}
+    return tensors | {
+        f"buffer.{name}": torch.from_numpy(array) for name, array in _filled_arrays(_replay_buffer_of(model)).items()
+    }
 
 
 def _replace(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -199,11 +201,11 @@ def load_checkpoint(model: OffPolicyAlgorithm, path: str | Path, *, buffer: bool
     path = Path(path)
     state, tensors = _read(path, type(model).__name__, buffer=buffer)
     _check_fit(model, state, tensors, buffer, path)
-    if buffer and (what := _other_settings(state, settings_of(model))):
+    if buffer and (what := _differing_settings(state, settings_of(model))):
         warnings.warn(f"{path}: was trained with {what}", stacklevel=2)
     _restore(model, state, tensors)
     if buffer:
-        _fill(_buffer(model), _part(tensors, "buffer"), state["pos"], state["full"])
+        _fill_buffer(_replay_buffer_of(model), _with_prefix(tensors, "buffer"), state["pos"], state["full"])
 
 
 def _read(path: Path, algorithm: str, *, buffer: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -232,12 +234,12 @@ def _read(path: Path, algorithm: str, *, buffer: bool) -> tuple[dict[str, Any], 
 
 def _restore(model: OffPolicyAlgorithm, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Put everything but the replay buffer into the model."""
-    model.policy.load_state_dict(_part(tensors, "policy"))
+    model.policy.load_state_dict(_with_prefix(tensors, "policy"))
     with torch.no_grad():
-        for name, value in _part(tensors, "variable").items():
+        for name, value in _with_prefix(tensors, "variable").items():
             attrgetter(name)(model).copy_(value)
     for name, optimizer in _optimizers(model).items():
-        _load_optimizer(optimizer, _part(tensors, f"optimizer/{name}", "/"))
+        _load_optimizer(optimizer, _with_prefix(tensors, f"optimizer/{name}", "/"))
     for name in _COUNTERS:
         if name in state:
             setattr(model, name, state[name])
@@ -253,25 +255,25 @@ def check_settings(model: OffPolicyAlgorithm, path: str | Path, *, settings: Map
             state = json.loads(file.metadata()["state"])
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError):
         return  # which loading it will say
-    if what := _other_settings(state, settings_of(model) | dict(settings or {})):
+    if what := _differing_settings(state, settings_of(model) | dict(settings or {})):
         raise ValueError(f"{path}: was trained with {what}; give what it was trained with, or choose another folder")
 
 
-def _other_settings(state: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+def _differing_settings(state: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     """How the settings of a checkpoint differ from these, of those that both have."""
     stored, own = state.get("settings", {}), json.loads(json.dumps(own))
-    other = [name for name in stored if name in own and not _same(stored[name], own[name])]
+    other = [name for name in stored if name in own and not _json_equal(stored[name], own[name])]
     return ", ".join(f"{name} = {stored[name]}, not {own[name]}" for name in other)
 
 
-def _same(first: Any, second: Any) -> bool:
+def _json_equal(first: Any, second: Any) -> bool:
     """Whether two JSON values are equal: 1 and 1.0 are, 1 and true are not."""
     if isinstance(first, bool) or isinstance(second, bool):
         return first is second
     if isinstance(first, list) and isinstance(second, list):
-        return len(first) == len(second) and all(_same(*pair) for pair in zip(first, second, strict=True))
+        return len(first) == len(second) and all(_json_equal(*pair) for pair in zip(first, second, strict=True))
     if isinstance(first, dict) and isinstance(second, dict):
-        return first.keys() == second.keys() and all(_same(value, second[name]) for name, value in first.items())
+        return first.keys() == second.keys() and all(_json_equal(value, second[name]) for name, value in first.items())
     return first == second or (first != first and second != second)
 
 
@@ -282,14 +284,14 @@ def _check_fit(
     shapes = {name: value.shape for name, value in model.policy.state_dict().items()}
     names = model._get_torch_save_params()[1]
     parts = {
-        "networks": shapes == {name: value.shape for name, value in _part(tensors, "policy").items()},
-        "variables": set(names) == _part(tensors, "variable").keys(),
+        "networks": shapes == {name: value.shape for name, value in _with_prefix(tensors, "policy").items()},
+        "variables": set(names) == _with_prefix(tensors, "variable").keys(),
         "optimizers": state["_n_updates"] == 0
-        or any(_part(tensors, f"optimizer/{n}", "/") for n in _optimizers(model)),
+        or any(_with_prefix(tensors, f"optimizer/{n}", "/") for n in _optimizers(model)),
     }
     if buffer:
-        arrays, own = _arrays(_buffer(model)), _part(tensors, "buffer")
-        used = _buffer(model).buffer_size if state["full"] else state["pos"]
+        arrays, own = _buffer_arrays(_replay_buffer_of(model)), _with_prefix(tensors, "buffer")
+        used = _replay_buffer_of(model).buffer_size if state["full"] else state["pos"]
         parts["replay buffer"] = arrays.keys() == own.keys() and all(
             len(own[name]) == used <= len(array) and own[name].shape[1:] == array.shape[1:]
             for name, array in arrays.items()
@@ -298,7 +300,7 @@ def _check_fit(
         raise ValueError(f"{path}: {', '.join(misfits)} do not fit the model; give the arguments it was trained with")
 
 
-def _part(tensors: dict[str, Tensor], name: str, separator: str = ".") -> dict[str, Tensor]:
+def _with_prefix(tensors: dict[str, Tensor], name: str, separator: str = ".") -> dict[str, Tensor]:
     """What belongs to ``name``, without that prefix."""
     prefix = name + separator
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
@@ -316,15 +318,15 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _buffer(model: OffPolicyAlgorithm) -> ReplayBuffer:
+def _replay_buffer_of(model: OffPolicyAlgorithm) -> ReplayBuffer:
     assert model.replay_buffer is not None
     return model.replay_buffer
 
 
-def _arrays(buffer: ReplayBuffer) -> dict[str, np.ndarray]:
+def _buffer_arrays(buffer: ReplayBuffer) -> dict[str, np.ndarray]:
     """All arrays that a buffer is made of, by name."""
-    arrays = {name: getattr(buffer, name) for name in _BUFFER if hasattr(buffer, name)}
-    for name in _DICTIONARIES:
+    arrays = {name: getattr(buffer, name) for name in _BUFFER_ARRAYS if hasattr(buffer, name)}
+    for name in _OBSERVATION_ARRAYS:
         own = getattr(buffer, name, None)
         if isinstance(buffer, DictReplayBuffer) and own is not None:
             # an array that stands for both, as in GoalSetReplayBuffer, is there already
@@ -335,13 +337,13 @@ def _arrays(buffer: ReplayBuffer) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _used(buffer: ReplayBuffer) -> dict[str, np.ndarray]:
+def _filled_arrays(buffer: ReplayBuffer) -> dict[str, np.ndarray]:
     used = buffer.buffer_size if buffer.full else buffer.pos
-    return {name: array[:used] for name, array in _arrays(buffer).items()}
+    return {name: array[:used] for name, array in _buffer_arrays(buffer).items()}
 
 
-def _fill(buffer: ReplayBuffer, tensors: dict[str, Tensor], pos: int, full: bool) -> None:
-    for name, array in _arrays(buffer).items():
+def _fill_buffer(buffer: ReplayBuffer, tensors: dict[str, Tensor], pos: int, full: bool) -> None:
+    for name, array in _buffer_arrays(buffer).items():
         array[: len(tensors[name])] = tensors[name].numpy()
     buffer.pos, buffer.full = pos, full
     if hasattr(buffer, "ep_length"):  # what was beyond is no episode any more

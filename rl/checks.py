@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rl.normalization import NormalizedExtractor
     from rl.reengage import GoalConditioned
 
-OF_SINGLE = "DummyVecEnv or SubprocVecEnv (stable_baselines3.common.vec_env) of single environments"
+SB3_VEC_ENVS = "DummyVecEnv or SubprocVecEnv (stable_baselines3.common.vec_env) of single environments"
 
 
 def check_range(target_range: Any) -> None:
@@ -86,10 +86,10 @@ def check_goal_function(env: VecEnv, name: str, why: str) -> None:
     Args:
         why: what needs it, the beginning of the error.
     """
-    if _answers_itself(env):
+    if _intercepts_calls(env):
         return
     if not env.has_attr(name):
-        other = f", or use {OF_SINGLE} that have it" if isinstance(env.unwrapped, VectorEnvAdapter) else ""
+        other = f", or use {SB3_VEC_ENVS} that have it" if isinstance(env.unwrapped, VectorEnvAdapter) else ""
         raise ValueError(
             f"{why}, but the environment has no {name}(achieved, goal, info), which hindsight asks; give it one, "
             f"for arrays [N, ...] of goals{other}"
@@ -110,7 +110,7 @@ def check_goal_function(env: VecEnv, name: str, why: str) -> None:
         ) from error
 
 
-def _answers_itself(env: VecEnv) -> bool:
+def _intercepts_calls(env: VecEnv) -> bool:
     """Whether a wrapper answers calls of methods, so that nothing is known of those of the environment in it."""
     while isinstance(env, VecEnvWrapper):
         if type(env).env_method is not VecEnvWrapper.env_method:
@@ -124,5 +124,5 @@ def check_infos(env: VecEnv) -> None:
     if isinstance(env.unwrapped, VectorEnvAdapter):
         raise ValueError(
             "copy_info_dict: got True with a VectorEnvAdapter, whose infos are those of ended episodes only; expected "
-            f"{OF_SINGLE}, or rewards that do not depend on infos"
+            f"{SB3_VEC_ENVS}, or rewards that do not depend on infos"
         )

@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from stable_baselines3.her.goal_selection_strategy import KEY_TO_GOAL_STRATEGY, GoalSelectionStrategy
 
-from rl.checks import OF_SINGLE, check_goal_function, check_goal_spaces, check_infos
+from rl.checks import SB3_VEC_ENVS, check_goal_function, check_goal_spaces, check_infos
 from rl.drawable import Drawable
 from rl.goals import ACHIEVED, GOAL
 from rl.transfer import rows, to_device
@@ -66,7 +66,7 @@ class HerReplayBuffer(StockHerReplayBuffer):
         if n_sampled_goal < 0:
             raise ValueError(f"n_sampled_goal: got {n_sampled_goal}, expected at least 0")
         check_goal_spaces(observation_space, relabelled=n_sampled_goal > 0)
-        self.goal_selection_strategy = _strategy(goal_selection_strategy)
+        self.goal_selection_strategy = _goal_strategy(goal_selection_strategy)
         # past the parent, which makes a dictionary for every place of the buffer
         DictReplayBuffer.__init__(
             self,
@@ -163,7 +163,7 @@ class HerReplayBuffer(StockHerReplayBuffer):
         places = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *self._fresh]))
         places = places[self.ep_length.reshape(-1)[places] > 0]
         self._fresh.clear()
-        observations = {key: _at(values, places) for key, values in self.observations.items()}
+        observations = {key: _entries(values, places) for key, values in self.observations.items()}
         relabelled = np.flatnonzero(np.random.random(len(places)) < self.her_ratio)  # noqa: NPY002
         if len(relabelled):
             observations[GOAL][relabelled] = self._sample_goals(*np.divmod(places[relabelled], self.n_envs))
@@ -203,14 +203,14 @@ class HerReplayBuffer(StockHerReplayBuffer):
         observations = {key: self._gathered(values, places) for key, values in self.observations.items()}
         next_observations = {key: self._gathered(values, places) for key, values in self.next_observations.items()}
         rewards = self._gathered(self.rewards, places)
-        dones = _at(self.dones, places) * (1 - _at(self.timeouts, places))
+        dones = _entries(self.dones, places) * (1 - _entries(self.timeouts, places))
         steps, envs = np.divmod(places, self.n_envs)
         if not self._looked_at_rewards and real and self.env is not None:
             self._looked_at_rewards = True
             own = self._rewards(
                 next_observations[ACHIEVED][:real], next_observations[GOAL][:real], steps[:real], envs[:real]
             )
-            _compare(own, rewards[:real])
+            _warn_if_rewards_differ(own, rewards[:real])
         if relabelled:
             goals = self._sample_goals(steps[real:], envs[real:])
             achieved = next_observations[ACHIEVED][real:]
@@ -265,7 +265,7 @@ class HerReplayBuffer(StockHerReplayBuffer):
         except KeyError as error:
             if self.copy_info_dict:
                 raise
-            other = f", and {OF_SINGLE}" if isinstance(self.env.unwrapped, VectorEnvAdapter) else ""
+            other = f", and {SB3_VEC_ENVS}" if isinstance(self.env.unwrapped, VectorEnvAdapter) else ""
             raise ValueError(
                 f"{function}: looked for {error} in the info, which is empty unless infos are kept; give "
                 f"copy_info_dict=True{other}"
@@ -297,7 +297,7 @@ def end_open_episodes(buffer: Any) -> bool:
     return True
 
 
-def _strategy(given: Any) -> GoalSelectionStrategy:
+def _goal_strategy(given: Any) -> GoalSelectionStrategy:
     if isinstance(given, GoalSelectionStrategy):
         return given
     if isinstance(given, str) and given.lower() in KEY_TO_GOAL_STRATEGY:
@@ -305,7 +305,7 @@ def _strategy(given: Any) -> GoalSelectionStrategy:
     raise ValueError(f"goal_selection_strategy: got {given!r}, expected one of {', '.join(KEY_TO_GOAL_STRATEGY)}")
 
 
-def _compare(computed: np.ndarray, stored: np.ndarray) -> None:
+def _warn_if_rewards_differ(computed: np.ndarray, stored: np.ndarray) -> None:
     """Warn if the environment's steps give other rewards than its ``compute_reward``."""
     other = np.flatnonzero(~np.isclose(computed, stored, rtol=1e-3, atol=1e-4))
     if len(other):
@@ -318,6 +318,6 @@ def _compare(computed: np.ndarray, stored: np.ndarray) -> None:
         )
 
 
-def _at(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+def _entries(values: np.ndarray, places: np.ndarray) -> np.ndarray:
     """A copy of the entries at flat places (step, environment)."""
     return values.reshape(-1, *values.shape[2:]).take(places, axis=0)

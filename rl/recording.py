@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rl.reengage import GoalConditioned
 
 # Attributes that change with every step and that recorded updates do not read.
-_CHANGING = frozenset(
+_NOT_READ = frozenset(
     {
         *("num_timesteps", "_num_timesteps_at_start", "_total_timesteps", "_current_progress_remaining", "start_time"),
         *("_n_updates", "_n_calls", "_episode_num", "exploration_rate", "_reward_watch"),
@@ -41,18 +41,18 @@ def check_recordable(model: GoalConditioned) -> None:
 
 def surroundings(model: GoalConditioned) -> Hashable:
     """What Python reads in an update, but for the minibatch: options, the rule, and where the tensors are."""
-    options = [(name, _fixed(value)) for name, value in vars(model).items() if name not in _CHANGING]
-    options += [(name, _fixed(value)) for name, value in vars(model.goal_statistics).items()]
+    options = [(name, _comparable(value)) for name, value in vars(model).items() if name not in _NOT_READ]
+    options += [(name, _comparable(value)) for name, value in vars(model.goal_statistics).items()]
     tensors = [*model.policy.parameters(), *model.policy.buffers()]
     for optimizer in model.optimizers():
         for group in optimizer.param_groups:
-            options += [(name, _fixed(value)) for name, value in group.items()]
+            options += [(name, _comparable(value)) for name, value in group.items()]
         for state in optimizer.state.values():
             tensors += [value for value in state.values() if isinstance(value, Tensor)]
-    return model.goal_gradient, tuple(options), _fixed(tensors)
+    return model.goal_gradient, tuple(options), _comparable(tensors)
 
 
-def _fixed(value: Any) -> Hashable:
+def _comparable(value: Any) -> Hashable:
     """An option as it can be compared later: numbers and texts themselves, tensors by their place, nothing else."""
     if isinstance(value, bool | int | float | str | np.number | None):
         return value
@@ -60,4 +60,4 @@ def _fixed(value: Any) -> Hashable:
         return value.data_ptr()
     if isinstance(value, np.ndarray):
         return value.item() if value.ndim == 0 else None
-    return tuple(_fixed(own) for own in value) if isinstance(value, list | tuple) else None
+    return tuple(_comparable(own) for own in value) if isinstance(value, list | tuple) else None

@@ -279,7 +279,7 @@ class GoalConditioned(OffPolicyAlgorithm):
             for step in range(gradient_steps):
                 self._n_updates += 1
                 batch = cast(Batch, self.replay_buffer.sample(batch_size, env=self._vec_normalize_env))
-                if recorder is None or self._waits():
+                if recorder is None or self._update_waits_for_device():
                     results = self._update(batch, step)
                 else:
                     results = recorder.run(self._kind(step), batch, partial(self._update, step=step))
@@ -305,7 +305,7 @@ class GoalConditioned(OffPolicyAlgorithm):
         self._finish(batch, step, logs)
         return logs.last()
 
-    def _waits(self) -> bool:
+    def _update_waits_for_device(self) -> bool:
         """Whether the update that comes waits for the device to tell something."""
         return self.goal_gradient_coef > 0 and not self._reward_watch.settled
 

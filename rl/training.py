@@ -75,7 +75,7 @@ def _check_vec_env(name: str, env: Any) -> None:
         )
 
 
-def _simulations(env: VecEnv) -> set[int]:
+def _simulation_ids(env: VecEnv) -> set[int]:
     """What is simulated, as far as this process knows."""
     base: Any = env.unwrapped
     parts = [base.env] if isinstance(base, VectorEnvAdapter) else getattr(base, "envs", [])
@@ -228,12 +228,12 @@ def run(
     if holds_run(folder) and not resume:
         raise ValueError(f"{folder}: holds a training run; give resume=True to continue it, or choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with _claimed(folder):
-        log = _go_on(model, plan, folder) if resume and (folder / STATE).exists() else EvaluationLog()
+    with _locked(folder):
+        log = _resume(model, plan, folder) if resume and (folder / STATE).exists() else EvaluationLog()
         left = plan.steps - model.num_timesteps
         if left > 0:
             milestones = _Milestones(plan, eval_env, folder, log, report)
-            callbacks = CallbackList([milestones, *_callbacks(callback)])
+            callbacks = CallbackList([milestones, *_as_callbacks(callback)])
             model.learn(left, callbacks, reset_num_timesteps=model.num_timesteps == 0, tb_log_name=log_name)
     return log
 
@@ -242,7 +242,7 @@ def _check_arguments(model: OffPolicyAlgorithm, eval_env: Any, plan: Any) -> Non
     """Raise unless the model can be trained by the plan and resumed, and be evaluated in an environment apart."""
     check_supported(model)
     _check_vec_env("eval_env", eval_env)
-    if model.env is not None and _simulations(model.env) & _simulations(eval_env):
+    if model.env is not None and _simulation_ids(model.env) & _simulation_ids(eval_env):
         raise ValueError(
             "eval_env: got the environment that is trained in, whose episodes an evaluation would break off; make "
             "another one"
@@ -253,13 +253,13 @@ def _check_arguments(model: OffPolicyAlgorithm, eval_env: Any, plan: Any) -> Non
         raise ValueError("seed: got None, expected an integer, from which all randomness of a run follows")
 
 
-def _callbacks(given: MaybeCallback) -> list[BaseCallback]:
+def _as_callbacks(given: MaybeCallback) -> list[BaseCallback]:
     """As ``learn`` takes them: none, one, several, or a function."""
     several = given if isinstance(given, list) else [] if given is None else [given]
     return [each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in several]
 
 
-def _go_on(model: OffPolicyAlgorithm, plan: Plan, folder: Path) -> EvaluationLog:
+def _resume(model: OffPolicyAlgorithm, plan: Plan, folder: Path) -> EvaluationLog:
     """Load the last checkpoint; what was measured before it."""
     check_settings(model, folder / STATE, settings=plan.settings(model))
     load_checkpoint(model, folder / STATE)
@@ -275,7 +275,7 @@ def _go_on(model: OffPolicyAlgorithm, plan: Plan, folder: Path) -> EvaluationLog
 
 
 @contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Raise if another process trains in ``folder``; none may begin to, inside."""
     if fcntl is None:
         yield

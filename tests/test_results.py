@@ -473,7 +473,7 @@ def test_impossible_votes_are_refused(tmp_path, cell):
 @given(st.lists(st.dictionaries(st.integers(0, 39), st.integers(1, 2**63 - 1), max_size=9), max_size=5))
 def test_stored_counts_are_read_class_by_class(images):
     texts = [",".join(f"{c}:{n}" for c, n in image.items()) or "-" for image in images]
-    dense = stored_module._dense(texts, 40)
+    dense = stored_module._parse_counts(texts, 40)
     assert dense.dtype == torch.int64
     assert dense.tolist() == [[image.get(c, 0) for c in range(40)] for image in images]
 
