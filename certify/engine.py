@@ -2,10 +2,10 @@
 
 Copies are streamed through the base classifier in batches of one fixed shape, and their votes are counted as integers
 on the device. The shape of a batch depends only on the scheme and the batch size, and an image with at least a batch of
-copies has its batches for itself: the tensors that the classifier sees then do not depend on sharding, resuming or how
-many images are passed at once. Images with few copies share batches of the same fixed shape; there it is enough that a
-row of the classifier's output does not depend on the other rows, nor on where it stands. The first is checked for every
-classifier; where the second is not so, images do not share batches if the votes have to be exact.
+copies has batches of its own: the tensors that the classifier sees then do not depend on sharding, resuming or how many
+images are passed at once. Images with few copies share batches of the same fixed shape. That requires a row of the
+classifier's output to depend neither on the other rows nor on its position in the batch. The former is checked for any
+classifier; where the latter fails, images do not share batches if the votes have to be exact.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class PassLayout:
 
     @classmethod
     def of(cls, num_copies: int, batch_size: int, copy_bytes: int, device: torch.device, shared: int) -> PassLayout:
-        """The layout for so many copies of each image.
+        """The layout for ``num_copies`` copies of each image.
 
         Args:
-            batch_size: rows of a pass at most.
-            shared: rows of a pass at most in which images are together: a single image costs as much.
+            batch_size: the most rows that a pass may have.
+            shared: the most rows of a pass in which images are together; a single image costs as much as all of them.
         """
         if num_copies <= batch_size:
             return cls(max(1, min(batch_size, shared) // num_copies), num_copies, 1, 1)
@@ -66,7 +66,7 @@ class PassLayout:
         return cls(1, rows, passes, max(1, budget // (rows * copy_bytes)))
 
 
-# A pass of so many rows is about as fast for each of them as a larger one, and the first image does not wait as long.
+# Larger passes are hardly faster per row than these, and the first image would have to wait longer.
 _SHARED_CPU, _SHARED_CUDA = 64, 512
 
 
@@ -82,7 +82,7 @@ _ONE_VOTE_PER_COPY = (
 
 
 def _are_probabilities(scores: Tensor) -> bool:
-    """Whether rows are in [0, 1] and sum to 1; votes as scores, 0 and 1, are not meant."""
+    """Whether all rows are in [0, 1] and sum to 1; one-hot rows, votes given as scores, do not count."""
     sums = scores.sum(1)
     votes = (scores == 0) | (scores == 1)
     return bool((scores >= 0).all() and ((sums - 1).abs() <= 1e-4).all() and not votes.all())
@@ -115,7 +115,7 @@ class VoteEngine:
         if not callable(vote):
             raise TypeError(f"vote: got {vote!r}, expected a rule such as argmax_vote or ThresholdVote(theta=0.6)")
         if isinstance(scheme, SampledScheme) and not getattr(vote, "exclusive", True):
-            raise ValueError(f"vote: got {vote}, by which a copy may vote for several classes; {_ONE_VOTE_PER_COPY}")
+            raise ValueError(f"vote: got {vote}, under which a copy may vote for several classes; {_ONE_VOTE_PER_COPY}")
         self.base_classifier = scheme.classifier(base_classifier)
         self.scheme = scheme
         self.num_classes = num_classes
@@ -124,26 +124,26 @@ class VoteEngine:
         if vote is not argmax_vote and type(vote) is not ThresholdVote:
             self._check_rule()
         self._given_classifier, self._requested_batch_size = base_classifier, batch_size
-        # what is known of the classifier, as long as it is run in the same way: of which images it takes the copies,
-        # and in batches of how many rows it scores each by itself
+        # what was found out about the classifier, valid for one mode of running it: the shapes of images whose copies
+        # it takes, and the batches in which rows do not depend on one another
         self._run_mode: tuple[object, ...] = ()
         self._accepted_shapes: set[Shape] = set()
         self._independent_batches: set[tuple[Shape, int]] = set()
-        self._may_share: dict[tuple[int, ...], bool] = {}  # whether images may share batches, by how they are laid out
+        self._may_share: dict[tuple[int, ...], bool] = {}  # whether images may share batches, by layout
 
     def _check_rule(self) -> None:
-        """Raise if a vote by a rule of one's own depends on more than the scores of its copy."""
+        """Raise if the vote of a copy, by a custom rule, depends on more than the scores of that copy."""
         try:
             check_rows(lambda scores: self.one_hot(scores).float(), self.num_classes)
         except ValueError as error:
             raise ValueError(
-                f"vote: got {self.vote}, by which the vote of a copy changes with the scores of the others or with "
-                "chance; expected a rule that looks at each row alone, and always gives the same"
+                f"vote: got {self.vote}, under which the vote of a copy changes with the scores of the others or with "
+                "chance; expected a deterministic rule that looks at each row on its own"
             ) from error
 
     @property
     def shared_rows(self) -> int:
-        """Rows of a pass at most in which several images are together; ``batch_size`` if that was given."""
+        """The most rows of a pass that several images share; ``batch_size`` if that was given."""
         assert self.batch_size is not None  # settled by prepare
         if self._requested_batch_size is not None:
             return self._requested_batch_size
@@ -154,7 +154,7 @@ class VoteEngine:
         """Check ``x`` and, for each shape once, the classifier; settle the batch size that all calls share."""
         self.scheme.check(x)
         shape, device = tuple(x.shape[1:]), device_of(self._given_classifier, x.device)
-        # kernels are others on another device or with another number of threads
+        # another device or number of threads means other kernels
         run_mode = (device, torch.get_num_threads(), modes(self._given_classifier))
         if run_mode != self._run_mode:
             if self._run_mode and self._run_mode[0] != device:
@@ -170,11 +170,11 @@ class VoteEngine:
             if self.batch_size is None:
                 inputs = self.scheme.inputs_per_copy(shape)
                 self.batch_size = good_batch_size(self.base_classifier, copies[:1], inputs)
-            check_independence(self.base_classifier, copies, min(self.batch_size, 4))  # before work, a first look
+            check_independence(self.base_classifier, copies, min(self.batch_size, 4))  # a first check, before any work
             self._accepted_shapes.add(shape)
 
     def _check_first_pass(self, copies: Tensor, shape: Shape) -> None:
-        """Run the classifier for the first time, with a word on what copies are if it does not take them."""
+        """Run the classifier for the first time; if it fails, the error says what copies it was given."""
         try:
             scores = self.base_classifier(copies)
         except torch.OutOfMemoryError:
@@ -192,7 +192,7 @@ class VoteEngine:
             )
 
     def _advice_on_failure(self, copies: Tensor, shape: Shape) -> str:
-        """What may be wrong with a classifier that does not take copies."""
+        """What to change about a classifier that does not accept the copies."""
         kind, advice = type(self.scheme).__name__, "; it has to take float32 (model.float())"
         if copies.shape[1] != shape[0]:
             advice = (
@@ -201,7 +201,7 @@ class VoteEngine:
             )
             if getattr(self.scheme, "null", None) == "multichannel":
                 advice += '; or keep the first layer, and hide pixels behind a colour: null="mean", mean=(0.5, ...)'
-        return advice + ("" if channels_first(shape) else "; images [B, H, W, C] are x.permute(0, 3, 1, 2)")
+        return advice + ("" if channels_first(shape) else "; convert images [B, H, W, C] with x.permute(0, 3, 1, 2)")
 
     def _example_copies(self, x: Tensor) -> Tensor:
         """Four copies of the first image, on the classifier's device."""
@@ -218,8 +218,11 @@ class VoteEngine:
         return copies[0]
 
     def _layout(self, x: Tensor, num_copies: int, device: torch.device) -> PassLayout:
-        """How the copies of these images are laid out. Exact votes need more than independent rows: what a perturbation
-        does not touch must be scored with the same bits, wherever its image stands in the batch."""
+        """The layout of the copies of these images.
+
+        Exact votes need more than independent rows: a copy that a perturbation does not touch must get bit-identical
+        scores wherever its image is in the batch.
+        """
         assert self.batch_size is not None  # settled by prepare
         shape = tuple(x.shape[1:])
         layout = PassLayout.of(num_copies, self.batch_size, copy_bytes(self.scheme, shape), device, self.shared_rows)
@@ -261,14 +264,14 @@ class VoteEngine:
         return self._count(x, None, num_copies, make, keep=keep)
 
     def sampled(self, x: Tensor, n: int, *, index: Tensor | None, seed: int, stream: int, first: int = 0) -> Tensor:
-        """Votes of the ``n`` random copies number ``first``, ``first + 1``, ...: int64 ``[B, C]``.
+        """Votes of ``n`` random copies, those numbered ``first``, ``first + 1``, ...: int64 ``[B, C]``.
 
         Args:
             index: int64 ``[B]``, each image's index in its data set, on which its random numbers depend.
             seed, stream: see :class:`~certify.draws.Draws`.
         """
         if n < 1 or first < 0:
-            raise ValueError(f"n, first: got {n}, {first}, expected at least 1 sample, from 0 on")
+            raise ValueError(f"n, first: got {n}, {first}, expected n >= 1 and first >= 0")
         self.prepare(x)
 
         def make(images: Tensor, items: Tensor, copies: range) -> Tensor:
@@ -294,7 +297,7 @@ class VoteEngine:
             counts = torch.zeros((len(x), self.num_classes), dtype=torch.int64, device=device)
             shape = (len(x), num_copies, self.num_classes)
             by_copy = torch.zeros(shape, dtype=torch.bool, device=device) if keep else None
-            # stay on the device until the end: to read them earlier would wait for each pass
+            # read once, at the end: reading them earlier would make the host wait for every pass
             nan, several = torch.zeros((2,), dtype=torch.bool, device=device).unbind()
             layout = self._layout(x, num_copies, device)
             for images, first, rows in _passes(layout, x, items, make):
@@ -314,7 +317,9 @@ class VoteEngine:
         if several:
             raise ValueError(f"vote: a copy got several votes; {_ONE_VOTE_PER_COPY}")
         if nan:
-            raise ValueError("base classifier: got NaN scores; no vote can be trusted, check the model and its inputs")
+            raise ValueError(
+                "base classifier: got NaN scores, so no vote can be trusted; check the model and its inputs"
+            )
         return counts.to(home), None if by_copy is None else by_copy.to(home)
 
     def one_hot(self, logits: Tensor) -> Tensor:
@@ -370,7 +375,7 @@ def _passes(layout: PassLayout, x: Tensor, items: Tensor, make: MakeCopies) -> I
 def collect_votes(
     engine: VoteEngine, x: Tensor, *, n0: int, n: int, index: Tensor | None = None, seed: int = 0
 ) -> Votes:
-    """All votes a certificate needs: every copy, or ``n0`` selection and ``n`` fresh estimation samples."""
+    """All votes that a certificate needs: of every copy, or of ``n0`` selection and ``n`` fresh estimation samples."""
     if isinstance(engine.scheme, SampledScheme):
         selection = engine.sampled(x, n0, index=index, seed=seed, stream=SELECTION)
         counts = engine.sampled(x, n, index=index, seed=seed, stream=ESTIMATION)

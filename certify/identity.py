@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from certify.inference import BaseClassifier
 
-# parameters, hooks, and what else torch keeps in every module, or leaves there when it compiles one
+# parameters, hooks, and whatever else torch keeps in every module or adds when it compiles one
 _MODULE_ATTRIBUTES = frozenset({*vars(nn.Module()), "_is_torch_compile"})
 _PRINTABLE = (
     type(None),
@@ -42,12 +42,12 @@ _PRINTABLE = (
 def name_of(base_classifier: BaseClassifier) -> str:
     """The class of a module, and the first digits of a checksum of its layers, parameters, buffers and settings.
 
-    Raises ``ValueError`` where two different ones could get the same name.
+    Raises ``ValueError`` if two different classifiers could get the same name.
     """
     if not isinstance(base_classifier, nn.Module):
         raise ValueError(
             f"model: got none for {base_classifier!r}, which has no parameters to tell it from others; give it a name, "
-            "one for each version of it"
+            "a new one for each version"
         )
     module = getattr(base_classifier, "_orig_mod", base_classifier)  # of torch.compile
     digest = hashlib.sha256()
@@ -57,15 +57,15 @@ def name_of(base_classifier: BaseClassifier) -> str:
     except _NotIdentifiableError as error:
         raise ValueError(
             f"model: got a {type(base_classifier).__name__} whose {error}, which cannot be told from others of its "
-            "kind; give the model a name, one for each version of it: model=..."
+            "kind; give the model a name, a new one for each version: model=..."
         ) from None
     return f"{type(module).__name__} {digest.hexdigest()[:16]}"
 
 
 def _module_pieces(module: nn.Module, above: set[int]) -> Iterator[bytes]:
-    """The layers of a module, and all that they have."""
+    """The layers of a module, with their parameters, buffers, settings and code."""
     yield str(module).encode()
-    # buffers, too, that a state dictionary leaves out
+    # including buffers that a state dictionary leaves out
     for name, value in sorted({**module.state_dict(), **dict(module.named_buffers())}.items()):
         yield from _named_pieces(name, value, above)
     for path, part in module.named_modules():
@@ -96,11 +96,15 @@ def _named_pieces(name: str, value: object, above: set[int]) -> Iterator[bytes]:
 
 
 class _NotIdentifiableError(Exception):
-    pass
+    """A value could be equal to another one without being the same; the message says what it is."""
 
 
 def _value_pieces(value: object, above: set[int]) -> Iterator[bytes]:
-    """What a value is, the same whenever it is written out."""
+    """A value as bytes that are the same in every process.
+
+    Args:
+        above: ids of the values that contain this one, which may refer back to them.
+    """
     if isinstance(value, (Tensor, np.ndarray)):
         yield _array_bytes(value)
     elif isinstance(value, (np.generic, *_PRINTABLE)):
@@ -128,7 +132,7 @@ def _array_bytes(value: Tensor | np.ndarray) -> bytes:
 
 
 def _components(value: Any) -> list[Any]:
-    """What a value is made of, in an order of its own; raises ``_NotIdentifiableError`` if that cannot be told."""
+    """What a value consists of, in a fixed order; raises ``_NotIdentifiableError`` if that is unknown."""
     if isinstance(value, Mapping):
         return sorted(value.items(), key=lambda item: repr(item[0]))
     if isinstance(value, (set, frozenset)):
@@ -142,7 +146,7 @@ def _components(value: Any) -> list[Any]:
     if inspect.isfunction(value):
         cells = []
         for cell in value.__closure__ or ():
-            with suppress(ValueError):  # a name that has no value yet
+            with suppress(ValueError):  # a name without a value yet
                 cells.append(cell.cell_contents)
         return [
             value.__module__,
@@ -167,6 +171,6 @@ def _code_components(code: CodeType) -> list[Any]:
 
 
 def _is_written_in_python(kind: type) -> bool:
-    """Whether a class is defined in Python, so that its objects have no state but their attributes."""
+    """Whether a class is defined in Python, so that its objects have no state beyond their attributes."""
     file = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
     return kind.__module__ not in sys.builtin_module_names and not file.endswith((".so", ".pyd"))

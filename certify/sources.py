@@ -1,4 +1,4 @@
-"""A checksum of code of one's own, so that results of two versions of it never go into one folder."""
+"""A checksum of user-defined code, so that results of two versions of it never go into one folder."""
 
 from __future__ import annotations
 
@@ -12,20 +12,17 @@ from functools import partial
 from types import CodeType, FunctionType
 from typing import Any
 
-_KNOWN_PACKAGES = frozenset(
-    {"builtins", "abc", "typing", "enum", "torch", __package__}
-)  # packages whose code is not one's own
+_KNOWN_PACKAGES = frozenset({"builtins", "abc", "typing", "enum", "torch", __package__})  # their code is not the user's
 _PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes)
-_MAX_DEFINITIONS = 200  # functions and classes that are followed
+_MAX_DEFINITIONS = 200  # functions and classes in one checksum, at most
 
 
 def code_of(things: Iterable[Any]) -> str | None:
     """The first digits of a checksum of classes, and of functions, that are neither of this package nor of torch.
 
-    It is that of their source without comments and docstrings, of what they inherit from, and of the functions, classes
-    and plain values of their module that they name; of code without a source (from standard input, say) that of the
-    methods' instructions. Arguments of a ``functools.partial`` count, too. Another version of Python may give another
-    one.
+    The checksum covers their source without comments and docstrings, their base classes, and the functions, classes and
+    plain values of their module that they refer to; for code without a source (from standard input, say), the bytecode
+    of the methods. Arguments of a ``functools.partial`` count, too. Another Python version may give another checksum.
 
     Returns:
         None if there is no such code.
@@ -51,7 +48,7 @@ def _definitions(thing: Any) -> Iterator[Any]:
 
 
 def _add_text(thing: Any, texts: dict[Any, str]) -> None:
-    """Add the text of a class or function, and of what it names; others may have the same names in other modules."""
+    """Add the text of a class or function and of what it refers to; other modules may define the same names."""
     if not isinstance(thing, (type, FunctionType)):
         texts["arguments"] = f"arguments {_stable_text(thing)}"
         return
@@ -60,7 +57,7 @@ def _add_text(thing: Any, texts: dict[Any, str]) -> None:
     name = thing.__qualname__
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
-    except (OSError, TypeError, SyntaxError):  # there is no source, or only a part of a line
+    except (OSError, TypeError, SyntaxError):  # no source, or only a part of a line
         texts[thing] = f"{name} {_instructions(thing)!r}"
         return
     _drop_docstrings(tree)
@@ -77,7 +74,7 @@ def _add_text(thing: Any, texts: dict[Any, str]) -> None:
 
 
 def _stable_text(value: Any) -> str:
-    """A plain value as text; of others, which may have an address in their text, the class."""
+    """A plain value as text; for others, whose text may contain an address, the class."""
     if isinstance(value, _PLAIN_TYPES):
         return repr(value)
     if isinstance(value, (tuple, list)):
@@ -98,7 +95,7 @@ def _drop_docstrings(tree: ast.AST) -> None:
 
 
 def _instructions(thing: type | FunctionType) -> list[Any]:
-    """What a function does, or the methods that are written in a class."""
+    """The bytecode of a function, or of the methods that a class defines itself."""
     if isinstance(thing, FunctionType):
         return _code_text(thing.__code__)
     found = {name: getattr(value, "__func__", value) for name, value in vars(thing).items()}

@@ -39,10 +39,10 @@ def certify_counts(
     Args:
         counts: int64 ``[B, C]`` votes of independent copies.
         k: number of predicted labels, 1 <= k < C.
-        scheme: that made the copies.
+        scheme: the scheme that made the copies.
         alpha: failure probability, in (0, 1).
-        n: number of copies behind ``counts``, those included that voted for no class.
-        shape: of one image, for schemes whose radius depends on it.
+        n: number of copies behind ``counts``, including those that voted for no class.
+        shape: shape of one image, for schemes whose radius depends on it.
     """
     lower, upper = label_bounds(counts, k, alpha, n)
     radius = certified_radius(lower, upper, k, scheme.slip(shape))
@@ -55,7 +55,7 @@ def certified_radius(lower: Tensor, upper: Tensor, k: int, slip: float = 0.0) ->
 
     Args:
         lower, upper: float64 ``[B, C]``, bounds on the probability of each label.
-        slip: how far each probability may be from that of exact noise.
+        slip: how far each probability may be from its value under exact noise.
     """
     rivals = torch.minimum(_sums_of_smallest(upper, k), (1 - lower)[..., None])
     own = (-quantile_above(1 - lower + slip)).cpu().numpy()[..., None]
@@ -80,7 +80,7 @@ def certified_radius(lower: Tensor, upper: Tensor, k: int, slip: float = 0.0) ->
 def _sums_of_smallest(upper: Tensor, k: int) -> Tensor:
     """Of the k largest bounds of other labels, the sums of the t smallest, t = 1 .. k: ``[B, C, k]``."""
     largest, leaders = upper.topk(k + 1, dim=1)
-    # of k + 1 bounds, one is left out: that of the label itself, or the smallest
+    # one of the k + 1 bounds is left out: that of the label itself, or else the smallest
     left_out = leaders[:, None] == torch.arange(upper.shape[1], device=upper.device)[:, None]
     left_out[..., -1] |= ~left_out.any(-1)
     others = largest[:, None].masked_fill(left_out, torch.inf).sort(-1).values[..., :k]

@@ -1,4 +1,4 @@
-"""Trying a task out before anything is trained on it: whether its functions return what :mod:`envs.task` asks for."""
+"""Trying out a task before anything is trained on it: do its functions return what :mod:`envs.task` asks for?"""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from numpy.typing import NDArray
 
 from envs.task import Task
 
-_NUM_ENVS = 3  # environments that are tried, first together, then the first by itself
+_NUM_ENVS = 3  # tried together, then the first one by itself
 _KEYS = ("observation", "achieved_goal", "desired_goal")
 
 
 def check_task(task: Task) -> None:
-    """Raise ``ValueError`` where a function of ``task`` breaks the contract, by its name: a first step of a few
-    environments is computed, from a generator of its own.
+    """Raise ``ValueError``, naming the function, if one of ``task`` breaks the contract.
 
-    Looked at are the shapes of all results, values that are not finite, whether arguments are changed, whether goals
-    without leading dimensions get a single reward, and whether the first environment gets the same by itself as beside
-    others (up to rounding).
+    A first step of a few environments is computed, from a random generator of its own. Checked are the shapes of all
+    results, that values are finite, that arguments are not modified, that a goal without leading dimensions gets a
+    single reward, and that the first environment gets the same results by itself as beside others (up to rounding).
     """
     name = type(task).__name__
     space = task.observation_space
@@ -40,7 +39,7 @@ def check_task(task: Task) -> None:
         together[function] = value
     if not all(map(np.array_equal, given, before)):
         raise ValueError(
-            f"{name}: one of its functions changes its arguments, expected new arrays; copy before writing"
+            f"{name}: one of its functions changes its arguments, expected new arrays; copy them before writing"
         )
     goal = given[1][0]
     for function in ("reward", "terminated", *(["success"] if task.has_success else [])):
@@ -69,7 +68,7 @@ def _arguments(task: Task) -> list[NDArray[Any]]:
 def _first_step(
     task: Task, state: Any, goal: Any, action: Any, noise: Any = None
 ) -> Iterator[tuple[str, NDArray[Any]]]:
-    """What each function makes of the arguments, one after the other."""
+    """The result of each function for these arguments, in the order of a step."""
     yield "step", (after := task.step(state, action, noise))
     after = after.astype(np.float32, copy=False)
     yield "observation", task.observation(after)
@@ -81,7 +80,7 @@ def _first_step(
 
 
 def _check_array(name: str, value: Any, shape: tuple[int, ...] | None, *, truth: bool = False) -> None:
-    """Raise unless ``value`` is an array of a row per environment: of finite numbers, or of truth values."""
+    """Raise unless ``value`` is an array with a row per environment: of finite numbers, or of booleans (``truth``)."""
     if not isinstance(value, np.ndarray):
         raise ValueError(f"{name}: got {type(value).__name__}, expected an array with a row for each environment")
     expected = None if shape is None else (_NUM_ENVS, *shape)
@@ -95,7 +94,7 @@ def _check_array(name: str, value: Any, shape: tuple[int, ...] | None, *, truth:
 
 
 def _check_one_goal(name: str, function: Callable[[Any, Any], Any], achieved: Any, desired: Any) -> None:
-    """Raise unless a goal without leading dimensions gets one number."""
+    """Raise unless ``function`` returns a single number for a goal without leading dimensions."""
     try:
         shape = np.shape(function(achieved, desired))
     except Exception as error:

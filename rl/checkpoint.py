@@ -1,9 +1,9 @@
 """The whole state of a training run in one file that loads without executing code.
 
 Stable-Baselines3's own ``save`` and ``load`` work too; they keep neither the random state nor the buffer, and load by
-unpickling. A checkpoint holds parameters, optimizers, replay buffer and counters. It holds no random state and no
-environment: at a checkpoint the run itself starts afresh, with new seeds that follow from its own and the number of
-steps (:func:`start_afresh`). So a run that was killed and resumed is identical to one that was not, whatever the
+unpickling. A checkpoint holds parameters, optimizers, replay buffer and counters, but no random state and no
+environment: at a checkpoint the run itself starts afresh, with new seeds derived from its own seed and the number of
+steps (:func:`start_afresh`). A run that was killed and resumed is therefore identical to one that was not, whatever the
 environment.
 """
 
@@ -37,7 +37,7 @@ _BUFFER_ARRAYS = ("actions", "rewards", "dones", "timeouts", "ep_start", "ep_len
 _OBSERVATION_ARRAYS = ("observations", "next_observations")
 
 
-# To go on with others is another experiment; those of the algorithm, and of its replay buffer.
+# Settings of the algorithm, and of its replay buffer: to resume with other ones would be another experiment.
 _SETTINGS = (
     *("gamma", "tau", "goal_gradient_coef", "goal_gradient", "target_range", "learning_rate", "batch_size"),
     *("gradient_steps", "train_freq", "learning_starts", "policy_delay", "target_policy_noise", "target_noise_clip"),
@@ -55,7 +55,7 @@ _BUFFER_SETTINGS = ("n_sampled_goal", "goal_selection_strategy", "relabel_termin
 
 
 def settings_of(model: OffPolicyAlgorithm) -> dict[str, Any]:
-    """What has to be the same for a run to go on as it began, as JSON values."""
+    """The settings that must not change when a run is resumed, as JSON values."""
     found = {name: getattr(model, name) for name in _SETTINGS if hasattr(model, name)}
     found["action_noise"] = getattr(model.action_noise, "base_noise", model.action_noise)  # learn() may wrap it
     found |= {
@@ -67,7 +67,7 @@ def settings_of(model: OffPolicyAlgorithm) -> dict[str, Any]:
 
 
 def _json_value(value: Any) -> Any:
-    """A setting that is written the same in every process: numbers and texts themselves, other things by name."""
+    """A setting as a JSON value, the same in every process: numbers and strings as such, other things by name."""
     if isinstance(value, np.generic):
         return value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -88,10 +88,10 @@ def _json_value(value: Any) -> Any:
 
 
 def start_afresh(model: OffPolicyAlgorithm) -> None:
-    """Seed everything random by the run's seed and its number of steps, and begin new episodes.
+    """Seed all randomness from the run's seed and its number of steps, and begin new episodes.
 
-    Episodes that are not finished count as cut by a time limit; choose checkpoints at multiples of the episode length
-    and none is.
+    Unfinished episodes count as truncated by a time limit; there are none if checkpoints are at multiples of the length
+    of an episode.
     """
     assert model.env is not None
     assert model.seed is not None
@@ -100,7 +100,7 @@ def start_afresh(model: OffPolicyAlgorithm) -> None:
         if buffer.handle_timeout_termination:
             buffer.timeouts[buffer.pos - 1, buffer.dones[buffer.pos - 1] == 0] = 1
         buffer.dones[buffer.pos - 1] = 1
-    if hasattr(model, "update_statistics"):  # a checkpoint does not know which episodes they lack
+    if hasattr(model, "update_statistics"):  # a checkpoint does not hold which episodes they lack
         model.update_statistics()  # type: ignore[attr-defined]
     entropy = np.random.SeedSequence([model.seed, model.num_timesteps])
     model.set_random_seed(int(entropy.generate_state(1)[0] >> 1))
@@ -113,14 +113,14 @@ def start_afresh(model: OffPolicyAlgorithm) -> None:
 
 
 def check_supported(model: OffPolicyAlgorithm) -> None:
-    """Raise unless a checkpoint holds all of the state of ``model``."""
+    """Raise unless a checkpoint can hold all of the state of ``model``."""
     if model.get_vec_normalize_env() is not None:
         raise ValueError(
-            "env: got a VecNormalize, whose statistics are no part of a checkpoint; save it on its own and use learn()"
+            "env: got a VecNormalize, whose statistics are not part of a checkpoint; save it separately and use learn()"
         )
     if getattr(model.replay_buffer, "copy_info_dict", False):
         raise ValueError(
-            "copy_info_dict: got True, but infos are no part of a checkpoint; leave it False or use learn()"
+            "copy_info_dict: got True, but infos are not part of a checkpoint; leave it False or use learn()"
         )
     if getattr(model.replay_buffer, "optimize_memory_usage", False):
         raise ValueError(
@@ -130,10 +130,10 @@ def check_supported(model: OffPolicyAlgorithm) -> None:
 
 
 def save_checkpoint(model: OffPolicyAlgorithm, path: str | Path, *, settings: Mapping[str, Any] | None = None) -> None:
-    """Replace ``path`` by the state of ``model`` in one step: it is never half a checkpoint.
+    """Replace ``path`` by the state of ``model`` atomically: it never holds a partial checkpoint.
 
     Args:
-        settings: further ones that have to be the same to go on, JSON values.
+        settings: further settings that must not change when the run is resumed, as JSON values.
     """
     check_supported(model)
     path = Path(path)
@@ -174,11 +174,11 @@ def _tensors_of(model: OffPolicyAlgorithm) -> dict[str, Tensor]:
 
 
 def _replace(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Write the file under another name first, then exchange the two."""
+    """Write the file under another name, then move it to ``path``."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        temporary.touch()  # with the permissions that other files get, which the writer does not give
+        temporary.touch()  # gets the usual permissions, which the writer would not set
         mode = temporary.stat().st_mode
         save_file(packed, temporary, metadata={"state": json.dumps(state)})
         temporary.chmod(mode)
@@ -193,10 +193,10 @@ def load_checkpoint(model: OffPolicyAlgorithm, path: str | Path, *, buffer: bool
     """Put a saved state into a model that was made with the same arguments.
 
     Args:
-        buffer: False leaves the replay buffer empty, which is enough for a trained agent that only acts.
+        buffer: False leaves the replay buffer empty, which suffices for an agent that is not trained further.
 
     Raises:
-        ValueError: if the file is damaged, or of another algorithm or architecture.
+        ValueError: if the file is damaged, or belongs to another algorithm or architecture.
     """
     path = Path(path)
     state, tensors = _read(path, type(model).__name__, buffer=buffer)
@@ -209,12 +209,12 @@ def load_checkpoint(model: OffPolicyAlgorithm, path: str | Path, *, buffer: bool
 
 
 def _read(path: Path, algorithm: str, *, buffer: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """State and tensors of a checkpoint, those of the replay buffer only if ``buffer``; raises if it is unfit."""
+    """State and tensors of a checkpoint of ``algorithm``, those of the replay buffer only with ``buffer``."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such checkpoint; train first")
     if is_zipfile(path):
         raise ValueError(
-            f"{path}: got a model that Stable-Baselines3 has saved (a zip file), expected a checkpoint of "
+            f"{path}: got a model saved by Stable-Baselines3 (a zip file), expected a checkpoint of "
             f"rl.save_checkpoint or rl.run; load it with {algorithm}.load(path, env=env)"
         )
     try:
@@ -249,18 +249,20 @@ def _restore(model: OffPolicyAlgorithm, state: dict[str, Any], tensors: dict[str
 
 
 def check_settings(model: OffPolicyAlgorithm, path: str | Path, *, settings: Mapping[str, Any] | None = None) -> None:
-    """Raise ``ValueError`` if a checkpoint is of other settings, those that it was given when saved included."""
+    """Raise ``ValueError`` if a checkpoint has other settings, including those given to :func:`save_checkpoint`."""
     try:
         with safe_open(path, "pt") as file:
             state = json.loads(file.metadata()["state"])
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError):
-        return  # which loading it will say
+        return  # loading it will say so
     if what := _differing_settings(state, settings_of(model) | dict(settings or {})):
-        raise ValueError(f"{path}: was trained with {what}; give what it was trained with, or choose another folder")
+        raise ValueError(
+            f"{path}: was trained with {what}; use the settings it was trained with, or choose another folder"
+        )
 
 
 def _differing_settings(state: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-    """How the settings of a checkpoint differ from these, of those that both have."""
+    """How the settings of a checkpoint differ from the model's, among those that both have."""
     stored, own = state.get("settings", {}), json.loads(json.dumps(own))
     other = [name for name in stored if name in own and not _json_equal(stored[name], own[name])]
     return ", ".join(f"{name} = {stored[name]}, not {own[name]}" for name in other)
@@ -280,7 +282,7 @@ def _json_equal(first: Any, second: Any) -> bool:
 def _check_fit(
     model: OffPolicyAlgorithm, state: dict[str, Any], tensors: dict[str, Tensor], buffer: bool, path: Path
 ) -> None:
-    """Raise, before anything is changed, unless all parts of a checkpoint are there and have the model's shapes."""
+    """Raise, before anything is changed, unless a checkpoint is complete and has the model's shapes."""
     shapes = {name: value.shape for name, value in model.policy.state_dict().items()}
     names = model._get_torch_save_params()[1]
     parts = {
@@ -297,11 +299,11 @@ def _check_fit(
             for name, array in arrays.items()
         )
     if misfits := [name for name, fits in parts.items() if not fits]:
-        raise ValueError(f"{path}: {', '.join(misfits)} do not fit the model; give the arguments it was trained with")
+        raise ValueError(f"{path}: {', '.join(misfits)} do not fit the model; make it with the arguments of that run")
 
 
 def _with_prefix(tensors: dict[str, Tensor], name: str, separator: str = ".") -> dict[str, Tensor]:
-    """What belongs to ``name``, without that prefix."""
+    """The tensors whose names begin with ``name``, without that prefix."""
     prefix = name + separator
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
@@ -324,12 +326,12 @@ def _replay_buffer_of(model: OffPolicyAlgorithm) -> ReplayBuffer:
 
 
 def _buffer_arrays(buffer: ReplayBuffer) -> dict[str, np.ndarray]:
-    """All arrays that a buffer is made of, by name."""
+    """All arrays that a buffer consists of, by name."""
     arrays = {name: getattr(buffer, name) for name in _BUFFER_ARRAYS if hasattr(buffer, name)}
     for name in _OBSERVATION_ARRAYS:
         own = getattr(buffer, name, None)
         if isinstance(buffer, DictReplayBuffer) and own is not None:
-            # an array that stands for both, as in GoalSetReplayBuffer, is there already
+            # an array that serves as both, as in GoalSetReplayBuffer, is there already
             known = {id(array) for array in arrays.values()}
             arrays |= {f"{name}.{key}": array for key, array in own.items() if id(array) not in known}
         elif own is not None:
@@ -346,7 +348,7 @@ def _fill_buffer(buffer: ReplayBuffer, tensors: dict[str, Tensor], pos: int, ful
     for name, array in _buffer_arrays(buffer).items():
         array[: len(tensors[name])] = tensors[name].numpy()
     buffer.pos, buffer.full = pos, full
-    if hasattr(buffer, "ep_length"):  # what was beyond is no episode any more
+    if hasattr(buffer, "ep_length"):  # anything beyond is no longer an episode
         buffer.ep_length[len(tensors["ep_length"]) :] = 0  # type: ignore[attr-defined]
     if hasattr(buffer, "_current_ep_start"):  # no episode is open in a checkpoint
         buffer._current_ep_start[:] = pos  # type: ignore[attr-defined]

@@ -28,19 +28,19 @@ def check_recordable(model: GoalConditioned) -> None:
     if callable(model.learning_rate):
         raise ValueError("cuda_graphs: got a learning rate that follows a schedule, expected a number")
     if model.use_sde:
-        raise ValueError("cuda_graphs: got use_sde=True, whose noise belongs to no recording; expected one of both")
+        raise ValueError("cuda_graphs: got use_sde=True, whose noise cannot be recorded; use only one of the two")
     for optimizer in model.optimizers():
         if not can_be_recorded(optimizer):
             name = type(optimizer).__name__
-            raise ValueError(f"cuda_graphs: got {name}, which counts its steps in Python; expected torch.optim.Adam")
+            raise ValueError(f"cuda_graphs: got {name}, which counts its steps in Python; use torch.optim.Adam")
     if not model.updates_are_alike():
         raise ValueError(
-            f"cuda_graphs: got {type(model.policy).__name__}, whose updates are not all alike; leave it False"
+            f"cuda_graphs: got {type(model.policy).__name__}, whose updates do not all do the same work; leave it False"
         )
 
 
 def surroundings(model: GoalConditioned) -> Hashable:
-    """What Python reads in an update, but for the minibatch: options, the rule, and where the tensors are."""
+    """All that Python reads in an update, except for the minibatch: options, the rule, and addresses of tensors."""
     options = [(name, _comparable(value)) for name, value in vars(model).items() if name not in _NOT_READ]
     options += [(name, _comparable(value)) for name, value in vars(model.goal_statistics).items()]
     tensors = [*model.policy.parameters(), *model.policy.buffers()]
@@ -53,7 +53,7 @@ def surroundings(model: GoalConditioned) -> Hashable:
 
 
 def _comparable(value: Any) -> Hashable:
-    """An option as it can be compared later: numbers and texts themselves, tensors by their place, nothing else."""
+    """An option in a form to compare later: numbers and strings as such, tensors by address, nothing else."""
     if isinstance(value, bool | int | float | str | np.number | None):
         return value
     if isinstance(value, Tensor):
