@@ -96,7 +96,7 @@ def _named_pieces(name: str, value: object, above: set[int]) -> Iterator[bytes]:
 
 
 class _NotIdentifiableError(Exception):
-    """A value could be equal to another one without being the same; the message says what it is."""
+    """A value of a kind that cannot be told from others of its kind; the message says what it is."""
 
 
 def _value_pieces(value: object, above: set[int]) -> Iterator[bytes]:

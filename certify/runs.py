@@ -38,7 +38,7 @@ class StoredRun:
 
     Args:
         folder: the folder of the run.
-        scheme: that of the run, if you defined it yourself: the folder has only its text, which names known classes.
+        scheme: that of the run, if you defined its class yourself: the text in the folder can name known classes only.
     """
 
     def __init__(self, folder: str | Path, *, scheme: Scheme | None = None) -> None:
