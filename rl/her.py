@@ -243,9 +243,8 @@ class HerReplayBuffer(StockHerReplayBuffer):
     def _terminations(self, achieved: np.ndarray, goals: np.ndarray, steps: np.ndarray, envs: np.ndarray) -> np.ndarray:
         """Whether the environment ends an episode that reaches ``achieved`` under ``goals``: bool ``[N]``."""
         ends = np.asarray(self._ask("compute_terminated", achieved, goals, steps, envs), dtype=np.bool_)
-        if (
-            ends.shape == () and not ends
-        ):  # as gymnasium-robotics says for all; an achieved goal tells whether it means that
+        # gymnasium-robotics answers with one False for all goals; an achieved goal shows whether it ever says True
+        if ends.shape == () and not ends:
             ends = np.zeros(len(steps), dtype=np.bool_)
             met = self._ask("compute_terminated", achieved[0], achieved[0], steps[:1], envs[:1])
             ends = ends if not np.any(met) else np.zeros(0, dtype=np.bool_)

@@ -105,9 +105,7 @@ class GoalConditioned(OffPolicyAlgorithm):
     goal_statistics: GoalStatistics
     _normalization: NormalizedExtractor | None = None
     loss_name: ClassVar[str] = "critic_loss"
-    gradient_scale: ClassVar[float] = (
-        1.0  # the factor of the algorithm's own critic loss, which applies to the new term, too
-    )
+    gradient_scale: ClassVar[float] = 1.0  # of the algorithm's own critic loss; scales the new term, too
 
     def __init__(
         self,
