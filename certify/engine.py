@@ -2,16 +2,16 @@
 
 Copies are streamed through the base classifier in batches of one fixed shape, and their votes are counted as integers
 on the device. The shape of a batch depends only on the scheme and the batch size, and an image with at least a batch of
-copies has its batches for itself: the tensors that the classifier sees then do not depend on sharding, resuming or how
-many images are passed at once. Images with few copies share batches of the same fixed shape; there it is enough that a
-row of the classifier's output does not depend on the other rows, nor on where it stands. The first is checked for every
-classifier; where the second is not so, images do not share batches if the votes have to be exact.
+copies has batches of its own: the tensors that the classifier sees then do not depend on sharding, resuming or how many
+images are passed at once. Images with few copies share batches of the same fixed shape. That requires a row of the
+classifier's output to depend neither on the other rows nor on its position in the batch. The former is checked for any
+classifier; where the latter fails, images do not share batches if the votes have to be exact.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,11 +30,14 @@ from certify.inference import (
     position_matters,
 )
 from certify.scheme import EnumeratedScheme, SampledScheme, Scheme, check_integer
-from certify.votes import ThresholdVote, VoteRule, Votes, argmax_vote, count_votes
+from certify.votes import ThresholdVote, VoteRule, Votes, argmax_vote, sum_votes
+
+# from images, their indices in the data set and the numbers of copies: these copies, [images, copies, C', H, W]
+MakeCopies = Callable[[Tensor, Tensor, range], Tensor]
 
 
 @dataclass(frozen=True)
-class Plan:
+class PassLayout:
     """How copies are laid out in forward passes of one fixed shape ``[images * rows, C', H, W]``.
 
     Copies are made for several passes at once where they are small, to share the cost of starting each operation.
@@ -46,12 +49,12 @@ class Plan:
     passes_made: int
 
     @classmethod
-    def of(cls, num_copies: int, batch_size: int, copy_bytes: int, device: torch.device, shared: int) -> Plan:
-        """The layout for so many copies of each image.
+    def of(cls, num_copies: int, batch_size: int, copy_bytes: int, device: torch.device, shared: int) -> PassLayout:
+        """The layout for ``num_copies`` copies of each image.
 
         Args:
-            batch_size: rows of a pass at most.
-            shared: rows of a pass at most in which images are together: a single image costs as much.
+            batch_size: the most rows that a pass may have.
+            shared: the most rows of a pass in which images are together; a single image costs as much as all of them.
         """
         if num_copies <= batch_size:
             return cls(max(1, min(batch_size, shared) // num_copies), num_copies, 1, 1)
@@ -63,7 +66,7 @@ class Plan:
         return cls(1, rows, passes, max(1, budget // (rows * copy_bytes)))
 
 
-# A pass of so many rows is about as fast for each of them as a larger one, and the first image does not wait as long.
+# Larger passes are hardly faster per row than these, and the first image would have to wait longer.
 _SHARED_CPU, _SHARED_CUDA = 64, 512
 
 
@@ -72,14 +75,14 @@ def copy_bytes(scheme: Scheme, shape: Shape) -> int:
     return 4 * scheme.inputs_per_copy(shape) * math.prod(scheme.input_shape(shape))
 
 
-_EXCLUSIVE = (
+_ONE_VOTE_PER_COPY = (
     "a sampled scheme needs at most one vote per copy, since its certificate and its abstention rule conclude from "
     "p > 1/2 that no other class has more: use argmax_vote, or ThresholdVote with theta >= 0.5"
 )
 
 
 def _are_probabilities(scores: Tensor) -> bool:
-    """Whether rows are in [0, 1] and sum to 1; votes as scores, 0 and 1, are not meant."""
+    """Whether all rows are in [0, 1] and sum to 1; one-hot rows, votes given as scores, do not count."""
     sums = scores.sum(1)
     votes = (scores == 0) | (scores == 1)
     return bool((scores >= 0).all() and ((sums - 1).abs() <= 1e-4).all() and not votes.all())
@@ -112,7 +115,7 @@ class VoteEngine:
         if not callable(vote):
             raise TypeError(f"vote: got {vote!r}, expected a rule such as argmax_vote or ThresholdVote(theta=0.6)")
         if isinstance(scheme, SampledScheme) and not getattr(vote, "exclusive", True):
-            raise ValueError(f"vote: got {vote}, by which a copy may vote for several classes; {_EXCLUSIVE}")
+            raise ValueError(f"vote: got {vote}, under which a copy may vote for several classes; {_ONE_VOTE_PER_COPY}")
         self.base_classifier = scheme.classifier(base_classifier)
         self.scheme = scheme
         self.num_classes = num_classes
@@ -120,58 +123,58 @@ class VoteEngine:
         self.batch_size = batch_size
         if vote is not argmax_vote and type(vote) is not ThresholdVote:
             self._check_rule()
-        self._given, self._chosen_batch_size = base_classifier, batch_size
-        # what is known of the classifier, as long as it is run in the same way: of which images it takes the copies,
-        # and in batches of how many rows it scores each by itself
-        self._way: tuple[object, ...] = ()
-        self._taken: set[Shape] = set()
-        self._independent: set[tuple[Shape, int]] = set()
-        self._shared: dict[tuple[int, ...], bool] = {}  # whether images may share batches, by how they are laid out
+        self._given_classifier, self._requested_batch_size = base_classifier, batch_size
+        # what was found out about the classifier, valid for one mode of running it: the shapes of images whose copies
+        # it takes, and the batches in which rows do not depend on one another
+        self._run_mode: tuple[object, ...] = ()
+        self._accepted_shapes: set[Shape] = set()
+        self._independent_batches: set[tuple[Shape, int]] = set()
+        self._may_share: dict[tuple[int, ...], bool] = {}  # whether images may share batches, by layout
 
     def _check_rule(self) -> None:
-        """Raise if a vote by a rule of one's own depends on more than the scores of its copy."""
+        """Raise if the vote of a copy, by a custom rule, depends on more than the scores of that copy."""
         try:
             check_rows(lambda scores: self.one_hot(scores).float(), self.num_classes)
         except ValueError as error:
             raise ValueError(
-                f"vote: got {self.vote}, by which the vote of a copy changes with the scores of the others or with "
-                "chance; expected a rule that looks at each row alone, and always gives the same"
+                f"vote: got {self.vote}, under which the vote of a copy changes with the scores of the others or with "
+                "chance; expected a deterministic rule that looks at each row on its own"
             ) from error
 
     @property
     def shared_rows(self) -> int:
-        """Rows of a pass at most in which several images are together; ``batch_size`` if that was given."""
+        """The most rows of a pass that several images share; ``batch_size`` if that was given."""
         assert self.batch_size is not None  # settled by prepare
-        if self._chosen_batch_size is not None:
-            return self._chosen_batch_size
-        on_gpu = device_of(self._given, torch.device("cpu")).type == "cuda"
+        if self._requested_batch_size is not None:
+            return self._requested_batch_size
+        on_gpu = device_of(self._given_classifier, torch.device("cpu")).type == "cuda"
         return min(self.batch_size, _SHARED_CUDA if on_gpu else _SHARED_CPU)
 
     def prepare(self, x: Tensor) -> None:
         """Check ``x`` and, for each shape once, the classifier; settle the batch size that all calls share."""
         self.scheme.check(x)
-        shape, device = tuple(x.shape[1:]), device_of(self._given, x.device)
-        # kernels are others on another device or with another number of threads
-        way = (device, torch.get_num_threads(), modes(self._given))
-        if way != self._way:
-            if self._way and self._way[0] != device:
-                self.batch_size = self._chosen_batch_size
-            self._way = way
-            for known in (self._taken, self._independent, self._shared):
+        shape, device = tuple(x.shape[1:]), device_of(self._given_classifier, x.device)
+        # another device or number of threads means other kernels
+        run_mode = (device, torch.get_num_threads(), modes(self._given_classifier))
+        if run_mode != self._run_mode:
+            if self._run_mode and self._run_mode[0] != device:
+                self.batch_size = self._requested_batch_size
+            self._run_mode = run_mode
+            for known in (self._accepted_shapes, self._independent_batches, self._may_share):
                 known.clear()
-        if shape in self._taken and self.batch_size is not None:
+        if shape in self._accepted_shapes and self.batch_size is not None:
             return
         with exact_inference(self.base_classifier):
-            copies = self._examples(x)
-            self._check_first(copies, shape)
+            copies = self._example_copies(x)
+            self._check_first_pass(copies, shape)
             if self.batch_size is None:
                 inputs = self.scheme.inputs_per_copy(shape)
                 self.batch_size = good_batch_size(self.base_classifier, copies[:1], inputs)
-            check_independence(self.base_classifier, copies, min(self.batch_size, 4))  # before work, a first look
-            self._taken.add(shape)
+            check_independence(self.base_classifier, copies, min(self.batch_size, 4))  # a first check, before any work
+            self._accepted_shapes.add(shape)
 
-    def _check_first(self, copies: Tensor, shape: Shape) -> None:
-        """Run the classifier for the first time, with a word on what copies are if it does not take them."""
+    def _check_first_pass(self, copies: Tensor, shape: Shape) -> None:
+        """Run the classifier for the first time; if it fails, the error says what copies it was given."""
         try:
             scores = self.base_classifier(copies)
         except torch.OutOfMemoryError:
@@ -179,7 +182,7 @@ class VoteEngine:
         except RuntimeError as error:
             raise ValueError(
                 f"base classifier: got copies float32 {tuple(copies.shape)} on {copies.device}, and failed: {error}"
-                + self._advice(copies, shape)
+                + self._advice_on_failure(copies, shape)
             ) from error
         self._check_logits(scores, len(copies))
         if isinstance(self.vote, ThresholdVote) and _are_probabilities(scores):
@@ -188,8 +191,8 @@ class VoteEngine:
                 "ThresholdVote takes itself; leave out the model's last layer, or return their logarithm"
             )
 
-    def _advice(self, copies: Tensor, shape: Shape) -> str:
-        """What may be wrong with a classifier that does not take copies."""
+    def _advice_on_failure(self, copies: Tensor, shape: Shape) -> str:
+        """What to change about a classifier that does not accept the copies."""
         kind, advice = type(self.scheme).__name__, "; it has to take float32 (model.float())"
         if copies.shape[1] != shape[0]:
             advice = (
@@ -198,11 +201,11 @@ class VoteEngine:
             )
             if getattr(self.scheme, "null", None) == "multichannel":
                 advice += '; or keep the first layer, and hide pixels behind a colour: null="mean", mean=(0.5, ...)'
-        return advice + ("" if channels_first(shape) else "; images [B, H, W, C] are x.permute(0, 3, 1, 2)")
+        return advice + ("" if channels_first(shape) else "; convert images [B, H, W, C] with x.permute(0, 3, 1, 2)")
 
-    def _examples(self, x: Tensor) -> Tensor:
+    def _example_copies(self, x: Tensor) -> Tensor:
         """Four copies of the first image, on the classifier's device."""
-        image = x[:1].to(device_of(self._given, x.device))
+        image = x[:1].to(device_of(self._given_classifier, x.device))
         draws = Draws.of(0, SELECTION, torch.zeros(1, dtype=torch.int64, device=image.device), range(4))
         copies = self.scheme.sample(image, draws)
         channels = self.scheme.channels(x.shape[1])
@@ -214,24 +217,27 @@ class VoteEngine:
             )
         return copies[0]
 
-    def _plan(self, x: Tensor, num_copies: int, device: torch.device) -> Plan:
-        """How the copies of these images are laid out. Exact votes need more than independent rows: what a perturbation
-        does not touch must be scored with the same bits, wherever its image stands in the batch."""
+    def _layout(self, x: Tensor, num_copies: int, device: torch.device) -> PassLayout:
+        """The layout of the copies of these images.
+
+        Exact votes need more than independent rows: a copy that a perturbation does not touch must get bit-identical
+        scores wherever its image is in the batch.
+        """
         assert self.batch_size is not None  # settled by prepare
         shape = tuple(x.shape[1:])
-        plan = Plan.of(num_copies, self.batch_size, copy_bytes(self.scheme, shape), device, self.shared_rows)
-        if plan.images > 1 and isinstance(self.scheme, EnumeratedScheme):
-            layout = (plan.images, plan.rows, *shape)
-            if layout not in self._shared:
-                self._shared[layout] = not position_matters(
-                    self.base_classifier, self._examples(x), plan.images * plan.rows
+        layout = PassLayout.of(num_copies, self.batch_size, copy_bytes(self.scheme, shape), device, self.shared_rows)
+        if layout.images > 1 and isinstance(self.scheme, EnumeratedScheme):
+            key = (layout.images, layout.rows, *shape)
+            if key not in self._may_share:
+                self._may_share[key] = not position_matters(
+                    self.base_classifier, self._example_copies(x), layout.images * layout.rows
                 )
-            plan = plan if self._shared[layout] else replace(plan, images=1)
-        batch = (shape, plan.images * plan.rows)
-        if batch not in self._independent:
-            check_independence(self.base_classifier, self._examples(x), batch[1])
-            self._independent.add(batch)
-        return plan
+            layout = layout if self._may_share[key] else replace(layout, images=1)
+        batch = (shape, layout.images * layout.rows)
+        if batch not in self._independent_batches:
+            check_independence(self.base_classifier, self._example_copies(x), batch[1])
+            self._independent_batches.add(batch)
+        return layout
 
     def enumerated(self, x: Tensor) -> Tensor:
         """Votes of all copies of an enumerated scheme: int64 ``[B, C]``."""
@@ -258,14 +264,14 @@ class VoteEngine:
         return self._count(x, None, num_copies, make, keep=keep)
 
     def sampled(self, x: Tensor, n: int, *, index: Tensor | None, seed: int, stream: int, first: int = 0) -> Tensor:
-        """Votes of the ``n`` random copies number ``first``, ``first + 1``, ...: int64 ``[B, C]``.
+        """Votes of ``n`` random copies, those numbered ``first``, ``first + 1``, ...: int64 ``[B, C]``.
 
         Args:
             index: int64 ``[B]``, each image's index in its data set, on which its random numbers depend.
             seed, stream: see :class:`~certify.draws.Draws`.
         """
         if n < 1 or first < 0:
-            raise ValueError(f"n, first: got {n}, {first}, expected at least 1 sample, from 0 on")
+            raise ValueError(f"n, first: got {n}, {first}, expected n >= 1 and first >= 0")
         self.prepare(x)
 
         def make(images: Tensor, items: Tensor, copies: range) -> Tensor:
@@ -279,52 +285,41 @@ class VoteEngine:
         x: Tensor,
         index: Tensor | None,
         num_copies: int,
-        make: Callable[[Tensor, Tensor, range], Tensor],
+        make: MakeCopies,
         *,
         keep: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Counts, and with ``keep`` the votes copy by copy."""
-        home = x.device
-        device = device_of(self._given, home)
-        items = torch.arange(len(x)) if index is None else index
-        if not isinstance(items, Tensor):
-            raise TypeError(f"index: got {type(items).__name__}, expected a tensor int64 ({len(x)},)")
-        if items.shape != (len(x),) or items.dtype != torch.int64:
-            raise ValueError(f"index: got {items.dtype} {tuple(items.shape)}, expected int64 ({len(x)},)")
-        if items.min() < 0 or items.max() >= 1 << 32:
-            raise ValueError(f"index: got {items.min().item()} to {items.max().item()}, expected 0 <= index < 2^32")
+        home, device = x.device, device_of(self._given_classifier, x.device)
+        items = _checked_index(index, len(x))
         x, items = x.to(device), items.to(device)
         with exact_inference(self.base_classifier):
             counts = torch.zeros((len(x), self.num_classes), dtype=torch.int64, device=device)
             shape = (len(x), num_copies, self.num_classes)
             by_copy = torch.zeros(shape, dtype=torch.bool, device=device) if keep else None
+            # read once, at the end: reading them earlier would make the host wait for every pass
             nan, several = torch.zeros((2,), dtype=torch.bool, device=device).unbind()
-            plan = self._plan(x, num_copies, device)
-            for begin in range(0, len(x), plan.images):
-                # the last group is filled up with its last image, so that every pass has the same shape
-                group = torch.arange(begin, begin + plan.images, device=device).clamp(max=len(x) - 1)
-                real = min(plan.images, len(x) - begin)
-                for first in range(0, plan.passes, plan.passes_made):
-                    last = min(first + plan.passes_made, plan.passes)
-                    made = make(x[group], items[group], range(first * plan.rows, last * plan.rows)).flatten(0, 1)
-                    for number, rows in enumerate(made.split(plan.images * plan.rows), start=first):
-                        logits = self.base_classifier(rows)
-                        self._check_logits(logits, plan.images * plan.rows)
-                        logits = logits.to(device)
-                        nan |= torch.isnan(logits).any()
-                        votes = self.one_hot(logits)
-                        if isinstance(self.scheme, SampledScheme):
-                            several |= (votes.sum(1) > 1).any()
-                        votes = votes.view(plan.images, plan.rows, self.num_classes)
-                        # copies past the last one only fill the shape
-                        left = num_copies - number * plan.rows
-                        counts[begin : begin + real] += votes[:real, :left].sum(1, dtype=torch.int64)
-                        if by_copy is not None:
-                            by_copy[begin : begin + real, number * plan.rows :][:, : plan.rows] = votes[:real, :left]
+            layout = self._layout(x, num_copies, device)
+            for images, first, rows in _passes(layout, x, items, make):
+                logits = self.base_classifier(rows)
+                self._check_logits(logits, layout.images * layout.rows)
+                logits = logits.to(device)
+                nan |= torch.isnan(logits).any()
+                votes = self.one_hot(logits)
+                if isinstance(self.scheme, SampledScheme):
+                    several |= (votes.sum(1) > 1).any()
+                votes = votes.view(layout.images, layout.rows, self.num_classes)
+                # images and copies past the last ones only fill up the shape
+                votes = votes[: images.stop - images.start, : num_copies - first]
+                counts[images] += votes.sum(1, dtype=torch.int64)
+                if by_copy is not None:
+                    by_copy[images, first : first + layout.rows] = votes
         if several:
-            raise ValueError(f"vote: a copy got several votes; {_EXCLUSIVE}")
+            raise ValueError(f"vote: a copy got several votes; {_ONE_VOTE_PER_COPY}")
         if nan:
-            raise ValueError("base classifier: got NaN scores; no vote can be trusted, check the model and its inputs")
+            raise ValueError(
+                "base classifier: got NaN scores, so no vote can be trusted; check the model and its inputs"
+            )
         return counts.to(home), None if by_copy is None else by_copy.to(home)
 
     def one_hot(self, logits: Tensor) -> Tensor:
@@ -347,10 +342,40 @@ class VoteEngine:
             raise ValueError(f"base classifier: got {got}, expected float scores of shape {expected}{advice}")
 
 
+def _checked_index(index: Tensor | None, images: int) -> Tensor:
+    """int64 ``[images]``: each image's index in its data set, by default 0, 1, 2, ..."""
+    if index is None:
+        index = torch.arange(images)
+    if not isinstance(index, Tensor):
+        raise TypeError(f"index: got {type(index).__name__}, expected a tensor int64 ({images},)")
+    if index.shape != (images,) or index.dtype != torch.int64:
+        raise ValueError(f"index: got {index.dtype} {tuple(index.shape)}, expected int64 ({images},)")
+    if index.min() < 0 or index.max() >= 1 << 32:
+        raise ValueError(f"index: got {index.min().item()} to {index.max().item()}, expected 0 <= index < 2^32")
+    return index
+
+
+def _passes(layout: PassLayout, x: Tensor, items: Tensor, make: MakeCopies) -> Iterator[tuple[slice, int, Tensor]]:
+    """The forward passes over all copies of all images: the images of each, its first copy, and its rows.
+
+    All passes have the same shape: the last group of images is filled up with its last image, the last pass over the
+    copies of an image with copies past the last one.
+    """
+    for begin in range(0, len(x), layout.images):
+        images = slice(begin, min(begin + layout.images, len(x)))
+        group = torch.arange(begin, begin + layout.images, device=x.device).clamp(max=len(x) - 1)
+        for number in range(0, layout.passes, layout.passes_made):
+            last = min(number + layout.passes_made, layout.passes)
+            copies = range(number * layout.rows, last * layout.rows)
+            made = make(x[group], items[group], copies).flatten(0, 1)
+            for i, rows in enumerate(made.split(layout.images * layout.rows)):
+                yield images, (number + i) * layout.rows, rows
+
+
 def collect_votes(
     engine: VoteEngine, x: Tensor, *, n0: int, n: int, index: Tensor | None = None, seed: int = 0
 ) -> Votes:
-    """All votes a certificate needs: every copy, or ``n0`` selection and ``n`` fresh estimation samples."""
+    """All votes that a certificate needs: of every copy, or of ``n0`` selection and ``n`` fresh estimation samples."""
     if isinstance(engine.scheme, SampledScheme):
         selection = engine.sampled(x, n0, index=index, seed=seed, stream=SELECTION)
         counts = engine.sampled(x, n, index=index, seed=seed, stream=ESTIMATION)
@@ -359,6 +384,6 @@ def collect_votes(
     scheme = engine.scheme
     assert isinstance(scheme, EnumeratedScheme)
     by_copy = engine.enumerated_by_copy(x) if scheme.positional else None
-    counts = engine.enumerated(x) if by_copy is None else count_votes(by_copy)
+    counts = engine.enumerated(x) if by_copy is None else sum_votes(by_copy)
     shape = tuple(x.shape[1:])
     return Votes(counts, None, shape, scheme.num_copies(shape), by_copy=by_copy, scheme=scheme)

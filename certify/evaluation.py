@@ -29,11 +29,11 @@ from certify.sources import code_of
 from certify.threats import Unproven
 from certify.votes import ThresholdVote, Votes, argmax_vote
 
-_COPIES_PER_STEP = 4_096
+_COPIES_PER_STEP = 4_096  # by default, before results are written
 
 
 def sampling(smoothed: Smoothed, question: Question | None = None, max_n: int = 100_000) -> dict[str, Any] | None:
-    """How the votes of a sampled scheme come about, as JSON values; None for exact ones."""
+    """How the copies of a sampled scheme are drawn, as JSON values; None for exact schemes."""
     if isinstance(smoothed.scheme, EnumeratedScheme):
         return None
     shared = {"n0": smoothed.n0, "alpha": smoothed.alpha, "seed": smoothed.seed, "generator": GENERATOR}
@@ -43,14 +43,16 @@ def sampling(smoothed: Smoothed, question: Question | None = None, max_n: int = 
 
 
 def configuration(smoothed: Smoothed, data: Dataset, how: dict[str, Any] | None) -> dict[str, Any]:
-    """What must be equal for two rows to belong together, but for the base classifier.
+    """The settings that all rows of a run share, except for the base classifier; as JSON values.
 
     Args:
-        how: of :func:`sampling`.
+        how: result of :func:`sampling`.
     """
     scheme, vote = smoothed.scheme, smoothed.engine.vote
     if vote is not argmax_vote and type(vote) is not ThresholdVote:
-        raise ValueError(f"vote: got {vote}, which has no text to store; expected argmax_vote or ThresholdVote(theta)")
+        raise ValueError(
+            f"vote: got {vote}, which cannot be stored as text; expected argmax_vote or ThresholdVote(theta)"
+        )
     passes, code = scheme.inputs_per_copy(data.shape), code_of([type(scheme)])
     own = {} if code is None else {"scheme_code": code}
     return (
@@ -90,61 +92,40 @@ def certify_dataset(
     on_start: Callable[[int], None] | None = None,
     on_image: Callable[[Row], None] | None = None,
 ) -> Path:
-    """Certify images of a data set; rows, votes and the configuration go to a folder.
+    """Certify images of a data set; rows, votes and the configuration are written to a folder.
 
-    A run that was stopped, however it was, continues with ``resume=True`` to the identical rows. ``python -m
+    A run that was interrupted, in whatever way, continues with ``resume=True`` to the identical rows. ``python -m
     scripts.report OUT`` makes the table and the plot; :func:`~certify.results.read_rows` and
-    :func:`~certify.results.read_votes` read it.
+    :func:`~certify.results.read_votes` read the results.
 
     Args:
         data: images and labels; ``Dataset("mine", "test", images, labels, num_classes=10)`` for your own.
         out: the folder.
-        index: which images, all by default; shards share them.
-        model: names the base classifier in the configuration. By default its class and a checksum of its parameters;
-            functions need a name, and modules that keep what they last computed or count their calls. Rows of
-            different models never go into one folder.
-        resume: continue the results in ``out``; without it, a folder that holds some is refused.
-        shard: ``(i, n)``: do part i of n; the parts may run anywhere and share ``out``.
+        index: indices of the images to certify, by default of all; shards divide them among themselves.
+        model: names the base classifier in the configuration. By default its class and a checksum of its parameters.
+            Functions need a name, and so do modules whose attributes change when they run (caches, counters of calls).
+            Rows of different models never go into one folder.
+        resume: continue the results in ``out``; without it, a folder that holds results is refused.
+        shard: ``(i, n)``: certify part i of n; the parts may run anywhere and share ``out``.
         question: sample only until it is settled for each image (:mod:`certify.sequential`), with at most ``max_n``
             estimation samples; sampled schemes only.
-        images_per_step: between two flushes, by default about 4,096 copies.
-        config: in place of the configuration that follows from the other arguments; ``"sampling"`` is always theirs.
-        on_start: called with the number of images that were done before, for progress.
-        on_image: called with each row that was written, likewise.
+        images_per_step: images to certify before their rows are written, by default as many as have about 4,096 copies.
+        config: replaces the configuration that follows from the other arguments, except for its ``"sampling"``.
+        on_start: called with the number of images that are done already, to show progress.
+        on_image: called with each row once it is written.
 
     Returns:
         the path of the rows.
     """
-    if not isinstance(data, Dataset):
-        raise TypeError(
-            f"data: got {type(data).__name__}, expected a certify.data.Dataset; certify.data.from_torch makes one of a "
-            "data set of PyTorch"
-        )
-    if smoothed.engine.num_classes != data.num_classes:
-        raise ValueError(
-            f"num_classes: got {smoothed.engine.num_classes} of the classifier and {data.num_classes} of {data.name}, "
-            "expected the same; labels are the classifier's outputs, so give the data set its numbering"
-        )
-    if question is not None and not isinstance(smoothed.scheme, SampledScheme):
-        raise ValueError(f"question: {type(smoothed.scheme).__name__} is exact, there is nothing to sample")
-    if images_per_step is not None:
-        check_integer("images_per_step", images_per_step, 1, 10**9)
-    if not 0 <= shard[0] < shard[1]:
-        raise ValueError(f"shard: got {shard}, expected (i, n) with 0 <= i < n")
-    chosen = list(range(len(data)) if index is None else index)[shard[0] :: shard[1]]
-    if any(isinstance(i, bool | np.bool_) for i in chosen):
-        raise ValueError("index: got a mask, expected numbers of images, such as mask.nonzero()[0]")
-    outside = [i for i in chosen if not 0 <= i < len(data)]
-    if outside or len(set(chosen)) < len(chosen):
-        wrong = outside[0] if outside else "a number twice"
-        raise ValueError(f"index: got {wrong}, expected different numbers from 0 to {len(data) - 1}")
+    _check_arguments(smoothed, data, question, images_per_step)
+    chosen = _chosen_images(data, index, shard)
     if config is None:
-        own = {"model": model or name_of(smoothed.base_classifier)}  # before it is run, which may change it
+        own = {"model": model or name_of(smoothed.base_classifier)}  # first: running a classifier may change it
         smoothed.engine.prepare(data.batch([0])[0])
         config = configuration(smoothed, data, sampling(smoothed, question, max_n)) | own
-    # whatever else a configuration says, whether votes were stopped by what they said decides how they may be read
+    # kept even in a given configuration: bounds for a fixed sample size do not hold for votes that decided when to stop
     config = config | {"sampling": sampling(smoothed, question, max_n)}
-    work = _from_fixed_number if question is None else partial(_until, question=question, max_n=max_n)
+    work = _certify_fixed if question is None else partial(_certify_until, question=question, max_n=max_n)
     copies = smoothed.copies_per_image(data.shape) if question is None else smoothed.n0
     step = images_per_step or max(1, _COPIES_PER_STEP // copies)
     columns = row_columns(guaranteed=not isinstance(smoothed.scheme.threat, Unproven))
@@ -167,14 +148,46 @@ def certify_dataset(
     return folder.rows_path
 
 
-def _finished(
+def _check_arguments(smoothed: Smoothed, data: Dataset, question: Question | None, images_per_step: int | None) -> None:
+    """Raise unless the classifier, the data set and the options fit together."""
+    if not isinstance(data, Dataset):
+        raise TypeError(
+            f"data: got {type(data).__name__}, expected a certify.data.Dataset; certify.data.from_torch makes one of a "
+            "data set of PyTorch"
+        )
+    if smoothed.engine.num_classes != data.num_classes:
+        raise ValueError(
+            f"num_classes: got {smoothed.engine.num_classes} of the classifier and {data.num_classes} of {data.name}, "
+            "expected the same; number the classes of the data set as the classifier's outputs are numbered"
+        )
+    if question is not None and not isinstance(smoothed.scheme, SampledScheme):
+        raise ValueError(f"question: got one for {type(smoothed.scheme).__name__}, which is exact; leave it out")
+    if images_per_step is not None:
+        check_integer("images_per_step", images_per_step, 1, 10**9)
+
+
+def _chosen_images(data: Dataset, index: Sequence[int] | None, shard: tuple[int, int]) -> list[int]:
+    """The indices of the images of one shard, checked; by default of all images."""
+    if not 0 <= shard[0] < shard[1]:
+        raise ValueError(f"shard: got {shard}, expected (i, n) with 0 <= i < n")
+    chosen = list(range(len(data)) if index is None else index)[shard[0] :: shard[1]]
+    if any(isinstance(i, bool | np.bool_) for i in chosen):
+        raise ValueError("index: got a mask, expected indices of images, such as mask.nonzero()[0]")
+    outside = [i for i in chosen if not 0 <= i < len(data)]
+    if outside or len(set(chosen)) < len(chosen):
+        wrong = outside[0] if outside else "an index twice"
+        raise ValueError(f"index: got {wrong}, expected distinct indices from 0 to {len(data) - 1}")
+    return chosen
+
+
+def _results_of_each(
     index: list[int], labels: Tensor, result: Certified, clean: Tensor, votes: list[Votes], n0: int, seconds: float
 ) -> list[tuple[Row, str]]:
     """Rows and stored votes of a few images.
 
     Args:
-        votes: those of each image alone.
-        seconds: for all of them.
+        votes: one entry per image.
+        seconds: for all images together.
     """
     each = seconds / len(index)
     return [
@@ -183,17 +196,17 @@ def _finished(
     ]
 
 
-def _from_fixed_number(smoothed: Smoothed, data: Dataset, index: list[int]) -> list[tuple[Row, str]]:
+def _certify_fixed(smoothed: Smoothed, data: Dataset, index: list[int]) -> list[tuple[Row, str]]:
     """Certify a few images from a fixed number of copies."""
     images, labels = data.batch(index)
     started = time.perf_counter()
     votes = smoothed.votes(images, index=torch.tensor(index))
     result, clean = smoothed.certificate(votes), smoothed.prediction(votes)
     seconds = time.perf_counter() - started
-    return _finished(index, labels, result, clean, votes.each(), smoothed.n0, seconds)
+    return _results_of_each(index, labels, result, clean, votes.each(), smoothed.n0, seconds)
 
 
-def _until(
+def _certify_until(
     smoothed: Smoothed, data: Dataset, index: list[int], *, question: Question, max_n: int
 ) -> list[tuple[Row, str]]:
     """Certify a few images, sampling until the question is settled for each."""
@@ -203,4 +216,4 @@ def _until(
     result = smoothed.certify_until(images, question, max_n=max_n, index=items)
     seconds = time.perf_counter() - started
     votes = [result.votes_of(i, items, data.shape) for i in range(len(index))]
-    return _finished(index, labels, result, result.prediction, votes, smoothed.n0, seconds)
+    return _results_of_each(index, labels, result, result.prediction, votes, smoothed.n0, seconds)

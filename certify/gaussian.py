@@ -2,20 +2,20 @@
 
 Source: Cohen, Rosenfeld and Kolter, "Certified Adversarial Robustness via Randomized Smoothing" (ICML 2019), Theorem 1.
 
-The theorem is about real numbers. In floating point, ``x + noise`` keeps traces of x in its last digits, and there are
-base classifiers and images certified at a radius within which the prediction changes (Voracek and Hein, "Sound
-Randomized Smoothing in Floating-Point Arithmetic", ICLR 2023, arXiv 2207.07209). So noise is drawn here on the grid of
-the images. Let x be on the grid, ``round`` the nearest point of it, Z real Gaussian noise. Then
+The theorem is about real numbers. In floating point, ``x + noise`` retains traces of x in its low-order bits, and there
+are base classifiers and images for which the prediction changes within the certified radius (Voracek and Hein, "Sound
+Randomized Smoothing in Floating-Point Arithmetic", ICLR 2023, arXiv 2207.07209). Here, noise is therefore drawn on the
+grid of the images. Let x be on the grid, ``round`` the map to the nearest grid point, and Z real Gaussian noise. Then
 
     round(x + Z) = x + round(Z)
 
-and ``f(x + round(Z)) = (f o round)(x + Z)``: to classify x with rounded noise by f is to classify x with real noise by
-another base classifier, ``f o round``, for which the theorem holds as for any. Copies are whole numbers, divided once;
-what comes after sees nothing else.
+and ``f(x + round(Z)) = (f o round)(x + Z)``: to classify x under rounded noise by f is to classify x under real noise
+by another base classifier, ``f o round``, to which the theorem applies as to any other. Copies are integers, divided
+once; the base classifier sees nothing else.
 
-What is drawn has not quite the distribution of ``round(Z)``: each number is within a total variation distance of about
-2^-54 of it (:class:`~certify.rounded_gaussian.RoundedGaussian`). The certificate is one for exact noise: bounds on the
-probabilities of samples are widened by that distance times the number of features.
+The numbers drawn do not have exactly the distribution of ``round(Z)``: each is within a total variation distance of
+about 2^-54 of it (:class:`~certify.rounded_gaussian.RoundedGaussian`). The certificate is for exact noise: bounds on
+probabilities are widened by that distance times the number of features.
 """
 
 from __future__ import annotations
@@ -25,19 +25,18 @@ from abc import abstractmethod
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-import numpy as np
 import torch
-from scipy.special import ndtri
 from torch import Tensor
 
+from certify import topk_l2
 from certify.draws import Draws
 from certify.images import IMAGES, VIDEOS, Shape, check_images, to_float, to_levels
+from certify.quantiles import ROUNDING, quantile_above
 from certify.rounded_gaussian import RoundedGaussian, noise_of_words
 from certify.scheme import SampledScheme, TopKCertified, check_integer
 from certify.threats import L2, Unproven
 
 _MAX_FEATURES = 1 << 24
-_BELOW = 2.0**-40  # for rounding in doubles, relative and absolute, where arguments and functions have a few of 2^-53
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class GaussianScheme(SampledScheme):
         return Unproven(measure, ", ".join(doubts)) if doubts else measure
 
     def doubts(self) -> list[str]:
-        """Why radii are not certificates; empty if they are."""
+        """The reasons why radii are not certificates; empty if they are."""
         return [] if self.sound else ["floating-point noise"]
 
     @property
@@ -80,10 +79,10 @@ class GaussianScheme(SampledScheme):
 
     @abstractmethod
     def noisy_features(self, shape: Shape) -> int:
-        """How many numbers of noise a copy of an image of ``shape`` has."""
+        """How many noise values are drawn for a copy of an image of ``shape``."""
 
     def stretch(self, shape: Shape | None) -> float:
-        """How much longer than the perturbation of an image that of what noise is added to may be, rounded up."""
+        """By what factor a perturbation of an image may grow, in l2, before noise is added to it; rounded up."""
         return 1.0
 
     def check(self, x: Tensor, layouts: tuple[str, ...] = (IMAGES, VIDEOS)) -> None:
@@ -99,22 +98,22 @@ class GaussianScheme(SampledScheme):
             raise ValueError(f"images: got {got} features with noise, at most {_MAX_FEATURES} are supported")
 
     def numbers(self, x: Tensor) -> Tensor:
-        """The image as float32: whole steps of ``1 / q`` in sound mode, else values."""
+        """The image as float32: integers in units of ``1 / q`` in sound mode, else values."""
         return to_levels(x, self.q).float() if self.sound else to_float(x)
 
     def draw_noise(self, draws: Draws, shape: Shape) -> Tensor:
-        """float32 ``[B, n, *shape]``: whole steps of ``1 / (refinement q)`` in sound mode, else values."""
+        """float32 ``[B, n, *shape]``: integers in units of ``1 / (refinement q)`` in sound mode, else values."""
         count = math.prod(shape)
         if self.sound:
             noise = self.rounded.draw(draws, count)
         else:
-            noise = noise_of_words(draws, count, _quantiles).mul_(math.sqrt(2) * self.sigma)
+            noise = noise_of_words(draws, count, _float_normals).mul_(math.sqrt(2) * self.sigma)
         return noise.reshape(*draws.shape, *shape)
 
     def values(self, numbers: Tensor, scale: int = 1) -> Tensor:
-        """Values of :meth:`numbers` that have been multiplied by ``scale``; in place."""
+        """The values that :meth:`numbers`, times ``scale``, stand for; computed in place."""
         divisor = scale * self.q if self.sound else scale
-        # by a tensor: dividing by a Python number, CUDA multiplies with the rounded inverse
+        # by a tensor: for a Python number, CUDA would multiply by its rounded inverse
         return numbers if divisor == 1 else numbers.div_(torch.full((), float(divisor), device=numbers.device))
 
     def deviation(self, shape: Shape | None) -> float:
@@ -134,14 +133,12 @@ class GaussianScheme(SampledScheme):
         own = -quantile_above(1 - p_lower.to(torch.float64) + slip)
         rivals = quantile_above(p_upper.to(torch.float64) + slip)
         gap = (own - rivals) / 2
-        return torch.where(gap > 0, gap * (1 - _BELOW) * self.deviation(shape), -1.0)
+        return torch.where(gap > 0, gap * (1 - ROUNDING) * self.deviation(shape), -1.0)
 
     def certify_top_k(
         self, counts: Tensor, k: int, alpha: float, *, n: int, shape: Shape | None = None
     ) -> TopKCertified:
-        """Radii are l2 distances, if those of the scheme are certificates; see :mod:`certify.topk_l2`."""
-        from certify import topk_l2  # which is about schemes of this module
-
+        """Radii in l2, which are certificates if those of the scheme are; see :mod:`certify.topk_l2`."""
         return topk_l2.certify_counts(counts, k, self, alpha, n=n, shape=shape)
 
 
@@ -155,8 +152,9 @@ class GaussianNoise(GaussianScheme):
 
     Attributes:
         sigma: standard deviation; features are in [0, 1].
-        sound: noise on the grid, and inputs off the grid are refused. With False, noise is added in floating point, to
-            any input, as it usually is: no certificate then, and marked so, but the same radii for most classifiers.
+        sound: noise is on the grid, and inputs off the grid are refused. With False, noise is added in floating point,
+            to any input, as is common practice. That certifies nothing, and results are marked so, although the radii
+            are the same for most classifiers.
         q: quantization steps of the input, 255 for 8-bit images.
     """
 
@@ -173,15 +171,6 @@ def added(numbers: Tensor, noise: Tensor) -> Tensor:
     return noise.add_(numbers) if fits else numbers + noise
 
 
-def _quantiles(words: Tensor, _keys: Tensor, numbers: Tensor) -> None:
-    """Gaussian numbers of deviation ``1 / sqrt(2)`` in floating point, one for each: with its usual flaws."""
+def _float_normals(words: Tensor, _keys: Tensor, numbers: Tensor) -> None:
+    """Gaussian noise of deviation ``1 / sqrt(2)``, one number per word, with the usual flaws of floating point."""
     numbers.copy_(words).add_(0.5).mul_(2.0**-31).clamp_(-1 + 2.0**-24, 1 - 2.0**-24).erfinv_()
-
-
-def quantile_above(p: Tensor) -> Tensor:
-    """``Phi^-1(p)``, rounded up, for probabilities that themselves are rounded by up to 2^-50 of their size."""
-    argument = np.clip(p.detach().cpu().numpy() * (1 + 2.0**-49), 0, 1)
-    quantile = ndtri(argument)
-    with np.errstate(invalid="ignore"):
-        above = np.where(np.isinf(quantile), quantile, quantile + np.abs(quantile) * _BELOW + _BELOW)
-    return torch.from_numpy(above).to(p.device)

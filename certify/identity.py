@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from certify.inference import BaseClassifier
 
-# parameters, hooks, and what else torch keeps in every module, or leaves there when it compiles one
-_OF_TORCH = frozenset({*vars(nn.Module()), "_is_torch_compile"})
-_PLAIN = (
+# parameters, hooks, and whatever else torch keeps in every module or adds when it compiles one
+_MODULE_ATTRIBUTES = frozenset({*vars(nn.Module()), "_is_torch_compile"})
+_PRINTABLE = (
     type(None),
     EllipsisType,
     range,
@@ -42,93 +42,97 @@ _PLAIN = (
 def name_of(base_classifier: BaseClassifier) -> str:
     """The class of a module, and the first digits of a checksum of its layers, parameters, buffers and settings.
 
-    Raises ``ValueError`` where two different ones could get the same name.
+    Raises ``ValueError`` if two different classifiers could get the same name.
     """
     if not isinstance(base_classifier, nn.Module):
         raise ValueError(
             f"model: got none for {base_classifier!r}, which has no parameters to tell it from others; give it a name, "
-            "one for each version of it"
+            "a new one for each version"
         )
     module = getattr(base_classifier, "_orig_mod", base_classifier)  # of torch.compile
     digest = hashlib.sha256()
     try:
-        for piece in _of_module(module, set()):
+        for piece in _module_pieces(module, set()):
             digest.update(piece)
-    except _UnknownError as error:
+    except _NotIdentifiableError as error:
         raise ValueError(
             f"model: got a {type(base_classifier).__name__} whose {error}, which cannot be told from others of its "
-            "kind; give the model a name, one for each version of it: model=..."
+            "kind; give the model a name, a new one for each version: model=..."
         ) from None
     return f"{type(module).__name__} {digest.hexdigest()[:16]}"
 
 
-def _of_module(module: nn.Module, above: set[int]) -> Iterator[bytes]:
-    """The layers of a module, and all that they have."""
+def _module_pieces(module: nn.Module, above: set[int]) -> Iterator[bytes]:
+    """The layers of a module, with their parameters, buffers, settings and code."""
     yield str(module).encode()
-    # buffers, too, that a state dictionary leaves out
+    # including buffers that a state dictionary leaves out
     for name, value in sorted({**module.state_dict(), **dict(module.named_buffers())}.items()):
-        yield from _named(name, value, above)
+        yield from _named_pieces(name, value, above)
     for path, part in module.named_modules():
         kind = type(part)
         if isinstance(part, torch.jit.ScriptModule):
-            raise _UnknownError(f"{path or 'code'} is compiled by TorchScript")
+            raise _NotIdentifiableError(f"{path or 'code'} is compiled by TorchScript")
         yield f"{path} {kind.__module__} {kind.__qualname__} ".encode()
-        settings = {name: value for name, value in vars(part).items() if name not in _OF_TORCH}
+        settings = {name: value for name, value in vars(part).items() if name not in _MODULE_ATTRIBUTES}
         hooks = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
         if not kind.__module__.startswith("torch."):
             settings |= {"forward": kind.forward}
         for name, value in sorted((settings | ({"hooks": hooks} if hooks else {})).items()):
             if not isinstance(value, nn.Module):
                 try:
-                    yield from _named(f"{path}.{name}", value, above)
-                except _UnknownError:
+                    yield from _named_pieces(f"{path}.{name}", value, above)
+                except _NotIdentifiableError:
                     if not kind.__module__.startswith("torch.") or name == "hooks":  # torch's own settings are plain
                         raise
 
 
-def _named(name: str, value: object, above: set[int]) -> Iterator[bytes]:
+def _named_pieces(name: str, value: object, above: set[int]) -> Iterator[bytes]:
     try:
-        for piece in _pieces(value, above):
+        for piece in _value_pieces(value, above):
             yield f"{name} ".encode() + piece
-    except _UnknownError as error:
+    except _NotIdentifiableError as error:
         text = str(error)
-        raise _UnknownError(text if " is " in text else f"{name.lstrip('.')} is {text}") from None
+        raise _NotIdentifiableError(text if " is " in text else f"{name.lstrip('.')} is {text}") from None
 
 
-class _UnknownError(Exception):
-    pass
+class _NotIdentifiableError(Exception):
+    """A value of a kind that cannot be told from others of its kind; the message says what it is."""
 
 
-def _pieces(value: object, above: set[int]) -> Iterator[bytes]:
-    """What a value is, the same whenever it is written out."""
+def _value_pieces(value: object, above: set[int]) -> Iterator[bytes]:
+    """A value as bytes that are the same in every process.
+
+    Args:
+        above: ids of the values that contain this one, which may refer back to them.
+    """
     if isinstance(value, (Tensor, np.ndarray)):
-        yield _dense(value)
-    elif isinstance(value, (np.generic, *_PLAIN)):
+        yield _array_bytes(value)
+    elif isinstance(value, (np.generic, *_PRINTABLE)):
         yield f"{type(value).__name__} {value!r} ".encode()
     elif isinstance(value, (type, ModuleType)):
         yield f"{getattr(value, '__module__', '')} {getattr(value, '__qualname__', value.__name__)} ".encode()
     elif id(value) in above:
         yield b"above "
     elif isinstance(value, nn.Module):
-        yield from _of_module(value, above | {id(value)})
+        yield from _module_pieces(value, above | {id(value)})
     else:
         above = above | {id(value)}
         yield f"{type(value).__module__} {type(value).__qualname__} ".encode()
-        for part in _parts(value):
-            yield from _pieces(part, above)
+        for part in _components(value):
+            yield from _value_pieces(part, above)
 
 
-def _dense(value: Tensor | np.ndarray) -> bytes:
+def _array_bytes(value: Tensor | np.ndarray) -> bytes:
     if isinstance(value, np.ndarray) and value.dtype.kind not in "biufc":
         if value.dtype.hasobject:
-            raise _UnknownError(f"an array of {value.dtype}")
+            raise _NotIdentifiableError(f"an array of {value.dtype}")
         return f"{value.dtype} {value.shape} ".encode() + value.tobytes()
     dense = value.detach().cpu().to_dense().contiguous() if isinstance(value, Tensor) else torch.tensor(value)
     return f"{dense.dtype} {tuple(dense.shape)} ".encode() + dense.view(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _parts(value: Any) -> list[Any]:
-    """What a value is made of, in an order of its own; raises ``_UnknownError`` if that cannot be told."""
+def _components(value: Any) -> list[Any]:
+    """What a value consists of, in a fixed order; raises ``_NotIdentifiableError`` if that is unknown."""
     if isinstance(value, Mapping):
         return sorted(value.items(), key=lambda item: repr(item[0]))
     if isinstance(value, (set, frozenset)):
@@ -142,12 +146,12 @@ def _parts(value: Any) -> list[Any]:
     if inspect.isfunction(value):
         cells = []
         for cell in value.__closure__ or ():
-            with suppress(ValueError):  # a name that has no value yet
+            with suppress(ValueError):  # a name without a value yet
                 cells.append(cell.cell_contents)
         return [
             value.__module__,
             value.__qualname__,
-            _code(value.__code__),
+            _code_components(value.__code__),
             value.__defaults__,
             value.__kwdefaults__,
             cells,
@@ -156,17 +160,17 @@ def _parts(value: Any) -> list[Any]:
         return [value.__module__, value.__qualname__]
     if dataclasses.is_dataclass(value):
         return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
-    if hasattr(value, "__dict__") and all(map(_is_python, type(value).__mro__[:-1])):
+    if hasattr(value, "__dict__") and all(map(_is_written_in_python, type(value).__mro__[:-1])):
         return sorted(vars(value).items())
-    raise _UnknownError(f"a {type(value).__name__}")
+    raise _NotIdentifiableError(f"a {type(value).__name__}")
 
 
-def _code(code: CodeType) -> list[Any]:
-    inner = [_code(each) if isinstance(each, CodeType) else each for each in code.co_consts]
+def _code_components(code: CodeType) -> list[Any]:
+    inner = [_code_components(each) if isinstance(each, CodeType) else each for each in code.co_consts]
     return [code.co_code, code.co_names, inner]
 
 
-def _is_python(kind: type) -> bool:
-    """Whether a class is defined in Python, so that its objects have no state but their attributes."""
+def _is_written_in_python(kind: type) -> bool:
+    """Whether a class is defined in Python, so that its objects have no state beyond their attributes."""
     file = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
     return kind.__module__ not in sys.builtin_module_names and not file.endswith((".so", ".pyd"))

@@ -8,7 +8,7 @@ from torch import Tensor
 from certify.images import Shape
 from certify.patch import PatchSize, StructuredAblation, clip, height_and_width, votes_needed
 from certify.scheme import leader_and_gap
-from certify.votes import count_votes
+from certify.votes import sum_votes
 
 _CHUNK = 1 << 24  # pixels of masks or of locations processed at once
 
@@ -67,7 +67,7 @@ def margins(scheme: StructuredAblation, votes: Tensor, patch_size: PatchSize, *,
     """
     shape = scheme.check_votes(votes, shape)
     patch = clip(shape, height_and_width(patch_size))
-    label = leader_and_gap(count_votes(votes))[0]
+    label = leader_and_gap(sum_votes(votes))[0]
     rows, columns = grid_of_places(shape, patch)
     found = []
     for part in torch.arange(rows * columns, device=votes.device).split(max(1, _CHUNK // (shape[1] * shape[2]))):

@@ -2,7 +2,7 @@
 
 A run is a folder. ``config.json`` says what was run; ``votes*.tsv`` holds the integer votes, from which every
 certificate can be computed again; ``rows*.tsv`` holds one line per image, the columns of Cohen et al. (2019) first.
-Lines are only ever appended. A line that was cut off by a crash or a full disk is dropped and computed again.
+Lines are only ever appended. A line that was cut short by a crash or a full disk is dropped and computed again.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ class Row:
         idx: index in the data set.
         label: true class.
         predict: certified class, -1 if the certificate abstained.
-        radius: certified radius, -1 if it abstained; written with all digits, so that it reads back as the same double.
+        radius: certified radius, -1 if it abstained; written with all digits, so that the same double is read back.
         correct: 1 if ``predict == label``.
-        time: seconds of computing per image.
+        time: seconds of computation per image.
         clean: class returned by ``predict`` (with its own abstention, -1).
         p_lower: lower bound of the selected class's probability; nan for exact schemes.
-        label_share: share of votes for the true class, the base classifier's accuracy on this image's copies.
+        label_share: share of votes for the true class: the base classifier's accuracy on this image's copies.
     """
 
     idx: int
@@ -105,12 +105,12 @@ class Row:
 
 
 ROW_COLUMNS = tuple(field.name for field in fields(Row))
-UNPROVEN_RADIUS = "radius_not_certified"  # the column's name where radii are no certificates
+UNPROVEN_RADIUS = "radius_not_certified"  # the name of the column if radii are not certificates
 _VOTE_COLUMNS = ("idx", "label", "n0", "n", "selection", "counts")
 
 
 def row_columns(*, guaranteed: bool = True) -> tuple[str, ...]:
-    """The columns of rows; the radius has another name where it is no certificate."""
+    """The columns of rows; the radius has another name if it is not a certificate."""
     return tuple(UNPROVEN_RADIUS if name == "radius" and not guaranteed else name for name in ROW_COLUMNS)
 
 
@@ -123,23 +123,23 @@ class TableFile:
         create_atomically(path, header.encode())
         self._handle = path.open("a", encoding="utf-8")
         try:
-            self._claim()
+            self._lock()
             self._drop_unfinished(header)
         except BaseException:
             self._handle.close()
             raise
 
-    def _claim(self) -> None:
+    def _lock(self) -> None:
         try:
             lock_file(self._handle.fileno())
         except OSError as error:
-            message = f"{self.path}: another process writes to it; give each process a --shard of its own"
+            message = f"{self.path}: another process writes to it; give each process its own --shard"
             raise ValueError(message) from error
 
     def _drop_unfinished(self, header: str) -> None:
         data = self.path.read_bytes()
         if not data.startswith(header.encode()):
-            raise ValueError(f"{self.path}: got another header, expected {header.strip()!r}; not a file of this kind")
+            raise ValueError(f"{self.path}: got another header, expected {header.strip()!r}; choose another folder")
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
             os.truncate(self.path, whole)
@@ -151,14 +151,14 @@ class TableFile:
         if all(fine):
             return
         first = fine.index(False)
-        # cut off, then appended again: whatever stops this, the file has whole lines, and what it lacks is done again
+        # truncated, then appended to: wherever this stops, lines are whole, and missing ones are computed again
         os.truncate(self.path, sum(map(len, lines[:first])))
         for line, keep in zip(lines[first:], fine[first:], strict=True):
             if keep:
                 self.append(line.decode().rstrip("\n"))
 
     def append(self, line: str) -> None:
-        """Write one line and hand it to the operating system: it survives a kill of this process."""
+        """Write one line and hand it to the operating system, so that it survives if this process is killed."""
         self._handle.write(line + "\n")
         self._handle.flush()
 
@@ -167,32 +167,32 @@ class TableFile:
         self._handle.close()
 
 
-def _sparse(counts: Iterable[int]) -> str:
+def _sparse_text(counts: Iterable[int]) -> str:
     return ",".join(f"{c}:{n}" for c, n in enumerate(counts) if n) or "-"
 
 
 def votes_line(idx: int, label: int, votes: Votes, i: int, n0: int) -> str:
-    """The stored form of image ``i`` of ``votes``: classes with votes only, ``class:count``; where a certificate needs
-    them, also the votes copy by copy (:func:`pack_votes`)."""
-    selection = "-" if votes.selection is None else _sparse(votes.selection[i].tolist())
+    """The stored form of image ``i`` of ``votes``: ``class:count`` for each class with votes and, where a certificate
+    needs them, the votes copy by copy (:func:`pack_votes`)."""
+    selection = "-" if votes.selection is None else _sparse_text(votes.selection[i].tolist())
     n0 = n0 if votes.selection is not None else 0
-    line = f"{idx}\t{label}\t{n0}\t{votes.n}\t{selection}\t{_sparse(votes.counts[i].tolist())}"
+    line = f"{idx}\t{label}\t{n0}\t{votes.n}\t{selection}\t{_sparse_text(votes.counts[i].tolist())}"
     return line if votes.by_copy is None else f"{line}\t{pack_votes(votes.by_copy[i])}"
 
 
 def result_of(
     idx: int, label: int, result: Certified, i: int, clean: int, votes: Votes, n0: int, seconds: float
 ) -> tuple[Row, str]:
-    """What is kept of one image: its row and its stored votes.
+    """What is stored of one image: its row and its line of votes.
 
     Args:
-        idx: its number in the data set.
+        idx: its index in the data set.
         label: its true class.
-        result: of the images certified together; this one is number ``i`` of them.
+        result: certificates of a batch, of which this image is number ``i``.
         clean: the class returned without a certificate.
-        votes: of this image alone.
+        votes: those of this image only.
         n0: as in :func:`votes_line`.
-        seconds: of computing.
+        seconds: time that the image took.
     """
     predict = int(result.prediction[i])
     row = Row(
@@ -218,7 +218,7 @@ class Line(Protocol):
 def claim_config(path: Path, config: dict[str, Any]) -> None:
     """Create ``path`` with this configuration, or raise unless it holds an equal one ("provenance" aside)."""
     config = json.loads(json.dumps(config))
-    # shards may start at the same moment: one of them creates the file, the others compare
+    # shards may start at the same time: one of them creates the file, the others compare
     if create_atomically(path, json.dumps(config, indent=2).encode() + b"\n"):
         return
     stored = read_json(path)
@@ -234,9 +234,9 @@ class ResultFolder:
     Args:
         folder: where it is.
         shard: ``(i, n)``, this process's part of the images; each shard appends to its own files.
-        columns: of the rows; the first is ``idx``.
+        columns: columns of the rows; the first is ``idx``.
         votes: whether votes are stored beside the rows.
-        by_copy: whether they are stored copy by copy, too.
+        by_copy: whether votes are stored copy by copy, too.
     """
 
     def __init__(
@@ -259,14 +259,14 @@ class ResultFolder:
     def start(self, config: dict[str, Any], *, resume: bool) -> set[int]:
         """Write or check the configuration, open the files, and return the indices that are already done.
 
-        Raises if the folder holds other results and ``resume`` is not set, or if they were made differently.
+        Raises if the folder holds results and ``resume`` is not set, or if they were made with other settings.
         """
         if self.config_path.exists() and (self.rows_path.exists() or self.votes_path.exists()) and not resume:
             raise ValueError(
                 f"{self.folder}: holds results; add --resume to continue them (resume=True), or choose another folder"
             )
         check_writable(self.folder)
-        self._check_orphans()
+        self._check_config_exists()
         claim_config(self.config_path, config)
         self._rows = TableFile(self.rows_path, self._columns)
         self._open.append(self._rows)
@@ -274,33 +274,33 @@ class ResultFolder:
             self._votes = TableFile(self.votes_path, self._vote_columns)
             self._open.append(self._votes)
             mine, voted = ({row["idx"] for row in read_table(path)} for path in (self.rows_path, self.votes_path))
-            self._check_half({self.rows_path: len(mine), self.votes_path: len(voted)})
+            self._check_both_tables({self.rows_path: len(mine), self.votes_path: len(voted)})
             # An image's votes are written just before its row: after a kill, the last votes may have no row yet.
             self._votes.keep(mine)
-            # after a crash of the machine, rows may be on disk whose votes are not: these images are done again
+            # After a crash of the machine, rows may be on disk without their votes: these images are certified again.
             self._rows.keep(voted)
         return {int(row["idx"]) for path in table_paths(self.folder, "rows") for row in read_table(path)}
 
-    def _check_half(self, sizes: dict[Path, int]) -> None:
-        """Raise if rows or votes are gone altogether: the others would be made again, at the price of all that work."""
+    def _check_both_tables(self, sizes: dict[Path, int]) -> None:
+        """Raise if either file has lost all of its lines: going on would discard the other one and all work in it."""
         # a run that was killed at its first image has votes of it alone
         if min(sizes.values()) == 0 and max(sizes.values()) > 1:
-            gone, there = sorted(sizes, key=lambda path: sizes[path])
-            raise ValueError(f"{gone}: got no images, but {there.name} has some; restore it, or choose another folder")
+            empty, other = sorted(sizes, key=lambda path: sizes[path])
+            raise ValueError(f"{empty}: got no images, but {other.name} has some; restore it, or choose another folder")
 
-    def _check_orphans(self) -> None:
-        """Raise if there are results, but not the configuration that says how they were made."""
+    def _check_config_exists(self) -> None:
+        """Raise if there are results without the configuration that says how they were made."""
         if self.config_path.exists():
             return
         tables = [path for kind in ("rows", "votes") for path in table_paths(self.folder, kind)]
-        # looked at before the configuration: other shards may start at this moment, and write theirs first
+        # tables first, then the configuration: other shards may start right now, and they write the configuration first
         if any(path.read_bytes().count(b"\n") > 1 for path in tables) and not self.config_path.exists():
             raise ValueError(
                 f"{self.folder}: holds results without their config.json; restore it, or choose another folder"
             )
 
     def append(self, row: Line, votes_line: str | None = None) -> None:
-        """Store one image: its votes (in a folder that has any), then its row."""
+        """Store one image: its votes (in a folder with votes), then its row."""
         if (votes_line is None) == self._has_votes:
             raise ValueError(
                 f"votes_line: got {votes_line!r} for a folder {'with' if self._has_votes else 'without'} votes"

@@ -1,4 +1,4 @@
-"""A run on disk, certified again from its stored votes: other levels, bounds, patch sizes, top-k; without the model."""
+"""Certifying a run on disk again from its stored votes, without the model: other levels, bounds, patch sizes, top-k."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class StoredRun:
         run.certify_top_k(3).radius_of(run.label)
         run.certify_patch((3, 7)).certified        # of a scheme against patches
 
-    What is computed is in the order of the images' indices, as ``idx`` and ``label`` are.
+    All results are ordered by the images' indices, as ``idx`` and ``label`` are.
 
     Args:
-        folder: of the run.
-        scheme: that of the run, if it is one of your own: the text in the folder is of known classes only.
+        folder: the folder of the run.
+        scheme: that of the run, if you defined its class yourself: the text in the folder can name known classes only.
     """
 
     def __init__(self, folder: str | Path, *, scheme: Scheme | None = None) -> None:
@@ -47,16 +47,18 @@ class StoredRun:
         if "attack" in self.config:
             raise ValueError(f"{folder}: holds an attack, not certificates; name it after --attack")
         if missing := [name for name in ("data", "scheme", "threat") if name not in self.config]:
-            raise ValueError(f"{folder}: its config.json has no {missing[0]}, so it is not that of a run; restore it")
+            raise ValueError(f"{folder}: its config.json has no {missing[0]}, which every run has; restore it")
         self._own_scheme = scheme
         if scheme is not None:
             self._check(scheme)
 
     def _check(self, scheme: Scheme) -> None:
-        """Raise unless votes were made with this scheme, whose radii may depend on what its fingerprint says."""
+        """Raise unless the votes were made with this scheme, including what its fingerprint stands for."""
         got, expected = spec.to_text(scheme), self.config["scheme"]
         if got != expected:
-            raise ValueError(f"{self.folder}: got the scheme {got} for votes that were made with {expected}")
+            raise ValueError(
+                f"{self.folder}: got the scheme {got}, expected {expected}, which the votes were made with"
+            )
         mine, stored = scheme.fingerprint(), self.config.get("design")
         if mine != stored:
             raise ValueError(
@@ -66,8 +68,8 @@ class StoredRun:
         code, before = code_of([type(scheme)]), self.config.get("scheme_code")
         if before is not None and code != before:
             warnings.warn(
-                f"{self.folder}: was made by another version of {type(scheme).__name__}; its votes certify something "
-                "only if the copies are still the same",
+                f"{self.folder}: was made by another version of {type(scheme).__name__}; the votes are valid only if "
+                "both make the same copies",
                 UserWarning,
             )
 
@@ -84,7 +86,7 @@ class StoredRun:
             ) from error
         if type(scheme).__module__.split(".")[0] != __package__:
             self._check(scheme)
-        # of the schemes here, radii follow from the arguments alone: another design would be another classifier
+        # the radii of built-in schemes follow from their arguments alone: another design is just another classifier
         return scheme
 
     @property
@@ -94,7 +96,7 @@ class StoredRun:
 
     @property
     def sampling(self) -> dict[str, Any] | None:
-        """How the votes came about; None for exact schemes."""
+        """How copies were drawn; None for exact schemes."""
         return self.config["sampling"]
 
     @cached_property
@@ -122,7 +124,7 @@ class StoredRun:
         if "until" in (self.sampling or {}):
             raise ValueError(
                 f"{self.folder}: was sampled until {(self.sampling or {})['until']} was settled; bounds for a fixed "
-                "number of samples do not hold for such votes, certify again for other ones"
+                "number of samples do not hold for such votes, certify again for new ones"
             )
         return read_votes(self.folder)
 
@@ -142,21 +144,21 @@ class StoredRun:
         return self.stored.label
 
     def bounds(self) -> list[str]:
-        """The names that :meth:`certify` takes for ``bound``: the certificates that there are for these votes; none if
-        there is but one."""
+        """The names that :meth:`certify` takes for ``bound``, one for each certificate of these votes; none if there is
+        only one certificate."""
         if isinstance(self.scheme, StructuredAblation):
             return list(get_args(PatchBound))
         return list(self.scheme.certificates()) if isinstance(self.scheme, SampledScheme) else []
 
     def scheme_of(self, bound: str | None) -> Scheme:
-        """The scheme whose radii are those of ``bound``; by default, and for patches, that of the run."""
+        """The scheme with the radii of ``bound``; by default, and for patches, the scheme of the run."""
         if bound is None:
             return self.scheme
         text, known = self.config["scheme"], self.bounds()
         if not known:
-            raise ValueError(f"bound: got {bound}, but {text} has no certificates to choose a bound from; leave it out")
+            raise ValueError(f"bound: got {bound}, but {text} has only one certificate; leave it out")
         if bound not in known:
-            raise ValueError(f"bound: got {bound}, expected one that {text} has: {', '.join(known)}")
+            raise ValueError(f"bound: got {bound}, expected one of those of {text}: {', '.join(known)}")
         return self.scheme.certificates()[bound] if isinstance(self.scheme, SampledScheme) else self.scheme
 
     def predict(self, *, alpha: float | None = None) -> Tensor:
@@ -172,11 +174,11 @@ class StoredRun:
         interval: Interval | None = None,
         bound: str | None = None,
     ) -> Certified:
-        """Certificates of the prediction from the stored votes; what is None is as in the run.
+        """Certificates of the prediction from the stored votes; arguments that are None are as in the run.
 
         Args:
-            alpha, bounds, interval: of sampled schemes, see :class:`~certify.smooth.Smoothed`. They have to be settled
-                before the votes are looked at: the best of several is not covered by alpha.
+            alpha, bounds, interval: for sampled schemes, see :class:`~certify.smooth.Smoothed`. They must be chosen
+                before the votes are inspected: alpha does not cover the best of several choices.
             bound: one of :meth:`bounds`.
         """
         self._check_exact(alpha, bounds, interval)
@@ -210,7 +212,7 @@ class StoredRun:
         return self.scheme.certify_top_k(votes.counts, k, self._level(alpha), n=votes.n, shape=votes.shape)
 
     def certify_patch(self, patch_size: PatchSize, *, bound: PatchBound = "location") -> PatchCertified:
-        """Which predictions no patch of one size can change; for schemes against patches with a vote per position.
+        """Which predictions no patch of one size can change; for patch defences with votes copy by copy.
 
         Args:
             patch_size: m for m x m pixels, or (height, width).
@@ -219,7 +221,7 @@ class StoredRun:
         return scheme.certify_votes(votes, patch_size, shape=self.votes.shape, bound=bound)
 
     def by_position(self) -> tuple[StructuredAblation, Tensor]:
-        """The scheme and the votes of a run against patches, position by position: bool ``[N, positions, C]``."""
+        """The scheme and the votes of a run against patches, copy by copy: bool ``[N, positions, C]``."""
         if not isinstance(self.scheme, StructuredAblation):
             raise ValueError(
                 f"{self.folder}: got {self.config['scheme']}, expected votes of a scheme against patches such as "
@@ -227,16 +229,17 @@ class StoredRun:
             )
         if self.votes.by_copy is None:
             raise ValueError(
-                f"{self.folder}: got no votes copy by copy, which certificates against patches need; certify again"
+                f"{self.folder}: got votes that are not stored copy by copy, as certificates against patches need; "
+                "certify again"
             )
         return self.scheme, self.votes.by_copy
 
     def _level(self, alpha: float | None) -> float:
-        """A failure probability; that of the run, or any if it is exact."""
+        """The failure probability, by default that of the run; it does not matter for exact schemes."""
         return (self.sampling or {}).get("alpha", 0.0) if alpha is None else alpha
 
     def _check_exact(self, *settings: object) -> None:
-        """Raise if a run without samples is asked for another level."""
+        """Raise if settings of sampled schemes are given for an exact one."""
         if self.sampling is None and any(setting is not None for setting in settings):
             raise ValueError(
                 f"{self.folder}: {self.config['scheme']} is exact; alpha, bounds and interval are for sampled schemes"

@@ -20,7 +20,7 @@ from certify.images import Shape, check_images
 from certify.inference import BaseClassifier
 from certify.registry import OwnClasses
 from certify.threats import PoisoningThreat, Threat, Unproven
-from certify.votes import count_votes
+from certify.votes import sum_votes
 
 Bounds = Literal["one-sided", "simultaneous"]
 BAD_BOUNDS = "bounds: got {!r}, expected 'one-sided' or 'simultaneous'"
@@ -35,7 +35,7 @@ class Certified:
         radius: float64 ``[B]``: the smoothed classifier returns the same class for every input within ``radius`` of
             this one (inclusive), in the unit of ``threat``; -1 where it abstained.
         threat: the threat model the radius is stated in; if it is ``Unproven``, radii are for comparison only.
-        p_lower: float64 ``[B]``, lower confidence bound of the predicted class's probability (sampled schemes only).
+        p_lower: float64 ``[B]``, lower confidence bound on the predicted class's probability (sampled schemes only).
     """
 
     prediction: Tensor
@@ -53,11 +53,13 @@ class Certified:
         if not radius >= 0:
             raise ValueError(f"radius: got {radius}, expected at least 0 (an abstention has a negative one)")
         if not self.guaranteed:
-            raise ValueError(f"radius: got one in {self.threat}; compare result.radius itself, nothing is certified")
+            raise ValueError(
+                f"radius: got one in {self.threat}, where nothing is certified; compare result.radius itself"
+            )
         return self.radius >= radius
 
     def correct(self, labels: Tensor) -> Tensor:
-        """bool ``[B]``: predicted, not abstained, and right."""
+        """bool ``[B]``: predicted correctly, without abstaining."""
         if labels.shape != self.prediction.shape:
             raise ValueError(f"labels: got shape {tuple(labels.shape)}, expected {tuple(self.prediction.shape)}")
         return (self.prediction == labels.to(self.prediction.device)) & (self.prediction >= 0)
@@ -88,10 +90,10 @@ class TopKCertified:
 
 
 class Scheme(ABC):
-    """What both kinds of scheme share. Subclasses are frozen dataclasses; docs/own_method.md shows how to add one.
+    """What both kinds of scheme share. Subclasses are frozen dataclasses; docs/own_method.md shows how to write one.
 
     Attributes:
-        own: those that are defined outside of this package.
+        own: registry of the schemes that are defined outside of this package.
     """
 
     own: ClassVar[OwnClasses] = OwnClasses()
@@ -106,7 +108,7 @@ class Scheme(ABC):
         """The threat model that radii are stated in."""
 
     def check(self, x: Tensor) -> None:
-        """Raise unless every image of ``x [B, C, H, W]`` is legal for this scheme. Called once per batch."""
+        """Raise unless every image of ``x [B, C, H, W]`` is a legal input of this scheme. Called once per batch."""
         check_images(x)
 
     def fingerprint(self) -> str | None:
@@ -114,7 +116,7 @@ class Scheme(ABC):
         return None
 
     def channels(self, channels: int) -> int:
-        """Channels of a copy of an image with ``channels`` channels: what the base classifier takes."""
+        """Channels of a copy, which the base classifier takes, of an image with ``channels`` channels."""
         return channels
 
     def input_shape(self, shape: Shape) -> Shape:
@@ -122,11 +124,11 @@ class Scheme(ABC):
         return (self.channels(shape[0]), *shape[1:])
 
     def inputs_per_copy(self, shape: Shape) -> int:
-        """How many inputs of the base classifier a copy of an image of ``shape`` is: one, for most schemes."""
+        """How many inputs of the base classifier a copy of an image of ``shape`` consists of: one, for most schemes."""
         return 1
 
     def classifier(self, base_classifier: BaseClassifier) -> BaseClassifier:
-        """What maps copies to scores: the base classifier itself, unless a copy is several of its inputs."""
+        """The map from copies to scores: the base classifier, unless a copy consists of several of its inputs."""
         return base_classifier
 
     @abstractmethod
@@ -143,7 +145,7 @@ class Scheme(ABC):
         """
 
     def sample_inputs(self, x: Tensor, draws: Draws) -> Tensor:
-        """Random inputs of the base classifier, to train it on: copies, or one of the inputs that each of them is."""
+        """Random inputs to train the base classifier on: copies, or one of the inputs that each of them consists of."""
         return self.sample(x, draws)
 
 
@@ -151,7 +153,7 @@ def check_integer(name: str, value: int, low: int, high: int | None = None) -> N
     """Raise unless ``value`` is an integer (no float, no bool) with ``low <= value <= high``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
         limits = f"at least {low}" if high is None else f"in [{low}, {high}]"
-        python = "" if not hasattr(value, "__index__") or isinstance(value, int) else ", an int of Python: int(...)"
+        python = "" if not hasattr(value, "__index__") or isinstance(value, int) else "; convert it with int(...)"
         raise ValueError(f"{name}: got {value!r}, expected an integer {limits}{python}")
 
 
@@ -166,17 +168,19 @@ def check_counts(counts: Tensor, name: str = "counts") -> None:
 
 
 def checked_radius(scheme: Scheme, radius: Tensor, images: int) -> Tensor:
-    """What a scheme says of its radii; raises unless they are float64 ``[images]``: a conversion might round up."""
+    """The radii that a scheme returned; raises unless they are float64 ``[images]``: a conversion might round up."""
     if not isinstance(radius, Tensor) or radius.dtype != torch.float64 or radius.shape != (images,):
         got = f"{radius.dtype} {tuple(radius.shape)}" if isinstance(radius, Tensor) else type(radius).__name__
         raise ValueError(f"{type(scheme).__name__}: got radii {got}, expected float64 ({images},), one for each image")
     if radius.isnan().any():
-        raise ValueError(f"{type(scheme).__name__}: got a radius that is not a number, expected -1 where nothing holds")
+        raise ValueError(
+            f"{type(scheme).__name__}: got a radius that is not a number, expected -1 where nothing is certified"
+        )
     return radius
 
 
 def leader_and_gap(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """The class with most votes (ties to the lower index) and how far it is ahead, ties included.
+    """The class with the most votes (ties go to the lower index) and its lead, which accounts for ties.
 
     With ``c`` the leader, ``gap = min over c' != c of n_c - n_c' - [c' < c]``. If an adversary can change at most A
     votes, the leader stays iff ``gap >= 2 A``.
@@ -189,7 +193,7 @@ def leader_and_gap(counts: Tensor) -> tuple[Tensor, Tensor]:
     """
     check_counts(counts)
     counts = counts.to(torch.int64)
-    leader = counts.argmax(1, keepdim=True)  # documented to return the first maximum
+    leader = counts.argmax(1, keepdim=True)  # the first maximum, as documented
     lower_index = torch.arange(counts.shape[1], device=counts.device) < leader
     rivals = (counts + lower_index).scatter(1, leader, -1)
     return leader[:, 0], counts.gather(1, leader)[:, 0] - rivals.amax(1)
@@ -199,8 +203,8 @@ class EnumeratedScheme(Scheme):
     """A scheme with a fixed list of copies: the smoothed classifier and its certificate are exact.
 
     Attributes:
-        positional: which copy voted for what matters for the best certificate (:meth:`certify_copies`), not only how
-            many did: the votes are then kept and stored copy by copy.
+        positional: the best certificate (:meth:`certify_copies`) depends on which copy voted for what, not only on the
+            counts: votes are then kept and stored copy by copy.
     """
 
     positional: ClassVar[bool] = False
@@ -218,7 +222,7 @@ class EnumeratedScheme(Scheme):
         """The largest radius at which a perturbation touches at most ``flips`` (int64 ``[B]``) votes: float64.
 
         Args:
-            shape: of one image, for schemes whose radius depends on it.
+            shape: shape of one image, for schemes whose radius depends on it.
         """
 
     def sample(self, x: Tensor, draws: Draws) -> Tensor:
@@ -229,7 +233,7 @@ class EnumeratedScheme(Scheme):
 
         Args:
             counts: int64 ``[B, C]``, summing over classes to the number of copies (for a vote per copy).
-            shape: of one image; if given, the number of votes is checked against it.
+            shape: shape of one image; if given, the number of votes is checked against it.
 
         Returns:
             the prediction (never abstains) and its inclusive radius.
@@ -244,17 +248,17 @@ class EnumeratedScheme(Scheme):
         return Certified(prediction, radius, self.threat)
 
     def predict_copies(self, by_copy: Tensor, *, shape: Shape) -> Tensor:
-        """The class that :meth:`certify_copies` returns, int64 ``[B]``: by default the one with most votes."""
-        return leader_and_gap(count_votes(by_copy))[0]
+        """The class that :meth:`certify_copies` returns, int64 ``[B]``: by default the one with the most votes."""
+        return leader_and_gap(sum_votes(by_copy))[0]
 
     def certify_copies(self, by_copy: Tensor, *, shape: Shape) -> Certified:
-        """Exact certificate from the votes copy by copy, at least as good as that from their counts.
+        """Exact certificate from the votes copy by copy, at least as good as the one from their counts.
 
         Args:
-            by_copy: bool ``[B, n, C]``, whether copy number i votes for a class.
-            shape: of one image.
+            by_copy: bool ``[B, n, C]``, whether each copy votes for each class.
+            shape: shape of one image.
         """
-        return self.certify_counts(count_votes(by_copy), shape=shape)
+        return self.certify_counts(sum_votes(by_copy), shape=shape)
 
 
 class SampledScheme(Scheme):
@@ -274,7 +278,7 @@ class SampledScheme(Scheme):
         """
 
     def certificates(self) -> dict[str, SampledScheme]:
-        """By name, the schemes with the same copies, and so the same votes, whose radii differ; none by default."""
+        """Schemes with the same copies, hence the same votes, but other radii, by name; none by default."""
         return {}
 
     def certify_counts(
@@ -297,8 +301,8 @@ class SampledScheme(Scheme):
             selection_counts: int64 ``[B, C]`` votes of the samples that choose the class.
             counts: int64 ``[B, C]`` votes of *other*, fresh samples, which bound its probability.
             alpha: failure probability, in (0, 1).
-            n: number of samples behind ``counts``, those included that voted for no class: it cannot be read from
-                the votes. No copy may vote for two: p > 1/2 must mean that no other class has more.
+            n: number of samples behind ``counts``, including those that voted for no class: it cannot be inferred from
+                the votes. No copy may vote for two: p > 1/2 must imply that no other class has more.
             shape: of one image (C, H, W), for schemes whose radius depends on the number of pixels.
             bounds: ``"one-sided"`` bounds the chosen class from below and leaves the rest to one rival
                 (Levine and Feizi, AAAI 2020, Corollary 1); ``"simultaneous"`` bounds every class (Corollary 2).
@@ -336,13 +340,13 @@ class SampledScheme(Scheme):
 
         Guarantee: for each image and each label (fixed before looking at the votes, as the true label is), with
         probability at least 1 - alpha the label stays among the ``k`` most probable for every input within its radius.
-        Randomized ablation and Gaussian noise have this; other schemes raise.
+        Implemented for randomized ablation and Gaussian noise; other schemes raise.
 
         Args:
             counts: int64 ``[B, C]`` votes of independent copies.
             k: number of predicted labels, 1 <= k < C.
-            alpha: failure probability, in (0, 1), of each label: of its bound and those of all others together.
-            n: number of copies behind ``counts``, those included that voted for no class.
+            alpha: failure probability, in (0, 1), for each label: of its bound and those of all others together.
+            n: number of copies behind ``counts``, including those that voted for no class.
             shape: of one image (C, H, W), for schemes whose radius depends on it.
         """
         raise ValueError(

@@ -1,8 +1,8 @@
-"""Sampling until the question is settled: anytime-valid confidence sequences instead of a fixed number of samples.
+"""Sampling until a question is settled: anytime-valid confidence sequences instead of a fixed sample size.
 
-Most images are far from the point at which a certificate changes, and a few hundred samples are enough for them. A
-confidence sequence allows to look at the votes after every few samples and stop at any time, which Clopper-Pearson
-bounds, made for one fixed sample size, do not.
+Most images are far from the point at which a certificate changes, and a few hundred samples are enough for them. With
+a confidence sequence, the votes may be inspected after every few samples and sampling stopped at any time.
+Clopper-Pearson bounds do not allow that: they hold for one sample size that is fixed in advance.
 
 Source: Voracek, "Treatment of statistical estimation problems in randomized smoothing for adversarial robustness"
 (NeurIPS 2024, arXiv 2406.17830); the mixture is that of Krichevsky and Trofimov (1981), the inequality is Ville's.
@@ -35,11 +35,12 @@ def sequence_bounds(successes: Tensor, n: int, alpha: float) -> tuple[Tensor, Te
     """Bounds on a probability that hold at *all* sample sizes at once.
 
     Guarantee: for every true probability p, with probability at least 1 - alpha, ``lower <= p <= upper`` for every
-    n = 1, 2, 3, ... of one sequence of samples; looking as often as one likes and stopping at any time costs nothing.
+    n = 1, 2, 3, ... of one sequence of samples: inspecting the bounds as often as one likes, and stopping at any time,
+    costs nothing.
 
-    p is kept as long as ``log Q_n - log P_p < log(1 / alpha)``, with P_p the likelihood of the samples so far and Q_n
-    that of the Krichevsky-Trofimov mixture (the Beta(1/2, 1/2) average of all P_p): their ratio is a nonnegative
-    martingale under p, which by Ville's inequality ever reaches 1 / alpha with probability at most alpha.
+    p stays in the confidence set while ``log Q_n - log P_p < log(1 / alpha)``, with P_p the likelihood of the samples
+    so far and Q_n that of the Krichevsky-Trofimov mixture (the Beta(1/2, 1/2) average of all P_p): their ratio is a
+    nonnegative martingale under p; by Ville's inequality, it ever reaches 1 / alpha with probability at most alpha.
 
     Args:
         successes: integer counts of any shape, each in [0, n].
@@ -56,34 +57,40 @@ def sequence_bounds(successes: Tensor, n: int, alpha: float) -> tuple[Tensor, Te
     if not 1 <= n <= 10**9 or (k < 0).any() or (k > n).any():
         raise ValueError(f"votes: got counts in [{k.min():g}, {k.max():g}] of n = {n}, expected 0 <= count <= n <= 1e9")
     lower = _sequence_lower(k, n, alpha)
-    upper = 1 - _sequence_lower(n - k, n, alpha)  # heads and tails are treated alike
+    upper = 1 - _sequence_lower(n - k, n, alpha)  # by symmetry, from the number of failures
     upper = np.minimum(1, np.nextafter(upper, 2))
     return torch.from_numpy(lower).to(successes.device), torch.from_numpy(upper).to(successes.device)
 
 
 def _sequence_lower(k: np.ndarray, n: int, alpha: float) -> np.ndarray:
+    """The lower end of the confidence set after ``k`` successes among ``n`` samples, by bisection from below."""
     mixture = gammaln(k + 0.5) + gammaln(n - k + 0.5) - gammaln(n + 1) - math.log(math.pi)
-    needed = mixture - math.log(1 / alpha) - _SLACK  # a likelihood of p at most this rejects p
+    threshold = mixture - math.log(1 / alpha) - _SLACK  # p is rejected if its log-likelihood is at most this
 
     def rejected(p: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore"):
-            heads = np.where(k > 0, k * np.log(np.where(k > 0, p, 1.0)), 0.0)
-        return heads + (n - k) * np.log1p(-p) <= needed
+            successes = np.where(k > 0, k * np.log(np.where(k > 0, p, 1.0)), 0.0)
+        return successes + (n - k) * np.log1p(-p) <= threshold
 
-    # the likelihood rises up to k / n: below it, p is rejected up to some point
+    # the likelihood increases up to k / n: of the p below it, those up to some point are rejected
     low, high = np.zeros_like(k), k / n
     for _ in range(64):
         middle = (low + high) / 2
-        fine = (middle < 1) & rejected(np.minimum(middle, 1 - 2.0**-53))
-        low, high = np.where(fine, middle, low), np.where(fine, high, middle)
+        below = (middle < 1) & rejected(np.minimum(middle, 1 - 2.0**-53))
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
     return low
 
 
 class Question(Protocol):
-    """What to find out about an image, as a function of radii that are certified for sure, and at most."""
+    """A stopping rule: what to find out about an image, from bounds on the radius that can be certified for it."""
 
     def settled(self, at_least: Tensor, at_most: Tensor) -> Tensor:
-        """bool ``[B]``: more samples would not change the answer. Radii are -1 where nothing is certified."""
+        """Whether the question is answered, so that sampling may stop: bool ``[B]``.
+
+        Args:
+            at_least: float64 ``[B]``, the radius that is certified already; -1 where nothing is.
+            at_most: float64 ``[B]``, a bound on what more samples could certify; -1 where that is nothing.
+        """
         ...
 
 
@@ -95,7 +102,7 @@ class CertifiedAt:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.radius) and self.radius >= 0):
-            raise ValueError(f"radius: got {self.radius}, expected a finite number, at least 0")
+            raise ValueError(f"radius: got {self.radius}, expected a finite number of at least 0")
 
     def settled(self, at_least: Tensor, at_most: Tensor) -> Tensor:
         """Whether the radius is known to be at least ``radius``, or below: bool ``[B]``."""
@@ -110,7 +117,7 @@ class RadiusWithin:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.factor) and self.factor >= 1):
-            raise ValueError(f"factor: got {self.factor}, expected a finite number, at least 1")
+            raise ValueError(f"factor: got {self.factor}, expected a finite number of at least 1")
 
     def settled(self, at_least: Tensor, at_most: Tensor) -> Tensor:
         """Whether nothing is certified, or the two radii are within ``factor``: bool ``[B]``."""
@@ -119,17 +126,17 @@ class RadiusWithin:
 
 @dataclass(frozen=True, kw_only=True)
 class SequentialCertified(Certified):
-    """A certificate from as many samples as the question took.
+    """A certificate from as many samples as it took to settle a question.
 
     Attributes:
         radius: what is certified, as in :class:`~certify.scheme.Certified`. After ``CertifiedAt(r)`` it is at least r,
             or else the image is not certified at r.
-        radius_upper: float64 ``[B]``, more samples would not certify more than this (-1: nothing), with probability
+        radius_upper: float64 ``[B]``, an upper bound on what more samples could certify (-1: nothing), with probability
             1 - alpha.
         settled: bool ``[B]``; False where ``max_n`` samples did not settle the question.
         samples: int64 ``[B]``, estimation samples used (the ``n0`` selection samples come on top).
-        votes: int64 ``[B, C]``, ``samples`` of them per image. They were stopped when they looked right: bounds for a
-            fixed sample size (Clopper-Pearson) do not hold for them.
+        votes: int64 ``[B, C]``, the votes of these samples. Sampling stopped depending on the votes: bounds for a fixed
+            sample size (Clopper-Pearson) do not hold for them.
         selection: int64 ``[B, C]``, the ``n0`` votes that chose the class.
     """
 
@@ -152,7 +159,7 @@ class SequentialCertified(Certified):
 
 
 def next_look(n: int) -> int:
-    """The sample size at which to look after ``n``: about a quarter more, in multiples of 16."""
+    """The sample size at which to inspect the votes next, after ``n``: about a quarter more, in multiples of 16."""
     return n + 16 * max(2, -(-n // 64))
 
 
@@ -176,63 +183,83 @@ def certify_sequentially(
 
     Args:
         engine: of a :class:`~certify.scheme.SampledScheme`.
-        n0: selection samples; the class is then fixed.
+        n0: selection samples, which fix the class.
         max_n: give up after this many estimation samples.
         alpha: failure probability of each image.
         index, seed: see :meth:`~certify.engine.VoteEngine.sampled`.
-        on_look: called with (estimation samples per open image, open images) after every look.
+        on_look: called with (estimation samples per unsettled image, unsettled images) after every inspection.
     """
     scheme = engine.scheme
     if not isinstance(scheme, SampledScheme):
-        raise TypeError(f"scheme: got {type(scheme).__name__}, which is exact: sequential sampling needs a sampled one")
+        raise TypeError(
+            f"scheme: got {type(scheme).__name__}, which is exact; sequential sampling needs a SampledScheme"
+        )
     check_alpha(alpha)
     check_integer("n0", n0, 1)
     check_integer("max_n", max_n, 1, 10**9)
     items = torch.arange(len(x)) if index is None else index
-    shape = tuple(x.shape[1:])
     selection = engine.sampled(x, n0, index=items, seed=seed, stream=SELECTION)
-    selected = selection.argmax(1)
-    votes = torch.zeros_like(selection)
-    samples = torch.zeros_like(selected)
-    lower = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    upper = torch.ones_like(lower)
-    radius, radius_upper = torch.full_like(lower, -1), torch.full_like(lower, math.inf)
-    settled = torch.zeros_like(selected, dtype=torch.bool)
+    progress = _Progress(scheme, tuple(x.shape[1:]), selection)
     n = 0
-    while n < max_n and not settled.all():
-        open_images = (~settled).nonzero()[:, 0]
+    while n < max_n and len(rows := progress.unsettled()):
         last, n = n, min(max_n, next_look(n))
-        votes[open_images] += engine.sampled(
-            x[open_images],
-            n - last,
-            index=items[open_images.to(items.device)],
-            seed=seed,
-            stream=ESTIMATION,
-            first=last,
-        )
-        samples[open_images] = n
-        at_least, at_most = sequence_bounds(votes[open_images, selected[open_images]], n, alpha)
-        # the sequence is valid at all times together, so the best bound so far holds
-        lower[open_images] = torch.maximum(lower[open_images], at_least)
-        # below 1: that a class has every copy cannot be known from samples, and p = 1 would certify everything
-        upper[open_images] = torch.minimum(upper[open_images], at_most).clamp(max=1 - 2.0**-53)
-        radius[open_images] = _radius(scheme, lower[open_images], shape)
-        radius_upper[open_images] = _radius(scheme, upper[open_images], shape)
-        settled[open_images] = question.settled(radius[open_images], radius_upper[open_images])
+        own = items[rows.to(items.device)]
+        fresh = engine.sampled(x[rows], n - last, index=own, seed=seed, stream=ESTIMATION, first=last)
+        progress.look(rows, fresh, n, alpha, question)
         if on_look is not None:
-            on_look(n, int((~settled).sum()))
-    return SequentialCertified(
-        prediction=torch.where(radius >= 0, selected, -1),
-        radius=radius,
-        threat=scheme.threat,
-        p_lower=lower,
-        radius_upper=radius_upper,
-        settled=settled,
-        samples=samples,
-        votes=votes,
-        selection=selection,
-    )
+            on_look(n, len(progress.unsettled()))
+    return progress.result()
 
 
-def _radius(scheme: SampledScheme, p: Tensor, shape: tuple[int, ...]) -> Tensor:
+class _Progress:
+    """What the samples so far say about each image of a batch.
+
+    Args:
+        selection: int64 ``[B, C]``, the votes that choose the class.
+    """
+
+    def __init__(self, scheme: SampledScheme, shape: Shape, selection: Tensor) -> None:
+        self.scheme, self.shape, self.selection = scheme, shape, selection
+        self.selected = selection.argmax(1)
+        self.votes = torch.zeros_like(selection)
+        self.samples = torch.zeros_like(self.selected)
+        self.lower = torch.zeros(len(selection), dtype=torch.float64, device=selection.device)
+        self.upper = torch.ones_like(self.lower)
+        self.radius, self.radius_upper = torch.full_like(self.lower, -1), torch.full_like(self.lower, math.inf)
+        self.settled = torch.zeros_like(self.selected, dtype=torch.bool)
+
+    def unsettled(self) -> Tensor:
+        """Which images need more samples: int64 ``[K]``."""
+        return (~self.settled).nonzero()[:, 0]
+
+    def look(self, rows: Tensor, fresh: Tensor, n: int, alpha: float, question: Question) -> None:
+        """Add ``fresh`` votes of the images ``rows``, which now have ``n`` samples each, and ask ``question`` again."""
+        self.votes[rows] += fresh
+        self.samples[rows] = n
+        lower, upper = sequence_bounds(self.votes[rows, self.selected[rows]], n, alpha)
+        # the bounds hold at all sample sizes simultaneously, so the best one so far holds, too
+        self.lower[rows] = torch.maximum(self.lower[rows], lower)
+        # below 1: samples cannot show that all copies vote for a class, and p = 1 would certify everything
+        self.upper[rows] = torch.minimum(self.upper[rows], upper).clamp(max=1 - 2.0**-53)
+        self.radius[rows] = _radius_at(self.scheme, self.lower[rows], self.shape)
+        self.radius_upper[rows] = _radius_at(self.scheme, self.upper[rows], self.shape)
+        self.settled[rows] = question.settled(self.radius[rows], self.radius_upper[rows])
+
+    def result(self) -> SequentialCertified:
+        """The certificates from all samples so far."""
+        return SequentialCertified(
+            prediction=torch.where(self.radius >= 0, self.selected, -1),
+            radius=self.radius,
+            threat=self.scheme.threat,
+            p_lower=self.lower,
+            radius_upper=self.radius_upper,
+            settled=self.settled,
+            samples=self.samples,
+            votes=self.votes,
+            selection=self.selection,
+        )
+
+
+def _radius_at(scheme: SampledScheme, p: Tensor, shape: Shape) -> Tensor:
+    """The radius that is certified if the class has probability ``p`` (float64 ``[B]``) and the rest is one rival's."""
     return checked_radius(scheme, scheme.radius(p, 1 - p, shape=shape), len(p))

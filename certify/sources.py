@@ -1,4 +1,4 @@
-"""A checksum of code of one's own, so that results of two versions of it never go into one folder."""
+"""A checksum of user-defined code, so that results of two versions of it never go into one folder."""
 
 from __future__ import annotations
 
@@ -12,53 +12,52 @@ from functools import partial
 from types import CodeType, FunctionType
 from typing import Any
 
-_KNOWN = frozenset({"builtins", "abc", "typing", "enum", "torch", __package__})  # packages whose code is not one's own
-_PLAIN = (type(None), bool, int, float, complex, str, bytes)
-_MOST = 200  # functions and classes that are followed
+_KNOWN_PACKAGES = frozenset({"builtins", "abc", "typing", "enum", "torch", __package__})  # their code is not the user's
+_PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes)
+_MAX_DEFINITIONS = 200  # functions and classes in one checksum, at most
 
 
 def code_of(things: Iterable[Any]) -> str | None:
     """The first digits of a checksum of classes, and of functions, that are neither of this package nor of torch.
 
-    It is that of their source without comments and docstrings, of what they inherit from, and of the functions, classes
-    and plain values of their module that they name; of code without a source (from standard input, say) that of the
-    methods' instructions. Arguments of a ``functools.partial`` count, too. Another version of Python may give another
-    one.
+    The checksum covers their source without comments and docstrings, their base classes, and the functions, classes and
+    plain values of their module that they refer to; for code without a source (from standard input, say), the bytecode
+    of the methods. Arguments of a ``functools.partial`` count, too. Another Python version may give another checksum.
 
     Returns:
         None if there is no such code.
     """
     texts: dict[Any, str] = {}
     for thing in things:
-        for each in _defined(thing):
-            _follow(each, texts)
+        for each in _definitions(thing):
+            _add_text(each, texts)
     if not texts:
         return None
     return hashlib.sha256("\n".join(sorted(texts.values())).encode()).hexdigest()[:16]
 
 
-def _defined(thing: Any) -> Iterator[Any]:
+def _definitions(thing: Any) -> Iterator[Any]:
     """The classes and functions that a class, a function or a partial one consists of."""
     if isinstance(thing, partial):
-        yield from _defined(thing.func)
+        yield from _definitions(thing.func)
         yield (thing.args, sorted(thing.keywords.items()))
     elif isinstance(thing, type):
-        yield from (base for base in thing.__mro__ if base.__module__.split(".")[0] not in _KNOWN)
-    elif inspect.isfunction(thing) and thing.__module__.split(".")[0] not in _KNOWN:
+        yield from (base for base in thing.__mro__ if base.__module__.split(".")[0] not in _KNOWN_PACKAGES)
+    elif inspect.isfunction(thing) and thing.__module__.split(".")[0] not in _KNOWN_PACKAGES:
         yield thing
 
 
-def _follow(thing: Any, texts: dict[Any, str]) -> None:
-    """Add the text of a class or function, and of what it names; others may have the same names in other modules."""
+def _add_text(thing: Any, texts: dict[Any, str]) -> None:
+    """Add the text of a class or function and of what it refers to; other modules may define the same names."""
     if not isinstance(thing, (type, FunctionType)):
-        texts["arguments"] = f"arguments {_stable(thing)}"
+        texts["arguments"] = f"arguments {_stable_text(thing)}"
         return
-    if thing in texts or len(texts) >= _MOST:
+    if thing in texts or len(texts) >= _MAX_DEFINITIONS:
         return
     name = thing.__qualname__
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
-    except (OSError, TypeError, SyntaxError):  # there is no source, or only a part of a line
+    except (OSError, TypeError, SyntaxError):  # no source, or only a part of a line
         texts[thing] = f"{name} {_instructions(thing)!r}"
         return
     _drop_docstrings(tree)
@@ -69,17 +68,17 @@ def _follow(thing: Any, texts: dict[Any, str]) -> None:
         value = getattr(around[name], "__wrapped__", around[name])  # of a decorator such as lru_cache
         if isinstance(value, (type, FunctionType)):
             if value.__module__ == thing.__module__:
-                _follow(value, texts)
-        elif isinstance(value, (*_PLAIN, tuple)):
-            texts[thing.__module__, name] = f"{name} = {_stable(value)}"
+                _add_text(value, texts)
+        elif isinstance(value, (*_PLAIN_TYPES, tuple)):
+            texts[thing.__module__, name] = f"{name} = {_stable_text(value)}"
 
 
-def _stable(value: Any) -> str:
-    """A plain value as text; of others, which may have an address in their text, the class."""
-    if isinstance(value, _PLAIN):
+def _stable_text(value: Any) -> str:
+    """A plain value as text; for others, whose text may contain an address, the class."""
+    if isinstance(value, _PLAIN_TYPES):
         return repr(value)
     if isinstance(value, (tuple, list)):
-        return f"({', '.join(map(_stable, value))})"
+        return f"({', '.join(map(_stable_text, value))})"
     return type(value).__qualname__
 
 
@@ -96,16 +95,16 @@ def _drop_docstrings(tree: ast.AST) -> None:
 
 
 def _instructions(thing: type | FunctionType) -> list[Any]:
-    """What a function does, or the methods that are written in a class."""
+    """The bytecode of a function, or of the methods that a class defines itself."""
     if isinstance(thing, FunctionType):
-        return _code(thing.__code__)
+        return _code_text(thing.__code__)
     found = {name: getattr(value, "__func__", value) for name, value in vars(thing).items()}
     found |= {name: value.fget for name, value in found.items() if isinstance(value, property)}
     own = {name: value for name, value in found.items() if inspect.isfunction(value)}
-    return [(name, _code(value.__code__)) for name, value in sorted(own.items())]
+    return [(name, _code_text(value.__code__)) for name, value in sorted(own.items())]
 
 
-def _code(code: CodeType) -> list[Any]:
-    inner = [_code(each) if isinstance(each, CodeType) else each for each in code.co_consts]
+def _code_text(code: CodeType) -> list[Any]:
+    inner = [_code_text(each) if isinstance(each, CodeType) else each for each in code.co_consts]
     inner = [sorted(map(repr, each)) if isinstance(each, frozenset) else repr(each) for each in inner]
     return [code.co_code.hex(), code.co_names, inner]

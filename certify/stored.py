@@ -15,9 +15,9 @@ import torch
 from certify.files import read_json
 from certify.images import Shape
 from certify.packed import unpack_votes
-from certify.votes import Votes, count_votes
+from certify.votes import Votes, sum_votes
 
-BY_COPY = "by_copy"  # the column of votes copy by copy, for schemes that need them
+BY_COPY = "by_copy"  # the column with the votes copy by copy, for schemes that need them
 LOG_COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")  # those of Cohen et al. (2019)
 
 
@@ -25,12 +25,12 @@ def read_table(path: Path, *, columns: Sequence[str] | None = None) -> list[dict
     """The finished lines of a TSV file as dictionaries.
 
     Args:
-        columns: of a file that has no header; it is known by a number in its first cell.
+        columns: those of a file without a header, which is recognized by a number in its first cell.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not a table as text ({error}); restore it, or choose another folder") from error
+        raise ValueError(f"{path}: is not a text table ({error}); restore it, or choose another folder") from error
     lines = text[: text.rfind("\n") + 1].splitlines()
     if not lines:
         raise ValueError(f"{path}: got an empty file, expected a header and rows")
@@ -46,8 +46,8 @@ def read_table(path: Path, *, columns: Sequence[str] | None = None) -> list[dict
     return rows
 
 
-def _dense(texts: Sequence[str], num_classes: int) -> torch.Tensor:
-    """Counts as they are stored, class:count for each class with votes, as int64 ``[len(texts), num_classes]``."""
+def _parse_counts(texts: Sequence[str], num_classes: int) -> torch.Tensor:
+    """Stored counts, class:count for each class with votes, as int64 ``[len(texts), num_classes]``."""
     dense = np.zeros((len(texts), num_classes), dtype=np.int64)
     for text, counts in zip(texts, dense, strict=True):
         for cell in text.split(",") if text != "-" else ():
@@ -66,7 +66,7 @@ class StoredVotes:
 
     Attributes:
         idx, label: int64 ``[N]``.
-        votes: of all N images.
+        votes: those of all N images.
     """
 
     idx: torch.Tensor
@@ -103,23 +103,23 @@ def read_rows(source: str | Path) -> dict[str, np.ndarray]:
             try:
                 before = by_index.setdefault(idx := int(row["idx"]), row)
             except (KeyError, ValueError) as error:
-                raise ValueError(f"{path}: got a row {row}, expected an image's index as idx") from error
+                raise ValueError(f"{path}: got a row {row}, expected the index of an image as idx") from error
             if source.is_dir():
-                _check_equal(path, before, row)
+                _check_same_result(path, before, row)
             by_index[idx] = row
     if not by_index:
         raise ValueError(f"{source}: got no finished row; resume the run first")
     rows = [by_index[idx] for idx in sorted(by_index)]
-    return {name: np.array([_number(row[name], time=name == "time") for row in rows]) for name in rows[0]}
+    return {name: np.array([_cell_value(row[name], time=name == "time") for row in rows]) for name in rows[0]}
 
 
-def _check_equal(path: Path, before: dict[str, str], row: dict[str, str]) -> None:
-    """Raise unless an image that was done twice, by two shards perhaps, has the same results."""
+def _check_same_result(path: Path, before: dict[str, str], row: dict[str, str]) -> None:
+    """Raise unless an image that was certified twice, by two shards perhaps, has the same result in both lines."""
     for name in row:
         if name != "time" and row[name] != before.get(name):
             raise ValueError(
                 f"{path}: got {name} {row[name]} for image {row['idx']}, which has {before.get(name)} in another line; "
-                "these are not of one run, certify again into a new folder"
+                "they are not of the same run, certify again into a new folder"
             )
 
 
@@ -129,13 +129,14 @@ def read_texts(folder: str | Path, column: str) -> dict[int, str]:
     return {int(row["idx"]): row[column] for row in rows}
 
 
-def _number(text: str, *, time: bool) -> float:
+def _cell_value(text: str, *, time: bool) -> float:
+    """A cell as a number, nan if it is none; times may be in the format of published logs, in seconds."""
     try:
         return float(text)
     except ValueError:
         if not time:
             return math.nan
-        parts = re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)", text)  # those of published logs
+        parts = re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)", text)
         if parts is None:
             return math.nan
         days, hours, minutes, seconds = (float(part or 0) for part in parts.groups())
@@ -146,41 +147,44 @@ def read_votes(folder: str | Path) -> StoredVotes:
     """All stored votes of a run."""
     folder, config = Path(folder), read_config(folder)
     shape: Shape = tuple(config["shape"])
-    labels = read_texts(folder, "label")  # first: while a run goes on, votes come before their rows
+    classes = config["num_classes"]
+    rows = _vote_rows(folder, classes)
+    sizes = {(row["n0"], row["n"]) for row in rows}
+    if "until" in (config.get("sampling") or {}) or len(sizes) > 1:
+        raise ValueError(
+            f"{folder}: got votes of different numbers of samples: sampling stopped depending on the votes, so bounds "
+            "for a fixed number do not hold for them; certify again for new ones"
+        )
+    n0, n = int(rows[0]["n0"]), int(rows[0]["n"])
+    idx, label = (torch.tensor([int(row[name]) for row in rows]) for name in ("idx", "label"))
+    selection = _parse_counts([row["selection"] for row in rows], classes) if n0 > 0 else None
+    counts = _parse_counts([row["counts"] for row in rows], classes)
+    votes = Votes(counts, selection, shape, n, idx, by_copy=_read_by_copy(folder, rows, n, counts))
+    return StoredVotes(idx, label, votes)
+
+
+def _vote_rows(folder: Path, classes: int) -> list[dict[str, str]]:
+    """The lines of all shards' votes, ordered by index: exactly one for each image that has a row, with its label."""
+    labels = read_texts(folder, "label")  # first: a run that goes on writes votes before rows
     rows: dict[int, dict[str, str]] = {}
     for path in table_paths(folder, "votes"):
         for row in read_table(path):
-            _check_equal(path, rows.setdefault(int(row["idx"]), row), row)
-    rows = {idx: row for idx, row in rows.items() if idx in labels}
+            _check_same_result(path, rows.setdefault(int(row["idx"]), row), row)
     if missing := sorted(labels.keys() - rows.keys()):
         raise ValueError(
-            f"{folder}: got {len(labels)} rows, and no votes of image {missing[0]}; a file was cut short, restore it "
+            f"{folder}: got {len(labels)} rows, but no votes of image {missing[0]}; a file was cut short, restore it "
             "or certify again into a new folder"
         )
-    ordered = [rows[idx] for idx in sorted(rows)]
-    if not ordered:
+    if not labels:
         raise ValueError(f"{folder}: got no stored votes; resume the run first")
-    sizes = {(r["n0"], r["n"]) for r in ordered}
-    if "until" in (config.get("sampling") or {}) or len(sizes) > 1:
-        raise ValueError(
-            f"{folder}: got votes of different numbers of samples, which were stopped by what they said; bounds for a "
-            "fixed number do not hold for them"
-        )
-    classes = config["num_classes"]
-    for row in ordered:
-        if row["label"] != labels[int(row["idx"])] or not 0 <= int(row["label"]) < classes:
+    for idx in sorted(labels):
+        row = rows[idx]
+        if row["label"] != labels[idx] or not 0 <= int(row["label"]) < classes:
             raise ValueError(
                 f"{folder}: got label {row['label']} with the votes of image {row['idx']}, expected that of its row, "
-                f"{labels[int(row['idx'])]}, one of {classes} classes"
+                f"{labels[idx]}, one of {classes} classes"
             )
-    selection = None
-    if int(ordered[0]["n0"]) > 0:
-        selection = _dense([r["selection"] for r in ordered], classes)
-    counts = _dense([r["counts"] for r in ordered], classes)
-    idx = torch.tensor(sorted(rows))
-    n = int(ordered[0]["n"])
-    votes = Votes(counts, selection, shape, n, idx, by_copy=_read_by_copy(folder, ordered, n, counts))
-    return StoredVotes(idx, torch.tensor([int(r["label"]) for r in ordered]), votes)
+    return [rows[idx] for idx in sorted(labels)]
 
 
 def read_samples(folder: str | Path) -> dict[int, int]:
@@ -193,7 +197,10 @@ def _read_by_copy(folder: Path, rows: list[dict[str, str]], n: int, counts: torc
     if BY_COPY not in rows[0]:
         return None
     by_copy = torch.stack([unpack_votes(row[BY_COPY], n, counts.shape[1]) for row in rows])
-    wrong = (count_votes(by_copy) != counts).any(1).nonzero()[:, 0].tolist()
+    wrong = (sum_votes(by_copy) != counts).any(1).nonzero()[:, 0].tolist()
     if wrong:
-        raise ValueError(f"{folder}: the votes of image {rows[wrong[0]]['idx']} do not add up to its counts")
+        raise ValueError(
+            f"{folder}: got votes of image {rows[wrong[0]]['idx']} that do not add up to its counts; restore the file, "
+            "or certify again into a new folder"
+        )
     return by_copy

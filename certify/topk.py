@@ -2,7 +2,7 @@
 
 Source: Jia, Wang, Cao, Liu and Gong, "Almost Tight L0-norm Certified Robustness of Top-k Predictions against
 Adversarial Perturbations" (ICLR 2022), Theorem 1. It uses that all probabilities are multiples of ``1 / C(d, e)``, and
-that the labels ahead of ``l`` share what ``l`` leaves them. Everything here is integers, in units of ``1 / C(d, e)``.
+that the labels ahead of ``l`` share what ``l`` leaves them. All arithmetic is in integers, in units of ``1 / C(d, e)``.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from certify.threats import L0, Unit
 
 @lru_cache(maxsize=16)
 def _touched_ablations(d: int, e: int, top_k: int) -> tuple[int, list[int]]:
-    """``N = C(d, e)`` and ``T_r = N - C(d - r, e)``, the ablations that r pixels touch, r = 0, 1, ... as far as a
-    certificate can reach: ``T_r < k / (k + 1) N``."""
+    """``N = C(d, e)``, and ``T_r = N - C(d - r, e)``, the number of ablations that r pixels touch, for r = 0, 1, ... as
+    far as a certificate can reach: ``T_r < k / (k + 1) N``."""
     check_integer("e (retained pixels)", e, 1, d)
     total = math.comb(d, e)
     untouched, touched = total, [0]
@@ -43,7 +43,7 @@ def _floor_times(p: float | Fraction, total: int) -> int:
     return numerator * total // denominator
 
 
-def _radius(own: int, rivals: Sequence[int], total: int, touched: Sequence[int]) -> int:
+def _radius_in_units(own: int, rivals: Sequence[int], total: int, touched: Sequence[int]) -> int:
     """Theorem 1 in units of ``1 / total``, with ``rivals`` the k largest upper bounds in ascending order."""
     # Certified at r iff for some t: own - T_r > (min(Y_t, total - own) + T_r) / t, that is
     # (t + 1) T_r < t own - min(Y_t, total - own), with Y_t the sum of the t smallest of the k largest rivals.
@@ -71,8 +71,8 @@ def certified_radius(p_lower: Fraction, others: Sequence[Fraction], top_k: int, 
     """
     check_integer("top_k", top_k, 1, len(others))
     total, touched = _touched_ablations(d, e, top_k)
-    own = -_floor_times(-p_lower, total)  # both bounds are first rounded to what a probability can be
-    return _radius(own, [_floor_times(p, total) for p in sorted(others)[-top_k:]], total, touched)
+    own = -_floor_times(-p_lower, total)  # both bounds are first rounded to possible probabilities
+    return _radius_in_units(own, [_floor_times(p, total) for p in sorted(others)[-top_k:]], total, touched)
 
 
 def label_bounds(counts: Tensor, k: int, alpha: float, n: int) -> tuple[Tensor, Tensor]:
@@ -105,8 +105,8 @@ def certify_counts(
         d: number of pixels, or of features.
         e: how many of them are retained.
         alpha: failure probability, in (0, 1).
-        n: number of ablations behind ``counts``, those included that voted for no class.
-        unit: what d and e count, and radii.
+        n: number of ablations behind ``counts``, including those that voted for no class.
+        unit: what d, e and radii count.
     """
     check_integer("e (retained pixels)", e, 1, d)
     lower, upper = label_bounds(counts, k, alpha, n)
@@ -116,12 +116,12 @@ def certify_counts(
     for b in range(len(counts)):
         ahead = [_floor_times(p, total) for p in largest[b].tolist()]
         place = {label: i for i, label in enumerate(leaders[b].tolist())}
-        found: dict[tuple[float, int], int] = {}  # by what the radius depends on: many labels have as few votes
+        found: dict[tuple[float, int], int] = {}  # by all that the radius depends on: many labels share it
         for c in counts[b].nonzero()[:, 0].tolist():
             key = p_lower, out = lower[b, c].item(), place.get(c, k)
             if key not in found:
                 own = -_floor_times(-p_lower, total)
-                found[key] = _radius(own, (ahead[:out] + ahead[out + 1 :])[::-1], total, touched)
+                found[key] = _radius_in_units(own, (ahead[:out] + ahead[out + 1 :])[::-1], total, touched)
             radius[b, c] = found[key]
     return TopKCertified(radius.to(counts.device), k, L0(unit))
 

@@ -8,17 +8,23 @@ others reach it; among those, the t with the smallest bounds then have at least 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from scipy.special import ndtr
 from torch import Tensor
 
-from certify.gaussian import GaussianScheme, quantile_above
 from certify.images import Shape
-from certify.topk import TopKCertified, label_bounds
+from certify.quantiles import quantile_above
+from certify.scheme import TopKCertified
+from certify.topk import label_bounds
+
+if TYPE_CHECKING:
+    from certify.gaussian import GaussianScheme
 
 _SLACK = 1e-11  # relative; the distribution function and its arguments are accurate to a few 1e-14
-_FARTHEST = 64.0  # standard deviations
+_MAX_DEVIATIONS = 64.0  # standard deviations
 
 
 def certify_counts(
@@ -33,10 +39,10 @@ def certify_counts(
     Args:
         counts: int64 ``[B, C]`` votes of independent copies.
         k: number of predicted labels, 1 <= k < C.
-        scheme: that made the copies.
+        scheme: the scheme that made the copies.
         alpha: failure probability, in (0, 1).
-        n: number of copies behind ``counts``, those included that voted for no class.
-        shape: of one image, for schemes whose radius depends on it.
+        n: number of copies behind ``counts``, including those that voted for no class.
+        shape: shape of one image, for schemes whose radius depends on it.
     """
     lower, upper = label_bounds(counts, k, alpha, n)
     radius = certified_radius(lower, upper, k, scheme.slip(shape))
@@ -49,9 +55,9 @@ def certified_radius(lower: Tensor, upper: Tensor, k: int, slip: float = 0.0) ->
 
     Args:
         lower, upper: float64 ``[B, C]``, bounds on the probability of each label.
-        slip: how far each probability may be from that of exact noise.
+        slip: how far each probability may be from its value under exact noise.
     """
-    rivals = torch.minimum(_smallest_together(upper, k), (1 - lower)[..., None])
+    rivals = torch.minimum(_sums_of_smallest(upper, k), (1 - lower)[..., None])
     own = (-quantile_above(1 - lower + slip)).cpu().numpy()[..., None]
     others = quantile_above(rivals + slip).cpu().numpy()
     share = np.arange(1, k + 1)
@@ -63,7 +69,7 @@ def certified_radius(lower: Tensor, upper: Tensor, k: int, slip: float = 0.0) ->
         return ahead.any(-1)
 
     low = np.zeros(lower.shape)
-    at_all, high = certified(low), np.full(lower.shape, _FARTHEST)
+    at_all, high = certified(low), np.full(lower.shape, _MAX_DEVIATIONS)
     for _ in range(64):
         middle = (low + high) / 2
         fine = certified(middle)
@@ -71,10 +77,10 @@ def certified_radius(lower: Tensor, upper: Tensor, k: int, slip: float = 0.0) ->
     return torch.from_numpy(np.where(at_all, low, -1.0)).to(lower.device)
 
 
-def _smallest_together(upper: Tensor, k: int) -> Tensor:
+def _sums_of_smallest(upper: Tensor, k: int) -> Tensor:
     """Of the k largest bounds of other labels, the sums of the t smallest, t = 1 .. k: ``[B, C, k]``."""
     largest, leaders = upper.topk(k + 1, dim=1)
-    # of k + 1 bounds, one is left out: that of the label itself, or the smallest
+    # one of the k + 1 bounds is left out: that of the label itself, or else the smallest
     left_out = leaders[:, None] == torch.arange(upper.shape[1], device=upper.device)[:, None]
     left_out[..., -1] |= ~left_out.any(-1)
     others = largest[:, None].masked_fill(left_out, torch.inf).sort(-1).values[..., :k]

@@ -1,4 +1,4 @@
-"""Votes: how a copy votes, and the counts that certificates are made of."""
+"""Votes: how a copy votes, and the counts that certificates are computed from."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ class ThresholdVote:
         return logits.softmax(1) > self.theta
 
 
-def count_votes(votes: Tensor) -> Tensor:
-    """``votes.sum(1)``, int64 ``[B, C]``, of bool or integer votes ``[B, n, C]``; of bool ones much faster."""
+def sum_votes(votes: Tensor) -> Tensor:
+    """``votes.sum(1)``, int64 ``[B, C]``, of bool or integer votes ``[B, n, C]``; much faster for bool."""
     if votes.dtype != torch.bool:
         return votes.sum(1)
     counts = torch.zeros((len(votes), votes.shape[2]), dtype=torch.int64, device=votes.device)
-    for part in votes.view(torch.uint8).split(_BYTE, dim=1):  # bytes are summed many at a time
+    for part in votes.view(torch.uint8).split(_BYTE, dim=1):  # sums of bytes are vectorized
         counts += part.sum(1, dtype=torch.uint8)
     return counts
 
 
 @dataclass(frozen=True)
 class Votes:
-    """Stored votes of a batch of images, all that a certificate needs.
+    """The votes of a batch of images: all that a certificate needs.
 
     Attributes:
         counts: int64 ``[B, C]``, votes of all copies (enumerated schemes) or of the ``n`` estimation samples.
@@ -63,10 +63,10 @@ class Votes:
         shape: of one image (C, H, W).
         n: number of copies behind ``counts``.
         index: int64 ``[B]``, each image's index in its data set; None for enumerated schemes.
-        stopped: whether sampling was stopped by what the votes said; bounds for a fixed sample size do not hold then.
+        stopped: whether sampling stopped depending on the votes; bounds for a fixed sample size do not hold then.
         by_copy: bool ``[B, n, C]``, which copy votes for which class, for schemes whose certificate asks for it
             (:attr:`~certify.scheme.EnumeratedScheme.positional`); ``counts`` are their sums.
-        scheme: that made the copies, if it is known: votes certify nothing for another one.
+        scheme: the scheme that made the copies, if it is known: votes certify nothing for another one.
     """
 
     counts: Tensor
@@ -79,7 +79,7 @@ class Votes:
     scheme: Scheme | None = None
 
     def each(self) -> list[Votes]:
-        """The votes of each image alone."""
+        """The votes of each image on its own."""
 
         def one(votes: Tensor | None, i: int) -> Tensor | None:
             return None if votes is None else votes[i : i + 1]

@@ -20,8 +20,8 @@ from certify.patch import StructuredAblation
 from certify.scheme import check_integer
 
 
-class Axis(NamedTuple):
-    """Windows of ``width`` pixels along one side of an image, starting at 0, ``stride``, 2 ``stride``, ...; they wrap
+class WindowAxis(NamedTuple):
+    """Windows of ``width`` pixels along one side of an image, starting at 0, ``stride``, 2 ``stride``, ... and wrapping
     around its end."""
 
     size: int
@@ -46,7 +46,7 @@ class Axis(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def touched_runs(axis: Axis, length: int) -> tuple[tuple[int, int], ...]:
+def touched_runs(axis: WindowAxis, length: int) -> tuple[tuple[int, int], ...]:
     """The distinct sets of windows that ``length`` consecutive pixels can meet, as circular runs (first, count)."""
     touched = axis.touched(length)
     count = touched.sum(1)
@@ -78,7 +78,7 @@ class WindowAblation(StructuredAblation):
     """One window per copy, the product of a window of rows and a window of columns; positions in row-major order."""
 
     @abstractmethod
-    def axes(self, shape: Shape) -> tuple[Axis, Axis]:
+    def axes(self, shape: Shape) -> tuple[WindowAxis, WindowAxis]:
         """Windows along the height and the width."""
 
     def num_copies(self, shape: Shape) -> int:
@@ -146,11 +146,11 @@ class BandAblation(WindowAblation):
         if self.axis not in ("column", "row"):
             raise ValueError(f"axis: got {self.axis!r}, expected 'column' or 'row'")
 
-    def axes(self, shape: Shape) -> tuple[Axis, Axis]:
+    def axes(self, shape: Shape) -> tuple[WindowAxis, WindowAxis]:
         _, height, width = shape
         if self.axis == "row":
-            return Axis(height, self.width, self.stride), Axis(width, width, width)
-        return Axis(height, height, height), Axis(width, self.width, self.stride)
+            return WindowAxis(height, self.width, self.stride), WindowAxis(width, width, width)
+        return WindowAxis(height, height, height), WindowAxis(width, self.width, self.stride)
 
     def guess_shape(self, positions: int) -> Shape | None:
         return (1, positions, positions) if self.stride == 1 else None  # the other side does not matter
@@ -177,9 +177,9 @@ class BlockAblation(WindowAblation):
         check_integer("size", self.size, 1)
         check_integer("stride", self.stride, 1)
 
-    def axes(self, shape: Shape) -> tuple[Axis, Axis]:
+    def axes(self, shape: Shape) -> tuple[WindowAxis, WindowAxis]:
         _, height, width = shape
-        return Axis(height, self.size, self.stride), Axis(width, self.size, self.stride)
+        return WindowAxis(height, self.size, self.stride), WindowAxis(width, self.size, self.stride)
 
     def guess_shape(self, positions: int) -> Shape | None:
         return None  # ambiguous: 36 positions may be 6x6 pixels or 4x9

@@ -1,9 +1,8 @@
-"""States of n environments of one task, with a random stream for each: what both kinds of environments step."""
+"""States of n environments of one task, each with its own random stream; both kinds of environments step these."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,33 +10,19 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from envs.contract import check_task
-from envs.task import Array, Task, check_rows
+from envs.task import Array, Episode, Task, check_rows
 
 Rows = slice | NDArray[np.intp]
 ALL = slice(None)
 
-# draws of one environment at a time: one generator call per 32 episodes instead of one per episode, and so for steps
-_EPISODES, _STEPS = 32, 256
-
-
-@dataclass
-class Episode:
-    """What a picture may show: the states from the first to the current one, and the rewards in between.
-
-    Attributes:
-        reached: whether the goal was reached by any step so far.
-    """
-
-    goal: Array
-    states: list[Array] = field(default_factory=list)
-    rewards: list[float] = field(default_factory=list)
-    reached: bool = False
+# Draws that are made at once for one environment: a generator call per 32 episodes and per 256 steps, not for each.
+_STARTS_AHEAD, _NOISE_AHEAD = 32, 256
 
 
 class Pool:
-    """Random draws for n environments, each from its own generator, a block ahead.
+    """Random draws for n environments, each from its own generator, one block ahead.
 
-    What an environment gets depends on its generator alone: not on the other environments, nor on their number.
+    What an environment gets depends on its generator alone, neither on the other environments nor on their number.
     """
 
     def __init__(
@@ -53,7 +38,7 @@ class Pool:
         self._fields: tuple[NDArray[Any], ...] = ()
 
     def forget(self, row: int) -> None:
-        """Drops what was drawn ahead, because the environment has another generator."""
+        """Drops what was drawn ahead, because the environment has a new generator."""
         self._used[row] = self._block
 
     def take(self, rows: Rows) -> tuple[NDArray[Any], ...]:
@@ -75,7 +60,7 @@ class Pool:
 
 
 class Batch:
-    """n environments of a task, without an interface: states, goals, steps so far, and whether the goal was reached.
+    """n environments of a task, below the Gymnasium interface: states, goals, steps, and whether the goal was reached.
 
     Attributes:
         generators: one per environment, by its index; empty until :meth:`seed`.
@@ -93,11 +78,11 @@ class Batch:
         self.episodes: dict[int, Episode] = {}
         self._spaces = {"state": task.state_space, "goal": task.goal_space}
         self._state, self._goal = (np.zeros((n, *(s.shape or ())), np.float32) for s in self._spaces.values())
-        self._starts = Pool(task.start, self.generators, n, _EPISODES)
-        self._noise = Pool(self._draw_noise, self.generators, n, _STEPS) if task.stochastic else None
+        self._starts = Pool(task.start, self.generators, n, _STARTS_AHEAD)
+        self._noise = Pool(self._draw_noise, self.generators, n, _NOISE_AHEAD) if task.stochastic else None
 
     def seed(self, row: int, generator: np.random.Generator) -> None:
-        """Draws for this environment come from the generator from now on; its next episode is the first of these."""
+        """From now on this environment draws from the generator; its next episode is the first one from it."""
         self.generators[row] = generator
         self._starts.forget(row)
         if self._noise is not None:
@@ -106,7 +91,7 @@ class Batch:
     def check_started(self, caller: str) -> None:
         """Raises ResetNeeded before the first reset."""
         if not self.generators:
-            raise ResetNeeded(f"{caller}: got a call before the first reset, call reset() first")
+            raise ResetNeeded(f"{caller}: got a call before the first reset; call reset() first")
 
     def _draw_noise(self, rng: np.random.Generator, n: int) -> tuple[Array]:
         return (self.task.noise(rng, n),)
@@ -114,7 +99,7 @@ class Batch:
     def begin(self, rows: Rows, options: dict[str, Any] | None = None) -> None:
         """New episodes for the rows; ``options`` may hold ``state`` and ``goal`` for all of them.
 
-        A start is drawn in any case, so that options of one episode do not change the next.
+        A start is drawn in any case, so that the options of one episode do not change the next.
         """
         options = options or {}
         unknown = sorted(options.keys() - self._spaces.keys())
@@ -136,7 +121,7 @@ class Batch:
         """Steps of the rows with actions [len(rows), ...]: rewards and terminations [len(rows)]."""
         task, goal = self.task, self._goal[rows]
         noise = None if self._noise is None else self._noise.take(rows)[0]
-        # in the precision that is observed, in which rewards are computed again for hindsight
+        # in the precision of observations, from which hindsight computes rewards again
         state = task.step(self._state[rows], actions, noise).astype(self._state.dtype, copy=False)
         self._state[rows] = state
         self.elapsed[rows] += 1

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from envs import drawing
-from envs.batch import Episode
-from envs.task import Array, Task, check_count
+from envs.task import Array, Episode, Task, check_count
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from envs import drawing
-from envs.batch import Episode
-from envs.task import Array, Task, box, check_count, check_positive
+from envs.task import Array, Episode, Task, box, check_count, check_positive
 
 
 @dataclass(frozen=True)

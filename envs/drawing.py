@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from envs.batch import Episode
 from envs.geometry import wrapped
+from envs.task import Episode
 
 WIDTH, HEADER, MARGIN = 640, 44, 24
 PAPER, INK, FAINT, GRID = (255, 255, 255), (35, 35, 40), (150, 150, 155), (228, 228, 232)

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from envs import drawing
-from envs.batch import Episode
 from envs.geometry import rounded, wrapped
 from envs.multi_goal import MultiGoalTask, goal_sets, pack_sets
-from envs.task import Array, box, check_count, check_positive
+from envs.task import Array, Episode, box, check_count, check_positive
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from envs import drawing
-from envs.batch import Episode
 from envs.geometry import shortened
-from envs.task import Array, Task, box, check_count
+from envs.task import Array, Episode, Task, box, check_count
 
 
 def random_rotation(d: int, seed: int) -> NDArray[np.float64]:

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from envs import drawing
-from envs.batch import Episode
 from envs.geometry import rounded, shortened
 from envs.multi_goal import MultiGoalTask, goal_sets, pack_sets, unpack_goals
-from envs.task import Array, box, check_count, check_positive
+from envs.task import Array, Episode, box, check_count, check_positive
 
 _LARGEST = 1e5  # largest standard deviation: integers of that size are exact in float32
 

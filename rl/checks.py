@@ -1,4 +1,4 @@
-"""What is checked before training: options of the algorithms, and what hindsight needs of an environment."""
+"""Checks before training: options of the algorithms, and what hindsight needs from an environment."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ if TYPE_CHECKING:
     from rl.normalization import NormalizedExtractor
     from rl.reengage import GoalConditioned
 
-OF_SINGLE = "DummyVecEnv or SubprocVecEnv (stable_baselines3.common.vec_env) of single environments"
+SB3_VEC_ENVS = "DummyVecEnv or SubprocVecEnv (stable_baselines3.common.vec_env) of single environments"
 
 
 def check_range(target_range: Any) -> None:
-    """Raise unless it is the smallest and the largest return, or None."""
+    """Raise unless ``target_range`` is the smallest and the largest return, or None."""
     if target_range is not None and not (np.shape(target_range) == (2,) and target_range[0] < target_range[1]):
         raise ValueError(f"target_range: got {target_range}, expected the smallest and the largest return")
 
 
 def check_options(model: GoalConditioned) -> None:
-    """Raise if the range of returns is none, or the goal-gradient term is not what model and environment allow.
+    """Raise if the range of returns is invalid, or model and environment do not allow the goal-gradient term.
 
-    Options, rule and environment may also come from ``load``, ``set_env`` or an assignment.
+    Checked before every round of updates, since options, rule and environment may come from ``load``, ``set_env`` or
+    an assignment.
     """
     check_range(model.target_range)
     coef, rule = model.goal_gradient_coef, model.goal_gradient
     if not (isinstance(coef, float | int | np.number) and np.isfinite(coef) and coef >= 0):
-        schedule = "; it follows no schedule" if callable(coef) else ""
+        schedule = "; it cannot follow a schedule" if callable(coef) else ""
         raise ValueError(f"goal_gradient_coef: got {coef!r}, expected a number of at least 0{schedule}")
     if isinstance(rule, type) or not hasattr(rule, "check"):
         raise ValueError(
@@ -50,20 +51,20 @@ def check_options(model: GoalConditioned) -> None:
 
 
 def check_one_normalization(extractor: NormalizedExtractor | None, normalization: VecNormalize | None) -> None:
-    """Raise if observations would be normalized twice: statistics are those of the buffer's, which are not."""
+    """Raise if observations would be normalized twice."""
     if extractor is None or normalization is None or not normalization.norm_obs:
         return
     twice = [key for key in extractor.keys if key in (normalization.norm_obs_keys or ())]
     if twice:
         raise ValueError(
             f"env: got a VecNormalize that scales {' and '.join(twice)}, and features_extractor_class="
-            "NormalizedExtractor, whose statistics are those of observations that are not scaled; expected one "
-            "normalization or the other: make it with norm_obs=False, or leave the extractor out"
+            "NormalizedExtractor, whose statistics are those of unscaled observations; expected one normalization or "
+            "the other: make the VecNormalize with norm_obs=False, or leave the extractor out"
         )
 
 
 def check_goal_spaces(space: spaces.Space[Any], *, relabelled: bool) -> None:
-    """Raise unless observations have goals, and ones that can take each other's place if they are ``relabelled``."""
+    """Raise unless observations have goals, and achieved ones can replace desired ones if they are ``relabelled``."""
     if not isinstance(space, spaces.Dict):
         raise ValueError(
             f"observation space: got {space}, expected a Dict with 'observation', '{ACHIEVED}' and '{GOAL}', which "
@@ -75,8 +76,8 @@ def check_goal_spaces(space: spaces.Space[Any], *, relabelled: bool) -> None:
     achieved, goal = (space[key].shape for key in (ACHIEVED, GOAL))
     if relabelled and achieved != goal:
         raise ValueError(
-            f"observation space: got {ACHIEVED} {achieved} and {GOAL} {goal}, expected the same shape: hindsight "
-            "puts one in the place of the other"
+            f"observation space: got {ACHIEVED} {achieved} and {GOAL} {goal}, expected the same shape, since "
+            "hindsight replaces one by the other"
         )
 
 
@@ -84,34 +85,34 @@ def check_goal_function(env: VecEnv, name: str, why: str) -> None:
     """Raise unless ``env`` has a function ``name`` of achieved goals, goals and infos, as far as this process knows.
 
     Args:
-        why: what needs it, the beginning of the error.
+        why: what needs the function, as the beginning of the error message.
     """
-    if _answers_itself(env):
+    if _intercepts_calls(env):
         return
     if not env.has_attr(name):
-        other = f", or use {OF_SINGLE} that have it" if isinstance(env.unwrapped, VectorEnvAdapter) else ""
+        other = f", or use {SB3_VEC_ENVS} that have it" if isinstance(env.unwrapped, VectorEnvAdapter) else ""
         raise ValueError(
-            f"{why}, but the environment has no {name}(achieved, goal, info), which hindsight asks; give it one, "
+            f"{why}, but the environment has no {name}(achieved, goal, info), which hindsight calls; give it one, "
             f"for arrays [N, ...] of goals{other}"
         )
     if not isinstance(env.unwrapped, DummyVecEnv | VectorEnvAdapter):
-        return  # in other processes; to ask for the function would send the environment here
+        return  # in other processes, from which get_attr would send the whole environment
     function = env.get_attr(name, indices=[0])[0]
     try:
-        signature = inspect.signature(function, follow_wrapped=False)  # of what is called, not of what it decorates
+        signature = inspect.signature(function, follow_wrapped=False)  # that of the wrapper, which is what is called
     except (TypeError, ValueError):  # compiled ones have none
         return
     try:
         signature.bind(None, None, None)
     except TypeError as error:
         raise ValueError(
-            f"{name}: got a function {name}{signature}, expected {name}(achieved, goal, info), which is given arrays "
-            f"[N, ...] of goals and a list of N infos ({error})"
+            f"{name}: got a function {name}{signature}, expected {name}(achieved, goal, info), which is called with "
+            f"arrays [N, ...] of goals and a list of N infos ({error})"
         ) from error
 
 
-def _answers_itself(env: VecEnv) -> bool:
-    """Whether a wrapper answers calls of methods, so that nothing is known of those of the environment in it."""
+def _intercepts_calls(env: VecEnv) -> bool:
+    """Whether a wrapper handles method calls itself, so that those of the environment in it are unknown."""
     while isinstance(env, VecEnvWrapper):
         if type(env).env_method is not VecEnvWrapper.env_method:
             return True
@@ -120,9 +121,9 @@ def _answers_itself(env: VecEnv) -> bool:
 
 
 def check_infos(env: VecEnv) -> None:
-    """Raise unless ``env`` tells the infos of all steps."""
+    """Raise unless ``env`` reports the infos of all steps."""
     if isinstance(env.unwrapped, VectorEnvAdapter):
         raise ValueError(
             "copy_info_dict: got True with a VectorEnvAdapter, whose infos are those of ended episodes only; expected "
-            f"{OF_SINGLE}, or rewards that do not depend on infos"
+            f"{SB3_VEC_ENVS}, or rewards that do not depend on infos"
         )

@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from stable_baselines3.her.goal_selection_strategy import KEY_TO_GOAL_STRATEGY, GoalSelectionStrategy
 
-from rl.checks import OF_SINGLE, check_goal_function, check_goal_spaces, check_infos
+from rl.checks import SB3_VEC_ENVS, check_goal_function, check_goal_spaces, check_infos
 from rl.drawable import Drawable
 from rl.goals import ACHIEVED, GOAL
 from rl.transfer import rows, to_device
@@ -25,26 +25,27 @@ from rl.vec_env import VectorEnvAdapter
 class HerReplayBuffer(StockHerReplayBuffer):
     """Samples the same minibatches as Stable-Baselines3's buffer, from the same random numbers, in a third of the time.
 
-    The transitions that may be drawn are remembered between episodes, real and relabelled transitions are gathered
-    together, and tensors share the memory of the gathered arrays; a GPU copies them on its own.
+    The transitions that may be drawn are cached between episodes, real and relabelled transitions are gathered
+    together, and tensors share the memory of the gathered arrays; copies to a GPU are asynchronous.
 
     Args:
-        env: of which ``compute_reward`` relabels.
+        env: its ``compute_reward`` relabels.
         n_sampled_goal: relabelled transitions per real one (the papers' k).
         goal_selection_strategy: ``future``, ``final`` or ``episode``.
         copy_info_dict: keep the infos of all transitions, for rewards that depend on them (slow). Not with
             :class:`rl.VectorEnvAdapter`, which has no infos of steps within an episode.
-        relabel_terminations: for environments that end episodes before their time limit: ask ``compute_terminated``
-            whether a relabelled transition ends its episode. By default, and as in Stable-Baselines3, it ends where its
-            own episode did, so that one that reaches its new goal goes on, and learned values can exceed every possible
-            return. Terminations for other reasons, which ``compute_terminated`` does not explain, are kept.
+        relabel_terminations: for environments that end episodes before their time limit: whether a relabelled
+            transition terminates is decided by ``compute_terminated``. By default, as in Stable-Baselines3, it
+            terminates only where its own episode did: a transition that reaches its new goal does not, and learned
+            values can exceed every possible return. Terminations for other reasons, which ``compute_terminated`` does
+            not explain, are kept.
 
     Raises:
-        ValueError: for observations without goals, and an environment that lacks ``compute_reward(achieved, goal,
-            info)`` although goals are relabelled, or what other arguments need.
+        ValueError: if observations have no goals, or the environment lacks ``compute_reward(achieved, goal, info)``
+            although goals are relabelled, or lacks what other arguments need.
     """
 
-    # of buffers that were pickled before there were these
+    # defaults for buffers that were pickled by versions without these attributes
     relabel_terminations: bool | None = None
     _looked_at_ends = _looked_at_rewards = True
 
@@ -66,8 +67,8 @@ class HerReplayBuffer(StockHerReplayBuffer):
         if n_sampled_goal < 0:
             raise ValueError(f"n_sampled_goal: got {n_sampled_goal}, expected at least 0")
         check_goal_spaces(observation_space, relabelled=n_sampled_goal > 0)
-        self.goal_selection_strategy = _strategy(goal_selection_strategy)
-        # past the parent, which makes a dictionary for every place of the buffer
+        self.goal_selection_strategy = _goal_strategy(goal_selection_strategy)
+        # skips the parent's, which makes a dictionary for every entry of the buffer
         DictReplayBuffer.__init__(
             self,
             buffer_size,
@@ -86,7 +87,7 @@ class HerReplayBuffer(StockHerReplayBuffer):
         self._keep_episodes()
 
     def _keep_episodes(self) -> None:
-        """Make what is known about each transition beside the transition itself."""
+        """Allocate what is stored about each transition besides the transition itself."""
         places = (self.buffer_size, self.n_envs)
         self.infos = np.empty(places if self.copy_info_dict else (0, self.n_envs), dtype=object)
         self.ep_start = np.zeros(places, dtype=np.int64)
@@ -97,10 +98,10 @@ class HerReplayBuffer(StockHerReplayBuffer):
         self.keep_fresh = False  # whether take_fresh() is going to be called
 
     def ask(self, env: VecEnv) -> None:
-        """Let ``env`` say rewards and terminations from now on; whether its steps say the same is looked at again.
+        """Let ``env`` compute rewards and terminations from now on; whether its steps agree is checked again.
 
         Raises:
-            ValueError: if it lacks a function that is asked, or infos that are to be kept.
+            ValueError: if it lacks a function that will be called, or infos that are to be kept.
         """
         self.check(env)
         self.env = env
@@ -118,15 +119,15 @@ class HerReplayBuffer(StockHerReplayBuffer):
             check_infos(env)
 
     def set_env(self, env: VecEnv) -> None:
-        """For a buffer that was unpickled, which has no environment; see :meth:`ask`."""
+        """For an unpickled buffer, which has no environment; see :meth:`ask`."""
         if self.env is None:
             self.check(env)
-        super().set_env(env)  # which refuses to exchange one
+        super().set_env(env)  # refuses to replace an environment
         self.ask(env)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._drawable = Drawable()  # what was pickled before was something else
+        self._drawable = Drawable()  # older pickles hold something else under that name
 
     def add(self, *args: Any, **kwargs: Any) -> None:
         self._drawable.touch(self.pos * self.n_envs + np.arange(self.n_envs))
@@ -139,9 +140,9 @@ class HerReplayBuffer(StockHerReplayBuffer):
         if not self._looked_at_ends and (self.dones[self.pos - 1] > self.timeouts[self.pos - 1]).any():
             self._looked_at_ends = True
             warnings.warn(
-                "replay buffer: got an episode that terminates. Relabelled transitions end where their "
-                "own episode does, so that those that reach their new goal do not; give relabel_terminations=True (the "
-                "environment's compute_terminated is asked), or False to keep it so",
+                "replay buffer: got an episode that terminates. Relabelled transitions terminate only where their own "
+                "episode does, even if they reach their new goal; give relabel_terminations=True to let the "
+                "environment's compute_terminated decide, or False to keep it so",
                 UserWarning,
                 stacklevel=2,
             )
@@ -155,15 +156,15 @@ class HerReplayBuffer(StockHerReplayBuffer):
             self._fresh.append(steps * self.n_envs + env_idx)
 
     def take_fresh(self) -> dict[str, np.ndarray]:
-        """Observations of all transitions of the episodes that were finished since the last call, with hindsight.
+        """Observations, with hindsight, of all transitions of the episodes that were finished since the last call.
 
         Each goal is relabelled as in a minibatch, with probability 1 - 1 / (1 + ``n_sampled_goal``).
         """
-        # a small buffer may have overwritten some of them already, with others or with an episode under way
+        # a small buffer may have overwritten some of them, with other episodes or an unfinished one
         places = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *self._fresh]))
         places = places[self.ep_length.reshape(-1)[places] > 0]
         self._fresh.clear()
-        observations = {key: _at(values, places) for key, values in self.observations.items()}
+        observations = {key: _entries(values, places) for key, values in self.observations.items()}
         relabelled = np.flatnonzero(np.random.random(len(places)) < self.her_ratio)  # noqa: NPY002
         if len(relabelled):
             observations[GOAL][relabelled] = self._sample_goals(*np.divmod(places[relabelled], self.n_envs))
@@ -194,7 +195,7 @@ class HerReplayBuffer(StockHerReplayBuffer):
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> DictReplayBufferSamples:  # type: ignore[override]
         count = self._count_drawable()
-        # the global generator, as Stable-Baselines3: its seed is that of the algorithm
+        # from the global generator, as in Stable-Baselines3, which the algorithm seeds
         drawn = self._drawable.at(np.random.randint(0, count, size=batch_size))  # noqa: NPY002
         relabelled = int(self.her_ratio * batch_size)
         places = np.concatenate([drawn[relabelled:], drawn[:relabelled]])  # real transitions come first
@@ -203,14 +204,14 @@ class HerReplayBuffer(StockHerReplayBuffer):
         observations = {key: self._gathered(values, places) for key, values in self.observations.items()}
         next_observations = {key: self._gathered(values, places) for key, values in self.next_observations.items()}
         rewards = self._gathered(self.rewards, places)
-        dones = _at(self.dones, places) * (1 - _at(self.timeouts, places))
+        dones = _entries(self.dones, places) * (1 - _entries(self.timeouts, places))
         steps, envs = np.divmod(places, self.n_envs)
         if not self._looked_at_rewards and real and self.env is not None:
             self._looked_at_rewards = True
             own = self._rewards(
                 next_observations[ACHIEVED][:real], next_observations[GOAL][:real], steps[:real], envs[:real]
             )
-            _compare(own, rewards[:real])
+            _warn_if_rewards_differ(own, rewards[:real])
         if relabelled:
             goals = self._sample_goals(steps[real:], envs[real:])
             achieved = next_observations[ACHIEVED][real:]
@@ -235,26 +236,27 @@ class HerReplayBuffer(StockHerReplayBuffer):
         if rewards.size != len(steps):
             raise ValueError(
                 f"compute_reward: got rewards of shape {rewards.shape} for {len(steps)} goals at a time, expected "
-                f"({len(steps)},): it has to take arrays [N, ...] of goals, too, and reduce the other axes alone"
+                f"({len(steps)},): it has to accept arrays [N, ...] of goals, and reduce all axes but the first"
             )
         return rewards.reshape(len(steps))
 
     def _terminations(self, achieved: np.ndarray, goals: np.ndarray, steps: np.ndarray, envs: np.ndarray) -> np.ndarray:
         """Whether the environment ends an episode that reaches ``achieved`` under ``goals``: bool ``[N]``."""
         ends = np.asarray(self._ask("compute_terminated", achieved, goals, steps, envs), dtype=np.bool_)
-        if ends.shape == () and not ends:  # gymnasium-robotics says so for all; a goal that is met tells the two apart
+        # gymnasium-robotics answers with one False for all goals; an achieved goal shows whether it ever says True
+        if ends.shape == () and not ends:
             ends = np.zeros(len(steps), dtype=np.bool_)
             met = self._ask("compute_terminated", achieved[0], achieved[0], steps[:1], envs[:1])
             ends = ends if not np.any(met) else np.zeros(0, dtype=np.bool_)
         if ends.size != len(steps):
             raise ValueError(
                 f"compute_terminated: got one answer for {len(steps)} goals at a time, expected ({len(steps)},): it "
-                "has to take arrays [N, ...] of goals, too, and reduce the other axes alone"
+                "has to accept arrays [N, ...] of goals, and reduce all axes but the first"
             )
         return ends.reshape(len(steps))
 
     def _ask(self, function: str, achieved: np.ndarray, goals: np.ndarray, steps: np.ndarray, envs: np.ndarray) -> Any:
-        """What a function of goals of the environment says; it is the same for all environments."""
+        """The result of a function of the environment that takes goals; it is the same for all environments."""
         if self.env is None:
             raise RuntimeError("replay buffer: got no environment to compute rewards with; call set_env(env) first")
         infos: Any = [{}] * len(steps)
@@ -265,15 +267,15 @@ class HerReplayBuffer(StockHerReplayBuffer):
         except KeyError as error:
             if self.copy_info_dict:
                 raise
-            other = f", and {OF_SINGLE}" if isinstance(self.env.unwrapped, VectorEnvAdapter) else ""
+            other = f", and {SB3_VEC_ENVS}" if isinstance(self.env.unwrapped, VectorEnvAdapter) else ""
             raise ValueError(
-                f"{function}: looked for {error} in the info, which is empty unless infos are kept; give "
+                f"{function}: looked for {error} in the info, which is empty unless infos are kept; use "
                 f"copy_info_dict=True{other}"
             ) from error
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"{function}: got {type(error).__name__} ({error}) for {len(steps)} goals at a time, expected a "
-                "function of achieved goals [N, ...], goals [N, ...] and a list of N infos that gives N numbers"
+                "function of achieved goals [N, ...], goals [N, ...] and a list of N infos that returns N numbers"
             ) from error
 
     def _gathered(self, values: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -288,16 +290,16 @@ class HerReplayBuffer(StockHerReplayBuffer):
 
 
 def end_open_episodes(buffer: Any) -> bool:
-    """Count episodes that are not finished as cut by a time limit; False if the buffer does not know episodes."""
+    """Mark unfinished episodes as truncated by a time limit; False if the buffer does not track episodes."""
     if not hasattr(buffer, "truncate_last_trajectory"):
         return False
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns that it truncates, which is what is wanted
+        warnings.simplefilter("ignore")  # it warns that it truncates, which is intended
         buffer.truncate_last_trajectory()
     return True
 
 
-def _strategy(given: Any) -> GoalSelectionStrategy:
+def _goal_strategy(given: Any) -> GoalSelectionStrategy:
     if isinstance(given, GoalSelectionStrategy):
         return given
     if isinstance(given, str) and given.lower() in KEY_TO_GOAL_STRATEGY:
@@ -305,8 +307,8 @@ def _strategy(given: Any) -> GoalSelectionStrategy:
     raise ValueError(f"goal_selection_strategy: got {given!r}, expected one of {', '.join(KEY_TO_GOAL_STRATEGY)}")
 
 
-def _compare(computed: np.ndarray, stored: np.ndarray) -> None:
-    """Warn if the environment's steps give other rewards than its ``compute_reward``."""
+def _warn_if_rewards_differ(computed: np.ndarray, stored: np.ndarray) -> None:
+    """Warn if the environment's steps return other rewards than its ``compute_reward``."""
     other = np.flatnonzero(~np.isclose(computed, stored, rtol=1e-3, atol=1e-4))
     if len(other):
         warnings.warn(
@@ -318,6 +320,6 @@ def _compare(computed: np.ndarray, stored: np.ndarray) -> None:
         )
 
 
-def _at(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+def _entries(values: np.ndarray, places: np.ndarray) -> np.ndarray:
     """A copy of the entries at flat places (step, environment)."""
     return values.reshape(-1, *values.shape[2:]).take(places, axis=0)

@@ -1,8 +1,8 @@
 """ReenGAGE: the training loop of all algorithms, with a goal-gradient term in the critic loss.
 
-There is one loop, :meth:`GoalConditioned.train`. What differs between the algorithms is in small adapters
-(:mod:`rl.actor_critic`, :mod:`rl.dqn`): how the next state is valued, which loss the critics have, and what happens
-around the critic's step. With ``goal_gradient_coef=0`` all parameters equal those of Stable-Baselines3 bit for bit,
+There is one loop, :meth:`GoalConditioned.train`. The algorithms differ in small adapters (:mod:`rl.actor_critic`,
+:mod:`rl.dqn`): how the next state is valued, which loss the critics have, and what happens before and after the
+critic's step. With ``goal_gradient_coef=0`` all parameters equal those of Stable-Baselines3 bit for bit,
 after any number of updates.
 """
 
@@ -48,8 +48,8 @@ class NextValue:
     """The value of the next states, ``[B, 1]`` each.
 
     Attributes:
-        target: goes into the TD target.
-        smooth: its gradient with respect to the goal is the target of the critic's; often the same tensor.
+        target: used in the TD target.
+        smooth: its gradient with respect to the goal is the target for the critic's; often the same tensor.
     """
 
     target: Tensor
@@ -57,7 +57,7 @@ class NextValue:
 
 
 class Logs:
-    """Values collected during one call of ``train``; they are averaged once, at its end."""
+    """Values collected during one call of ``train`` and averaged once, at its end."""
 
     def __init__(self) -> None:
         self.values: dict[str, list[Tensor]] = defaultdict(list)
@@ -76,25 +76,25 @@ class Logs:
 
 
 class GoalConditioned(OffPolicyAlgorithm):
-    """The training loop, to be put in front of an off-policy algorithm of Stable-Baselines3.
+    """The training loop: a mixin that comes before an off-policy algorithm of Stable-Baselines3 among the bases.
 
     Args:
         goal_gradient_coef: the paper's alpha, which multiplies the squared error of the goal gradients *summed* over
-            the goal's coordinates and averaged over the batch. 0 trains as Stable-Baselines3 does. A number: it follows
-            no schedule, but may be assigned anew between two calls of ``learn``.
+            the goal's coordinates and averaged over the batch. 0 trains as Stable-Baselines3 does. It cannot follow a
+            schedule, but may be assigned a new value between two calls of ``learn``.
         goal_gradient: what is differentiated and which transitions count; by default the policy's own rule if it has
             one, else ReenGAGE for sparse rewards with -1 for not reaching the goal (dissertation, Eq. 8.9).
         target_range: smallest and largest possible return (for SAC with its entropy); TD targets are clipped to it. The
             target of the goal gradient is not (in the code of the paper's authors it is, and then 0 there): where a
             value is clipped, its gradient still says where the goal lies.
-        cuda_graphs: record updates on a GPU and repeat them (:mod:`rl.graphs`), which pays where networks are small.
-            Numbers differ in the last bits. Not for many goals at a time, whose number decides how much is computed. A
-            reward function is asked once and then repeated, with the numbers and tensors that it used then; gradients
-            of parameters (``.grad``) are of no update in particular.
+        cuda_graphs: record updates on a GPU and replay them (:mod:`rl.graphs`), which pays off for small networks.
+            Results differ in the last bits. Not for many goals at a time, whose number determines how much is computed.
+            A reward function is called once and then replayed, with the numbers and tensors that it used then;
+            gradients of parameters (``.grad``) belong to no update in particular.
 
-    Everything else is as in Stable-Baselines3, but that with hindsight an episode under way ends in the replay buffer,
-    as if cut by a time limit, where the environment is reset or exchanged. Logged are the TD part of the loss, under
-    the name that it has there, and with a positive coefficient ``train/goal_gradient_loss``, the other part with its
+    Everything else is as in Stable-Baselines3, except that, with hindsight, an unfinished episode ends in the replay
+    buffer, as if truncated by a time limit, where the environment is reset or replaced. The TD part of the loss is
+    logged under its name there; with a positive coefficient, also ``train/goal_gradient_loss``, the other part with its
     coefficient, and ``train/goal_gradient_share``, the share of transitions that count in it.
     """
 
@@ -105,7 +105,7 @@ class GoalConditioned(OffPolicyAlgorithm):
     goal_statistics: GoalStatistics
     _normalization: NormalizedExtractor | None = None
     loss_name: ClassVar[str] = "critic_loss"
-    gradient_scale: ClassVar[float] = 1.0  # of the algorithm's own critic loss, which the new term shares
+    gradient_scale: ClassVar[float] = 1.0  # of the algorithm's own critic loss; scales the new term, too
 
     def __init__(
         self,
@@ -124,11 +124,11 @@ class GoalConditioned(OffPolicyAlgorithm):
         self.goal_statistics = GoalStatistics()  # stays empty without GoalGradient.normalize
         self._reward_watch = RewardWatch()
         self.cuda_graphs = cuda_graphs
-        if kwargs.get("policy_kwargs") is not None:  # Stable-Baselines3 adds options of the algorithm
+        if kwargs.get("policy_kwargs") is not None:  # a copy, to which Stable-Baselines3 adds options
             kwargs["policy_kwargs"] = dict(kwargs["policy_kwargs"])
         super().__init__(*args, **kwargs)
         if cuda_graphs and self.device.type != "cuda":
-            raise ValueError(f"cuda_graphs: got True on the device {self.device}; they are for GPUs, device='cuda'")
+            raise ValueError(f"cuda_graphs: got True on the device {self.device}, expected a GPU; use device='cuda'")
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -140,13 +140,13 @@ class GoalConditioned(OffPolicyAlgorithm):
         if self._normalization is not None:
             if not isinstance(self.replay_buffer, HerReplayBuffer):
                 raise ValueError(
-                    "features_extractor_class: got NormalizedExtractor, whose statistics are taken from episodes with "
+                    "features_extractor_class: got NormalizedExtractor, whose statistics are those of episodes with "
                     "hindsight; it needs replay_buffer_class=rl.HerReplayBuffer"
                 )
             self.replay_buffer.keep_fresh = True
         self._followers = [Follower(network, target) for network, target in self._targets()]
         self._recorder = None
-        if self.cuda_graphs and self.device.type == "cuda":  # one that was saved may be loaded without a GPU
+        if self.cuda_graphs and self.device.type == "cuda":  # a saved model may be loaded without a GPU
             check_recordable(self)
             self._recorder = Recorder.on(self.device)
 
@@ -159,12 +159,12 @@ class GoalConditioned(OffPolicyAlgorithm):
         return super()._get_policy_from_name(policy_name)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """Train in another environment from now on, which rewards what hindsight relabels, too.
+        """Train in another environment from now on, which also computes the rewards of relabelled transitions.
 
-        Episodes under way end in the replay buffer, as if cut by a time limit.
+        Unfinished episodes end in the replay buffer, as if truncated by a time limit.
 
         Raises:
-            ValueError: if observations would be normalized twice, or hindsight lacks what it needs.
+            ValueError: if observations would be normalized twice, or the environment lacks what hindsight needs.
         """
         before, env = self.env, self._wrap_env(env, self.verbose)
         check_one_normalization(self._normalization, unwrap_vec_normalize(env))
@@ -186,38 +186,38 @@ class GoalConditioned(OffPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        if reset_num_timesteps or self._last_obs is None:  # the environment is reset; hindsight is within an episode
+        if reset_num_timesteps or self._last_obs is None:  # the environment is reset; hindsight must not cross that
             end_open_episodes(self.replay_buffer)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     # The adapters.
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        """Those that follow the learning rate."""
+        """The optimizers that follow the learning rate."""
         raise NotImplementedError
 
     def _targets(self) -> list[tuple[nn.Module, nn.Module]]:
-        """Networks, and the target networks that follow them after the critic's step."""
+        """Pairs of a network and the target network that follows it after the critic's step."""
         raise NotImplementedError
 
     def _begin(self, batch: Batch, logs: Logs) -> None:
-        """What comes before the critic's step."""
+        """Called before the critic's step."""
 
     def _next_value(self, batch: Batch, observation: Observation) -> NextValue:
         """The value of the next states; ``observation`` stands for ``batch.next_observations``."""
         raise NotImplementedError
 
     def _encode(self, observation: Observation, networks: Networks) -> Observation:
-        """What the networks are given in place of an observation: an encoder that they share is evaluated here, once.
+        """The input of the networks in place of an observation: a shared encoder is evaluated here, once.
 
         Args:
-            networks: the targets, whose value is differentiated with respect to the goal alone; the critics, in their
-                loss; or actor and critic in the actor's loss.
+            networks: which networks: the targets, whose value is differentiated with respect to the goal alone; the
+                critics, in their loss; or actor and critic, in the actor's loss.
         """
         return observation
 
     def _values(self, observation: Observation, batch: Batch) -> tuple[Tensor, ...]:
-        """What each critic says of the actions taken, ``[B, 1]``; ``observation`` stands for ``batch.observations``."""
+        """Each critic's value of the actions taken, ``[B, 1]``; ``observation`` stands for ``batch.observations``."""
         raise NotImplementedError
 
     def _plain_critic(self, batch: Batch) -> PlainCritic | None:
@@ -250,15 +250,15 @@ class GoalConditioned(OffPolicyAlgorithm):
         ]
 
     def update_statistics(self) -> None:
-        """Take episodes that were finished since the last call into the statistics of NormalizedExtractor, if any."""
+        """Add the episodes finished since the last call to the statistics of NormalizedExtractor, if there is one."""
         if self._normalization is None:
             return
         if not isinstance(self.replay_buffer, HerReplayBuffer):
             raise ValueError(
                 f"replay buffer: got {type(self.replay_buffer).__name__} for NormalizedExtractor, expected "
-                "rl.HerReplayBuffer; one that was saved by Stable-Baselines3's algorithms does not keep what it needs"
+                "rl.HerReplayBuffer; one saved by an algorithm of Stable-Baselines3 lacks what the statistics need"
             )
-        self.replay_buffer.keep_fresh = True  # it may be another one than at first
+        self.replay_buffer.keep_fresh = True  # the buffer may have been replaced
         fresh = self.replay_buffer.take_fresh()
         observations = {key: to_device(values, self.device) for key, values in fresh.items()}
         self._normalization.statistics.update(self._normalization.raw(observations))
@@ -269,7 +269,7 @@ class GoalConditioned(OffPolicyAlgorithm):
         self._reward_watch.begin(self.goal_gradient, self.env)
         self.policy.set_training_mode(True)
         recorder = self._recorder
-        for optimizer in self.optimizers():  # here, since loading replaces the options of optimizers
+        for optimizer in self.optimizers():  # here, since loading replaces options of optimizers
             exact = self.goal_gradient_coef == 0 and recorder is None
             make_faster(optimizer, exact=exact, recorded=recorder is not None)
         self._update_learning_rate(self.optimizers())
@@ -279,7 +279,7 @@ class GoalConditioned(OffPolicyAlgorithm):
             for step in range(gradient_steps):
                 self._n_updates += 1
                 batch = cast(Batch, self.replay_buffer.sample(batch_size, env=self._vec_normalize_env))
-                if recorder is None or self._waits():
+                if recorder is None or self._update_waits_for_device():
                     results = self._update(batch, step)
                 else:
                     results = recorder.run(self._kind(step), batch, partial(self._update, step=step))
@@ -298,20 +298,20 @@ class GoalConditioned(OffPolicyAlgorithm):
             self.logger.record(f"train/{name}", mean)
 
     def _update(self, batch: Batch, step: int) -> Results:
-        """One update, and what is to be logged of it."""
+        """One update; returns what is to be logged."""
         logs = Logs()
         self._begin(batch, logs)
         self._descend_critic(self._critic_loss(batch, logs))
         self._finish(batch, step, logs)
         return logs.last()
 
-    def _waits(self) -> bool:
-        """Whether the update that comes waits for the device to tell something."""
+    def _update_waits_for_device(self) -> bool:
+        """Whether the next update has to wait for a result from the device."""
         return self.goal_gradient_coef > 0 and not self._reward_watch.settled
 
     def _critic_loss(self, batch: Batch, logs: Logs) -> Tensor:
         """The TD loss, and the goal-gradient term if it is switched on."""
-        # n-step buffers give gamma to the number of steps
+        # buffers of n-step returns provide gamma to the power of the number of steps
         discount: Discount = self.gamma if batch.discounts is None else batch.discounts
         if self.goal_gradient_coef == 0:
             with torch.no_grad():
@@ -358,20 +358,20 @@ class GoalConditioned(OffPolicyAlgorithm):
 
 
 def show_arguments(algorithm: type[AlgorithmT]) -> type[AlgorithmT]:
-    """Let ``help`` show all arguments: those of Stable-Baselines3, and by name those that are added here."""
+    """Let ``help`` show all arguments: those of Stable-Baselines3, and those added here, as keywords."""
     found: dict[str, inspect.Parameter] = {}
     for base in algorithm.__mro__:
         if "__init__" in vars(base):
             found = dict(inspect.signature(vars(base)["__init__"]).parameters) | found
             if not issubclass(base, GoalConditioned):
-                break  # it names all arguments itself
+                break  # its signature names all arguments
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     shown = sorted((each for each in found.values() if each.kind not in several), key=lambda each: each.kind)
 
     def hand_on(self: Any, *args: Any, **kwargs: Any) -> None:
         super(algorithm, self).__init__(*args, **kwargs)
 
-    own: Any = vars(algorithm).get("__init__", hand_on)  # subclasses of it have signatures of their own
+    own: Any = vars(algorithm).get("__init__", hand_on)  # not inherited, since subclasses have other signatures
     own.__signature__ = inspect.Signature(shown)
     algorithm.__init__ = own
     return algorithm

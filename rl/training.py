@@ -31,8 +31,8 @@ LOG, STATE = "evaluations.npz", "state.safetensors"
 
 
 @dataclass
-class Evaluations:
-    """What was measured so far, as Stable-Baselines3's EvalCallback logs it: one list per episode and time."""
+class EvaluationLog:
+    """All evaluations so far, as Stable-Baselines3's EvalCallback logs them: one entry per evaluation."""
 
     timesteps: list[int] = field(default_factory=list)
     results: list[list[float]] = field(default_factory=list)
@@ -49,8 +49,8 @@ class Evaluations:
             temporary.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, path: Path, until: int) -> Evaluations:
-        """Those up to step ``until``."""
+    def load(cls, path: Path, until: int) -> EvaluationLog:
+        """The evaluations up to step ``until``."""
         stored = read_evaluations(path)
         keep = stored.timesteps <= until
         with np.load(path, allow_pickle=False) as arrays:
@@ -59,7 +59,7 @@ class Evaluations:
 
 @dataclass(frozen=True)
 class Episodes:
-    """What an agent did in some episodes; ``successes`` is empty where the environment does not know success."""
+    """The outcome of some episodes; ``successes`` is empty if the environment does not report success."""
 
     returns: list[float]
     lengths: list[int]
@@ -75,8 +75,8 @@ def _check_vec_env(name: str, env: Any) -> None:
         )
 
 
-def _simulations(env: VecEnv) -> set[int]:
-    """What is simulated, as far as this process knows."""
+def _simulation_ids(env: VecEnv) -> set[int]:
+    """The ids of the simulations behind ``env``, as far as this process has them."""
     base: Any = env.unwrapped
     parts = [base.env] if isinstance(base, VectorEnvAdapter) else getattr(base, "envs", [])
     return {id(base), *(id(part.unwrapped) for part in parts)}
@@ -85,11 +85,11 @@ def _simulations(env: VecEnv) -> set[int]:
 def run_episodes(model: Any, env: VecEnv, episodes: int, *, seed: int, deterministic: bool = True) -> Episodes:
     """Let an agent act until ``episodes`` episodes have ended.
 
-    Each environment contributes as many as any other, or one more, so that short episodes do not count more often.
+    Environments contribute equally many episodes, up to one, so that short episodes are not overrepresented.
 
     Args:
-        model: has ``predict(observations, deterministic=...)``, as Stable-Baselines3's algorithms.
-        seed: of the environments.
+        model: has ``predict(observations, deterministic=...)``, as Stable-Baselines3's algorithms do.
+        seed: seed of the environments.
     """
     _check_vec_env("env", env)
     quota = [episodes // env.num_envs + (i < episodes % env.num_envs) for i in range(env.num_envs)]
@@ -114,9 +114,9 @@ def run_episodes(model: Any, env: VecEnv, episodes: int, *, seed: int, determini
 
 
 class _Milestones(BaseCallback):
-    """Between two rollouts, when all updates are done: evaluates, writes logs and checkpoints, starts afresh."""
+    """Evaluates, writes logs and checkpoints and starts afresh, between two rollouts, when all updates are done."""
 
-    def __init__(self, plan: Plan, eval_env: VecEnv, folder: Path, log: Evaluations, report: Callable[[str], None]):
+    def __init__(self, plan: Plan, eval_env: VecEnv, folder: Path, log: EvaluationLog, report: Callable[[str], None]):
         super().__init__()
         self.plan, self.eval_env, self.folder, self.log, self.report = plan, eval_env, folder, log, report
 
@@ -128,7 +128,7 @@ class _Milestones(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        if not self.begun:  # at the same place as at a checkpoint, after a rollout has drawn its exploration noise
+        if not self.begun:  # here, as at a checkpoint, where the rollout has drawn its exploration noise
             start_afresh(self.model)  # type: ignore[arg-type]
             self.begun = True
         if self.num_timesteps > (self.log.timesteps[-1] if self.log.timesteps else 0):
@@ -168,15 +168,15 @@ class _Milestones(BaseCallback):
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to train and how often to look.
+    """How long to train, and how often to evaluate and to save a checkpoint.
 
     Attributes:
-        steps: environment steps in all. A run that is made longer equals one that was as long from the beginning, if it
+        steps: environment steps in total. A run that is extended equals one that was as long from the beginning if it
             ended at a checkpoint and an evaluation, and nothing follows a schedule.
         eval_every: steps between evaluations; the trained agent is evaluated, too.
         eval_episodes: episodes per evaluation, with the deterministic policy.
-        checkpoint_every: steps between checkpoints. It belongs to the configuration: a run starts new episodes and new
-            random numbers at each, see :mod:`rl.checkpoint`.
+        checkpoint_every: steps between checkpoints. It affects the results: at each, a run starts new episodes and new
+            random streams, see :mod:`rl.checkpoint`.
     """
 
     steps: int
@@ -190,12 +190,12 @@ class Plan:
                 raise ValueError(f"{name}: got {value}, expected at least 1")
 
     def settings(self, model: BaseAlgorithm) -> dict[str, Any]:
-        """What has to be the same when a run of a model goes on: all but how long it is, and the seed."""
+        """The settings that must not change when a run is resumed: the seed, and all of the plan but its length."""
         return {f"plan.{name}": value for name, value in vars(self).items() if name != "steps"} | {"seed": model.seed}
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether there is anything to go on from, or to lose."""
+    """Whether ``folder`` holds a run, which could be resumed or overwritten."""
     return (folder / LOG).exists() or (folder / STATE).exists()
 
 
@@ -209,69 +209,75 @@ def run(
     callback: MaybeCallback = None,
     report: Callable[[str], None] = lambda text: None,
     log_name: str = "run",
-) -> Evaluations:
+) -> EvaluationLog:
     """Train ``model`` to ``plan.steps``, writing ``evaluations.npz`` and ``state.safetensors`` to ``folder``.
 
     Args:
         eval_env: where the agent is evaluated; seeded anew each time.
-        resume: go on from the last checkpoint in ``folder``, to the identical result.
-        callback: a further callback, a list of them or a function, as ``learn`` takes them.
-        report: gets a line of text at each evaluation.
+        resume: continue from the last checkpoint in ``folder``, to the identical result.
+        callback: a further callback, a list of callbacks or a function, as for ``learn``.
+        report: called with a line of text at each evaluation.
 
     Raises:
-        ValueError: if ``folder`` holds a run and ``resume`` is False, or one with other settings, or one that another
-            process is at; if ``eval_env`` or ``plan`` is of another type, or the model has no seed or state that no
-            checkpoint holds.
+        ValueError: if ``folder`` holds a run and ``resume`` is False, or a run with other settings, or one that another
+            process is training; if ``eval_env`` or ``plan`` is of another type; if the model has no seed, or has state
+            that checkpoints do not hold.
     """
-    check_supported(model)
-    _check_vec_env("eval_env", eval_env)
-    if model.env is not None and _simulations(model.env) & _simulations(eval_env):
-        raise ValueError(
-            "eval_env: got the environment that is trained in, whose episodes an evaluation would break off; make "
-            "another one"
-        )
-    if not isinstance(plan, Plan):
-        raise ValueError(f"plan: got {plan!r}, expected an rl.Plan, such as rl.Plan(steps=100_000)")
-    if model.seed is None:
-        raise ValueError("seed: got None, expected an integer, from which all randomness of a run follows")
+    _check_arguments(model, eval_env, plan)
     folder = Path(folder)
     if holds_run(folder) and not resume:
         raise ValueError(f"{folder}: holds a training run; give resume=True to continue it, or choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with _claimed(folder):
-        log = _go_on(model, plan, folder) if resume and (folder / STATE).exists() else Evaluations()
+    with _locked(folder):
+        log = _resume(model, plan, folder) if resume and (folder / STATE).exists() else EvaluationLog()
         left = plan.steps - model.num_timesteps
         if left > 0:
             milestones = _Milestones(plan, eval_env, folder, log, report)
-            callbacks = CallbackList([milestones, *_callbacks(callback)])
+            callbacks = CallbackList([milestones, *_as_callbacks(callback)])
             model.learn(left, callbacks, reset_num_timesteps=model.num_timesteps == 0, tb_log_name=log_name)
     return log
 
 
-def _callbacks(given: MaybeCallback) -> list[BaseCallback]:
-    """As ``learn`` takes them: none, one, several, or a function."""
+def _check_arguments(model: OffPolicyAlgorithm, eval_env: Any, plan: Any) -> None:
+    """Raise unless a run of the model can be resumed, and evaluated in a separate environment."""
+    check_supported(model)
+    _check_vec_env("eval_env", eval_env)
+    if model.env is not None and _simulation_ids(model.env) & _simulation_ids(eval_env):
+        raise ValueError(
+            "eval_env: got the training environment, whose episodes an evaluation would cut short; make a separate "
+            "environment"
+        )
+    if not isinstance(plan, Plan):
+        raise ValueError(f"plan: got {plan!r}, expected an rl.Plan, such as rl.Plan(steps=100_000)")
+    if model.seed is None:
+        raise ValueError("seed: got None, expected an integer, which determines all randomness of a run")
+
+
+def _as_callbacks(given: MaybeCallback) -> list[BaseCallback]:
+    """A list of callbacks from what ``learn`` accepts: none, one, several, or a function."""
     several = given if isinstance(given, list) else [] if given is None else [given]
     return [each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in several]
 
 
-def _go_on(model: OffPolicyAlgorithm, plan: Plan, folder: Path) -> Evaluations:
-    """Load the last checkpoint; what was measured before it."""
+def _resume(model: OffPolicyAlgorithm, plan: Plan, folder: Path) -> EvaluationLog:
+    """Load the last checkpoint; returns the evaluations up to it."""
     check_settings(model, folder / STATE, settings=plan.settings(model))
     load_checkpoint(model, folder / STATE)
     path = folder / LOG
-    log = Evaluations.load(path, model.num_timesteps) if path.exists() else Evaluations()
+    log = EvaluationLog.load(path, model.num_timesteps) if path.exists() else EvaluationLog()
     last = log.timesteps[-1] if log.timesteps else 0
     if last // plan.eval_every < model.num_timesteps // plan.eval_every:
-        what = f"ends at step {last}, what was measured later" if path.exists() else "is missing, and what was measured"
+        what = f"ends at step {last}" if path.exists() else "is missing"
         raise ValueError(
-            f"{path}: {what} in {model.num_timesteps} steps is lost; put it back, or train in another folder"
+            f"{path}: {what}, so evaluations of a run of {model.num_timesteps} steps are lost; restore the file, or "
+            "train in another folder"
         )
     return log
 
 
 @contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """Raise if another process trains in ``folder``; none may begin to, inside."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in ``folder``; raises if one does already."""
     if fcntl is None:
         yield
         return
@@ -281,7 +287,7 @@ def _claimed(folder: Path) -> Iterator[None]:
             fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(f"{folder}: another process trains here; wait, or choose another folder") from error
-        except OSError:  # a file system that has no locks
+        except OSError:  # a file system without locks
             pass
         yield
     finally:

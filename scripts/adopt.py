@@ -28,7 +28,7 @@ from certify.images import to_float
 from certify.models import PARTITION_MLP, ModelSpec
 from certify.scheme import Scheme
 from certify.training import Checkpoint, base_accuracy, save_checkpoint
-from certify.training.copies import input_shape, parse_scheme, training_copies
+from certify.training.copies import input_shape, parse_training_scheme, training_copies
 from scripts import cli
 from scripts.train import given_statistics
 
@@ -113,7 +113,7 @@ def tried(module: nn.Module, scheme: Scheme | None, data: Dataset, args: Args) -
 
 
 def main(args: Args) -> None:
-    scheme, data = parse_scheme(args.scheme), load(args.data, "test", args.data_root)
+    scheme, data = parse_training_scheme(args.scheme), load(args.data, "test", args.data_root)
     target = args.out / "model.safetensors"
     if target.exists() or (args.out / "state.safetensors").exists():
         raise ValueError(f"{args.out}: holds a checkpoint; choose another folder")

@@ -201,7 +201,7 @@ def plan_of(args: Args) -> dict[str, int]:
     return dict(vars(plan))
 
 
-def read_run(folder: Path) -> Run:
+def read_configuration(folder: Path) -> Run:
     """The configuration of a run on disk."""
     path = folder / "config.json"
     if not path.exists():
@@ -243,14 +243,14 @@ def check_folder(run_: Run, folder: Path, *, resume: bool) -> None:
         return
     if not resume:
         raise ValueError(f"{folder}: holds a run; add --resume to continue it, or choose another folder")
-    _check_same(folder, read_run(folder), run_)
+    _check_same(folder, read_configuration(folder), run_)
 
 
 def check_siblings(run_: Run, out: Path) -> None:
     """Raise if other seeds in the folder are of another method: they would be taken for one."""
     for folder in sorted(out.glob("seed-*")):
         if holds_run(folder) and (folder / "config.json").exists():
-            _check_same(folder, replace(read_run(folder), seed=run_.seed), run_)
+            _check_same(folder, replace(read_configuration(folder), seed=run_.seed), run_)
 
 
 def write_config(run_: Run, folder: Path, command: str) -> None:

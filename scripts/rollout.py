@@ -21,7 +21,7 @@ from certify.files import check_writable, write_atomically
 from rl.checkpoint import load_checkpoint
 from rl.training import STATE
 from scripts import cli
-from scripts.goal_training import read_run
+from scripts.goal_training import read_configuration
 
 LAST = 4  # frames for which the end of an episode stays
 
@@ -109,7 +109,7 @@ def check_rendering(env: gymnasium.Env[Any, Any]) -> None:
 
 
 def main(args: Args) -> None:
-    out, run = check(args), read_run(args.run)
+    out, run = check(args), read_configuration(args.run)
     check_writable(out.parent)
     with ExitStack() as stack:  # simulations may have a window or processes
         env = gymnasium.make(run.env, render_mode="rgb_array", **run.env_arguments)

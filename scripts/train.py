@@ -33,7 +33,7 @@ from certify.files import check_writable
 from certify.models import PARTITION_MLP, DenoisedSpec, ModelSpec
 from certify.scheme import Scheme
 from certify.training import EpochResult, Trainer, TrainingConfig, base_accuracy, copy_statistics, load_checkpoint
-from certify.training.copies import input_shape, parse_scheme
+from certify.training.copies import input_shape, parse_training_scheme
 from scripts import cli
 
 Statistics = tuple[float, ...] | None  # of each channel
@@ -195,7 +195,7 @@ def print_accuracy(trainer: Trainer, test: Dataset) -> None:
 def main(args: Args) -> None:
     cli.check_device(args.device)
     check_options(args)
-    scheme = parse_scheme(args.scheme)
+    scheme = parse_training_scheme(args.scheme)
     train, test = both_parts(args.data, args.data_root)
     config = TrainingConfig(
         epochs=args.epochs,

@@ -248,7 +248,7 @@ def test_sequential_questions(tmp_path):
     base = read_config(tmp_path / "run")
     own = {name: base[name] for name in ("shape", "num_classes", "scheme", "threat")}
     certify_dataset(smoothed(), images(), tmp_path / "own", question=CertifiedAt(1), max_n=300, config=own)
-    with pytest.raises(ValueError, match="stopped by what they said"):
+    with pytest.raises(ValueError, match="sampling stopped depending on the votes"):
         read_votes(tmp_path / "own")
     exact = smoothed(DeterministicSplittingNoise(lam=0.5))
     with pytest.raises(ValueError, match="exact"):

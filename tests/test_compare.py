@@ -105,9 +105,11 @@ def test_the_printed_rule_beside_the_proven_one(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "certified accuracy" in text
     assert "CLAIMED accuracy" in text
-    with pytest.raises(ValueError, match=r"bound: got tight, expected one that .* has: proven, printed"):
+    with pytest.raises(ValueError, match=r"bound: got tight, expected one of those of .*: proven, printed"):
         report_script.main(report_script.Args(runs=[run], bound=["tight"]))
-    with pytest.raises(ValueError, match=r"bound: got printed, expected one that UniformNoise.* has: published, box"):
+    with pytest.raises(
+        ValueError, match=r"bound: got printed, expected one of those of UniformNoise.*: published, box"
+    ):
         report_script.main(report_script.Args(runs=[plain], bound=["printed"]))
 
 

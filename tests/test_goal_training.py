@@ -77,7 +77,7 @@ def test_a_run_leaves_its_configuration_its_evaluations_and_its_state(finished, 
     assert config["versions"].keys() >= {"python", "torch", "stable-baselines3"}
     args = cli.parse_args(script.Args, arguments(script, folder), "")
     assert cli.parse_args(script.Args, shlex.split(config["command"])[3:], "") == args
-    assert goal_training.read_run(folder / "seed-0") == script.configuration(args)
+    assert goal_training.read_configuration(folder / "seed-0") == script.configuration(args)
 
 
 @both

@@ -254,7 +254,7 @@ def test_a_reward_that_waits_for_the_device() -> None:
 
 
 def test_no_graphs_without_a_gpu() -> None:
-    with pytest.raises(ValueError, match=r"cuda_graphs: got True on the device cpu; they are for GPUs"):
+    with pytest.raises(ValueError, match=r"cuda_graphs: got True on the device cpu, expected a GPU"):
         agent("DDPG", cuda_graphs=True)
 
 

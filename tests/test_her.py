@@ -222,7 +222,7 @@ class OneByOne(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def test_what_hindsight_needs_is_asked_for_at_once() -> None:
-    with pytest.raises(ValueError, match=r"has no compute_reward\(achieved, goal, info\), which hindsight asks"):
+    with pytest.raises(ValueError, match=r"has no compute_reward\(achieved, goal, info\), which hindsight calls"):
         ours_only(singles(1, Mute))
     ours_only(singles(1, Mute), n_sampled_goal=0)
     with pytest.raises(

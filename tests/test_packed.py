@@ -78,7 +78,7 @@ def test_votes_that_do_not_add_up_are_refused(tmp_path):
     written(tmp_path, by_copy)
     path = tmp_path / "votes.tsv"
     path.write_text(path.read_text().replace("1:5", "1:6"))
-    with pytest.raises(ValueError, match="the votes of image 0 do not add up"):
+    with pytest.raises(ValueError, match="got votes of image 0 that do not add up"):
         read_votes(tmp_path)
 
 

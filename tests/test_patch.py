@@ -30,7 +30,7 @@ from certify import (
 from certify.draws import ESTIMATION, TRAINING, Draws
 from certify.patch import PatchBound, StructuredAblation
 from certify.testing import copy_key
-from certify.windows import Axis, circular_sums, touched_runs
+from certify.windows import WindowAxis, circular_sums, touched_runs
 
 BOUNDS: tuple[PatchBound, ...] = ("location", "published")
 CASES: list[tuple[StructuredAblation, tuple[int, int, int]]] = [
@@ -202,7 +202,7 @@ def test_a_patch_of_5_meets_exactly_4_blocks_of_4():
 
 @given(size=st.integers(1, 14), data=st.data())
 def test_touched_windows_against_pixels(size, data):
-    axis = Axis(size, data.draw(st.integers(1, size)), data.draw(st.integers(1, size)))
+    axis = WindowAxis(size, data.draw(st.integers(1, size)), data.draw(st.integers(1, size)))
     length = data.draw(st.integers(1, size))
     windows = [{(t + i) % size for i in range(axis.width)} for t in range(0, size, axis.stride)]
     expected = [[bool(w & set(range(a, a + length))) for w in windows] for a in range(size - length + 1)]
@@ -554,8 +554,8 @@ def votes_of(positions: int, classes: int = 3) -> Tensor:
         (BandAblation(2), {"votes": votes_of(8), "patch_size": 2, "bound": "best"}, "bound: got 'best'"),
         (BandAblation(2), {"votes": votes_of(8)[0], "patch_size": 2}, r"votes: got \(8, 3\)"),
         (BandAblation(2), {"votes": votes_of(8, 1), "patch_size": 2}, "votes: got 1 classes"),
-        (BandAblation(2), {"votes": votes_of(8).long() + 2, "patch_size": 2}, "at most one vote of a copy"),
-        (BandAblation(2), {"votes": votes_of(8), "patch_size": 2, "shape": (1, 8, 9)}, "expected 9, those"),
+        (BandAblation(2), {"votes": votes_of(8).long() + 2, "patch_size": 2}, "at most one vote per copy"),
+        (BandAblation(2), {"votes": votes_of(8), "patch_size": 2, "shape": (1, 8, 9)}, "expected 9, as"),
         (
             BandAblation(9),
             {"votes": votes_of(8), "patch_size": 2},

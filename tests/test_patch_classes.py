@@ -8,7 +8,7 @@ from torch import Tensor
 
 from certify import BandAblation, BlockAblation, MultiBandAblation, MultiBlockAblation
 from certify.patch import PatchBound, StructuredAblation, clip, votes_needed
-from certify.votes import count_votes
+from certify.votes import sum_votes
 
 CASES: list[tuple[StructuredAblation, tuple[int, int, int]]] = [
     (BandAblation(2), (2, 2, 8)),
@@ -125,6 +125,6 @@ def test_votes_are_counted_as_by_a_plain_sum(copies):
     votes = torch.rand(3, copies, 4) < 0.9
     votes[0] = True  # as many votes as there can be
     for given in (votes, votes.transpose(0, 2).contiguous().transpose(0, 2), votes.to(torch.uint8), votes.long()):
-        assert torch.equal(count_votes(given), votes.long().sum(1))
-        assert count_votes(given).dtype == torch.int64
-    assert torch.equal(count_votes(votes[:0]), torch.zeros(0, 4, dtype=torch.int64))
+        assert torch.equal(sum_votes(given), votes.long().sum(1))
+        assert sum_votes(given).dtype == torch.int64
+    assert torch.equal(sum_votes(votes[:0]), torch.zeros(0, 4, dtype=torch.int64))

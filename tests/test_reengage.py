@@ -537,7 +537,10 @@ class FlatEnv(gymnasium.Env[Any, Any]):
         ({"goal_gradient_coef": float("nan")}, "goal_gradient_coef: got nan"),
         ({"goal_gradient_coef": "0.2"}, "goal_gradient_coef: got '0.2', expected a number"),
         ({"goal_gradient_coef": None}, "goal_gradient_coef: got None"),
-        ({"goal_gradient_coef": lambda left: 0.2 * left}, r"goal_gradient_coef: got .*lambda.*it follows no schedule"),
+        (
+            {"goal_gradient_coef": lambda left: 0.2 * left},
+            r"goal_gradient_coef: got .*lambda.*it cannot follow a schedule",
+        ),
         ({"goal_gradient": 0.2}, "goal_gradient: got 0.2, expected what is differentiated"),
         ({"policy_kwargs": {"share_features_extractor": True}}, "share_features_extractor: got True"),
     ],

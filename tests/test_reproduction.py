@@ -240,7 +240,7 @@ def test_quantities_of_certificates(tmp_path):
     assert measure(source, "acr", {"p": "1/2"}, "").value == pytest.approx(float(restated.sum()) / 5)
     with pytest.raises(ValueError, match="cannot be restated in lp"):
         measure(Source(rows_file(tmp_path / "l0", ROWS, "l0 (pixels)")), "median", {"p": 0.5}, "")
-    with pytest.raises(ValueError, match="no certificates to choose a bound from"):
+    with pytest.raises(ValueError, match="only one certificate; leave it out"):
         measure(source, "median", {"bound": "tight"}, "")
 
 

@@ -178,7 +178,7 @@ def test_one_writer_at_a_time(tmp_path):
     path = tmp_path / "table.tsv"
     first = TableFile(path, ("a", "b"))
     first.append("1\t2")
-    with pytest.raises(ValueError, match="another process writes to it; give each process a --shard of its own"):
+    with pytest.raises(ValueError, match="another process writes to it; give each process its own --shard"):
         TableFile(path, ("a", "b"))
     first.append("3\t4")
     first.close()
@@ -432,7 +432,7 @@ def test_votes_that_are_lost_are_missed(tmp_path):
     start(tmp_path, rows=[0, 1])
     path = tmp_path / "votes.tsv"
     os.truncate(path, path.stat().st_size - 1)
-    with pytest.raises(ValueError, match="got 2 rows, and no votes of image 1; a file was cut short"):
+    with pytest.raises(ValueError, match="got 2 rows, but no votes of image 1; a file was cut short"):
         read_votes(tmp_path)
 
 
@@ -456,7 +456,7 @@ def test_an_image_has_one_result(tmp_path, kind):
     line = first.read_text().splitlines()[1].split("\t")
     line[3] = "5"
     second.write_text(whole + "\t".join(line) + "\n")
-    with pytest.raises(ValueError, match=r"for image 0, which has .* in another line; these are not of one run"):
+    with pytest.raises(ValueError, match=r"for image 0, which has .* in another line; they are not of the same run"):
         (read_rows if kind == "rows" else read_votes)(tmp_path)
 
 
@@ -473,7 +473,7 @@ def test_impossible_votes_are_refused(tmp_path, cell):
 @given(st.lists(st.dictionaries(st.integers(0, 39), st.integers(1, 2**63 - 1), max_size=9), max_size=5))
 def test_stored_counts_are_read_class_by_class(images):
     texts = [",".join(f"{c}:{n}" for c, n in image.items()) or "-" for image in images]
-    dense = stored_module._dense(texts, 40)
+    dense = stored_module._parse_counts(texts, 40)
     assert dense.dtype == torch.int64
     assert dense.tolist() == [[image.get(c, 0) for c in range(40)] for image in images]
 
@@ -550,7 +550,7 @@ def test_rows_of_cohen(tmp_path, header):
         ("7\t3\t3\tnan\t1\t1", "radius of image 7 is nan"),
         ("7\t3\t3.5\t1\t1\t1", "predict of image 7 is 3.5, expected a class or -1"),
         ("7\tcat\t3\t1\t1\t1", "label of image 7 is nan, expected a class"),
-        ("seven\t3\t3\t1\t1\t1", "expected an image's index as idx"),
+        ("seven\t3\t3\t1\t1\t1", "expected the index of an image as idx"),
         ("7\t3\t3\t1", "got 4 cells, expected 6"),
     ],
 )
@@ -633,7 +633,7 @@ def test_damaged_configurations_are_named(tmp_path, content):
 
 def test_bytes_that_are_no_text_are_named(tmp_path):
     (tmp_path / "rows.tsv").write_bytes(b"idx\tlabel\n1\t\xff\n")
-    with pytest.raises(ValueError, match=r"rows\.tsv: is not a table as text"):
+    with pytest.raises(ValueError, match=r"rows\.tsv: is not a text table"):
         read_table(tmp_path / "rows.tsv")
 
 

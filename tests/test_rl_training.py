@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 import rl
 from rl.checkpoint import check_settings, start_afresh
 from rl.goals import GoalGradient
-from rl.training import LOG, STATE, Evaluations
+from rl.training import LOG, STATE, EvaluationLog
 from tests.agents import ALGORITHMS, agent, bits, seek
 from tests.test_reengage import Learned
 
@@ -47,7 +47,7 @@ def environment(name: str, num_envs: int) -> Any:
     return bits(num_envs) if name == "DQN" else seek(num_envs)
 
 
-def trained(name: str, folder: Path, *, num_envs: int = 1, kill: int | None = None, **options: Any) -> Evaluations:
+def trained(name: str, folder: Path, *, num_envs: int = 1, kill: int | None = None, **options: Any) -> EvaluationLog:
     options = {"goal_gradient_coef": 0.3, "gradient_steps": num_envs, **options}
     model = agent(name, env=environment(name, num_envs), **options)
     callback = None if kill is None else KillAt(kill)
@@ -213,7 +213,7 @@ def test_normalizing_environments_are_refused(tmp_path: Path) -> None:
     [
         (
             {"env": gymnasium.make("ContinuousSeek-v0", d=3), "replay_buffer_kwargs": {"copy_info_dict": True}},
-            "copy_info_dict: got True, but infos are no part of a checkpoint",
+            "copy_info_dict: got True, but infos are not part of a checkpoint",
         ),
         ({"seed": None}, "seed: got None"),
     ],
@@ -285,10 +285,10 @@ def test_the_environment_of_training_is_not_evaluated_in(tmp_path: Path) -> None
     env = gymnasium.make("ContinuousSeek-v0", d=3)
     model: Any = agent("DDPG", env=env)
     for same in (model.env, DummyVecEnv([lambda: env])):
-        with pytest.raises(ValueError, match="eval_env: got the environment that is trained in"):
+        with pytest.raises(ValueError, match="eval_env: got the training environment"):
             rl.run(model, same, PLAN, tmp_path)
     adapted = seek()
-    with pytest.raises(ValueError, match="eval_env: got the environment that is trained in"):
+    with pytest.raises(ValueError, match="eval_env: got the training environment"):
         rl.run(agent("DDPG", env=adapted), rl.VectorEnvAdapter(adapted.env), PLAN, tmp_path)
 
 
@@ -379,11 +379,13 @@ def test_a_log_that_is_lost_is_missed(tmp_path: Path) -> None:
     log = (tmp_path / LOG).read_bytes()
     (tmp_path / LOG).unlink()
     model = agent("DDPG", goal_gradient_coef=0.3)
-    with pytest.raises(ValueError, match=r"evaluations\.npz: is missing, and what was measured in 200 steps is lost"):
+    with pytest.raises(
+        ValueError, match=r"evaluations\.npz: is missing, so evaluations of a run of 200 steps are lost"
+    ):
         rl.run(model, seek(), PLAN, tmp_path, resume=True)
-    short = Evaluations.load(_written(tmp_path / LOG, log), until=100)
+    short = EvaluationLog.load(_written(tmp_path / LOG, log), until=100)
     short.save(tmp_path / LOG)
-    with pytest.raises(ValueError, match=r"ends at step 100, what was measured later in 200 steps is lost"):
+    with pytest.raises(ValueError, match=r"ends at step 100, so evaluations of a run of 200 steps are lost"):
         rl.run(model, seek(), PLAN, tmp_path, resume=True)
     (tmp_path / LOG).write_bytes(log[:-30])
     with pytest.raises(ValueError, match=r"evaluations\.npz: is cut off"):

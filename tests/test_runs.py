@@ -86,7 +86,7 @@ def test_another_level_other_bounds(tmp_path):
         ({"alpha": 1.0}, "alpha"),
         ({"bounds": "both"}, "bounds: got 'both'"),
         ({"interval": "wald"}, "interval: got 'wald'"),
-        ({"bound": "tight"}, "no certificates to choose a bound from"),
+        ({"bound": "tight"}, "only one certificate; leave it out"),
     ):
         with pytest.raises(ValueError, match=message):
             run.certify(**options)
@@ -141,7 +141,7 @@ def test_a_scheme_of_ones_own(tmp_path, monkeypatch):
     for run in (StoredRun(tmp_path / "run", scheme=OwnAblation(5)), StoredRun(tmp_path / "run")):
         assert (run.certify().radius.numpy() == run.rows["radius"]).all()
         assert run.scheme == OwnAblation(5)
-    with pytest.raises(ValueError, match=r"got the scheme OwnAblation\(alpha=6\) for votes that were made with"):
+    with pytest.raises(ValueError, match=r"got the scheme OwnAblation\(alpha=6\), expected"):
         StoredRun(tmp_path / "run", scheme=OwnAblation(6))
     monkeypatch.setattr(OwnAblation, "fingerprint", lambda self: "design two")
     with pytest.raises(ValueError, match="of the design design one, which is design two here"):
@@ -214,5 +214,5 @@ def test_what_is_no_run(tmp_path):
     with pytest.raises(ValueError, match="holds an attack"):
         StoredRun(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"data": "digits"}))
-    with pytest.raises(ValueError, match=r"config\.json has no scheme, so it is not that of a run"):
+    with pytest.raises(ValueError, match=r"config\.json has no scheme, which every run has"):
         StoredRun(tmp_path)

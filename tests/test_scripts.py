@@ -340,7 +340,7 @@ def test_sequential_runs_resume_and_are_not_certified_again_with_other_bounds(tm
     (summary,) = json.loads((tmp_path / "at/report.json").read_text())
     assert summary["name"].endswith("until CertifiedAt(radius=1.0)")
     assert summary["clean_accuracy"] is summary["median_certified_robustness"] is None
-    with pytest.raises(ValueError, match="stopped by what they said"):
+    with pytest.raises(ValueError, match="sampling stopped depending on the votes"):
         read_votes(tmp_path / "at")
     with pytest.raises(ValueError, match=r"was sampled until CertifiedAt\(radius=1.0\) was settled"):
         report_script.main(report_script.Args(runs=[tmp_path / "at"], alpha=0.1))

@@ -14,9 +14,9 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.envs.registration import EnvSpec
 from safetensors.torch import load_file
 
-from rl.training import STATE, Evaluations
+from rl.training import STATE, EvaluationLog
 from scripts import goal_training, rollout, train_hand
-from scripts.goal_training import read_run
+from scripts.goal_training import read_configuration
 from scripts.train_hand import Args, Preset, configuration
 
 
@@ -57,11 +57,11 @@ def test_a_run_that_is_continued_equals_one_that_was_not(tmp_path: Path, monkeyp
     whole, parts = tmp_path / "whole" / "seed-0", tmp_path / "parts" / "seed-0"
     one, other = load_file(whole / STATE), load_file(parts / STATE)
     assert all(torch.equal(value, other[name]) for name, value in one.items())
-    logs = [Evaluations.load(folder / "evaluations.npz", 300) for folder in (whole, parts)]
+    logs = [EvaluationLog.load(folder / "evaluations.npz", 300) for folder in (whole, parts)]
     assert logs[0] == logs[1]
     assert logs[0].timesteps == [100, 200, 300]
     assert all(length == 50 for lengths in logs[0].ep_lengths for length in lengths)
-    assert read_run(whole).env == "gymnasium_robotics:HandReach-v3"
+    assert read_configuration(whole).env == "gymnasium_robotics:HandReach-v3"
 
 
 @pytest.mark.parametrize(

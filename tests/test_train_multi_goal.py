@@ -113,4 +113,4 @@ def test_runs_of_one_goal_read_as_before(tmp_path: Path) -> None:
     run = goal_training.Run("ContinuousSeek-v0", {}, 1, "ddpg", {}, {"steps": 1})
     config = {name: value for name, value in vars(run).items() if name != "policy"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert goal_training.read_run(tmp_path) == run
+    assert goal_training.read_configuration(tmp_path) == run

@@ -637,10 +637,10 @@ def test_where_the_place_in_a_batch_matters_images_do_not_share_one():
         assert (by_copy == by_copy[:1]).all()
     shared = VoteEngine(lambda copies: copies.flatten(1)[:, :2], scheme, 2, batch_size=15)
     shared.prepare(x)
-    assert shared._plan(x, 5, x.device).images == 3
+    assert shared._layout(x, 5, x.device).images == 3
     apart = VoteEngine(Row(), scheme, 2, batch_size=15)
     apart.prepare(x)
-    assert apart._plan(x, 5, x.device).images == 1
+    assert apart._layout(x, 5, x.device).images == 1
 
     def only_copies(copies: torch.Tensor) -> torch.Tensor:
         if not ((copies[:, 0] + copies[:, 1]).frac() == 0).all():

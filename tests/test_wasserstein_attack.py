@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from certify import RandomizedAblation, Smoothed, Undefended, Wasserstein, WassersteinNoise
 from certify.attacks import wasserstein_attack
-from certify.attacks.gradient import check_additive, gradient_of_samples
+from certify.attacks.gradient import check_samples_differentiable, gradient_of_samples
 from certify.attacks.sinkhorn import Plan, _wright_omega, project, window_costs
 from certify.attacks.wasserstein import Growth, _with_totals, check_attackable, default_metric, in_steps
 from certify.data import load
@@ -236,7 +236,7 @@ def test_gradient_through_samples():
     x, labels, items = plane_images(3, (1, 3, 4)).double() / 255, torch.tensor([0, 1, 0]), torch.tensor([5, 0, 7])
     scheme, model = WassersteinNoise(0.01), Planes(12, 3.0)
     smoothed = Smoothed(model, scheme, 2, batch_size=16)
-    check_additive(smoothed, x.float())
+    check_samples_differentiable(smoothed, x.float())
     slope = gradient_of_samples(smoothed, x.float(), labels, items, samples=20, seed=3)
     copies = scheme.sample(x.float(), Draws(3, ATTACK, items[:, None], torch.arange(20)[None]))
     noise = copies.double() - scheme.expected(x.float())[:, None]

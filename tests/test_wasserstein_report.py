@@ -41,5 +41,5 @@ def test_bounds_of_the_same_votes(run, capsys):
 
 
 def test_foreign_bounds_are_refused(run):
-    with pytest.raises(ValueError, match=r"got location, expected one that Wasserstein.* has: tight, published"):
+    with pytest.raises(ValueError, match=r"got location, expected one of those of Wasserstein.*: tight, published"):
         report_script.main(report_script.Args(runs=[run], bound=["location"]))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from certify.draws import ATTACK, Draws
-from certify.engine import Plan, copy_bytes
+from certify.engine import PassLayout, copy_bytes
 from certify.inference import exact_gradients
 from certify.scheme import EnumeratedScheme, Scheme
 from certify.smooth import Smoothed
@@ -78,7 +78,7 @@ def votes_and_gradient(
     return _over_copies(smoothed, x, labels, index.shape[1], copies, gradient=gradient)
 
 
-def check_additive(smoothed: Smoothed, x: Tensor) -> None:
+def check_samples_differentiable(smoothed: Smoothed, x: Tensor) -> None:
     """Raise unless the scores of Wasserstein smoothing's copies have a gradient; see :func:`check_differentiable`."""
     smoothed.engine.prepare(x[:1])
     draws = Draws.of(0, ATTACK, torch.zeros(1, dtype=torch.int64, device=x.device), range(1))
@@ -94,7 +94,7 @@ def gradient_of_samples(
     """How the soft-max of the true class, summed over random copies, changes with the image: float32 like ``x``.
 
     Args:
-        smoothed: of Wasserstein smoothing, prepared (:func:`check_additive`).
+        smoothed: of Wasserstein smoothing, prepared (:func:`check_samples_differentiable`).
         x, labels: as for :func:`votes_and_gradient`.
         items: int64 ``[J]``, indices of the images in their data set: always the same noise for each.
         samples: number of copies.
@@ -130,7 +130,7 @@ def _over_copies(
     """
     engine = smoothed.engine
     assert engine.batch_size is not None
-    plan = Plan.of(
+    plan = PassLayout.of(
         count, engine.batch_size, copy_bytes(smoothed.scheme, tuple(x.shape[1:])), x.device, engine.shared_rows
     )
     with exact_gradients(engine.base_classifier):

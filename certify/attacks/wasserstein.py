@@ -15,8 +15,8 @@ from torch import Tensor
 
 from certify.attacks.attacked import Attacked
 from certify.attacks.gradient import (
-    check_additive,
     check_differentiable,
+    check_samples_differentiable,
     gradient_of_samples,
     votes_and_gradient,
 )
@@ -117,7 +117,7 @@ def wasserstein_attack(
 def check_attackable(smoothed: Smoothed, x: Tensor) -> None:
     """Raise unless :func:`wasserstein_attack` has a gradient for this classifier on images like ``x``."""
     mass_of(x)
-    check = check_additive if isinstance(smoothed.scheme, WassersteinNoise) else check_differentiable
+    check = check_samples_differentiable if isinstance(smoothed.scheme, WassersteinNoise) else check_differentiable
     check(smoothed, x)
 
 

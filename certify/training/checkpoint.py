@@ -17,7 +17,7 @@ from certify.files import write_atomically
 from certify.models import DenoisedSpec, ModelSpec, own_models, read_spec
 from certify.scheme import Scheme
 from certify.sources import code_of
-from certify.training.copies import parse_scheme, scheme_text
+from certify.training.copies import parse_training_scheme, scheme_text
 
 FORMAT = 1
 _SEAL = "sha256"  # of tensors and header, in the header
@@ -118,7 +118,7 @@ def load_checkpoint(path: str | Path) -> tuple[nn.Module, Checkpoint]:
         )
     try:
         model = read_spec(header["model"])
-        checkpoint = Checkpoint(model, parse_scheme(header["scheme"]), header["dataset"], header["training"])
+        checkpoint = Checkpoint(model, parse_training_scheme(header["scheme"]), header["dataset"], header["training"])
         module = model.build()
         module.load_state_dict(tensors)
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:

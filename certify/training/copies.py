@@ -18,11 +18,11 @@ CLEAN = "none"
 
 
 def scheme_text(scheme: Scheme | None) -> str:
-    """The text that :func:`parse_scheme` turns into ``scheme``."""
+    """The text that :func:`parse_training_scheme` turns into ``scheme``."""
     return CLEAN if scheme is None else spec.to_text(scheme)
 
 
-def parse_scheme(text: str) -> Scheme | None:
+def parse_training_scheme(text: str) -> Scheme | None:
     """The scheme that ``text`` describes, None for ``none``."""
     return None if text == CLEAN else spec.parse_scheme(text)
 

@@ -27,7 +27,14 @@ from certify.scheme import Scheme
 from certify.training.augment import augmented
 from certify.training.checkpoint import Checkpoint, model_code, read_tensors, save_checkpoint, write_tensors
 from certify.training.config import TrainingConfig
-from certify.training.copies import check_additive, gaussian_sigma, input_shape, one_copy, parse_scheme, scheme_text
+from certify.training.copies import (
+    check_additive,
+    gaussian_sigma,
+    input_shape,
+    one_copy,
+    parse_training_scheme,
+    scheme_text,
+)
 from certify.training.initialize import initial_module
 from certify.training.objective import objective
 from certify.training.schedules import SCHEDULES, noise_level
@@ -274,7 +281,7 @@ def _check_model(data: Dataset, scheme: Scheme | None, model: ModelSpec | Denois
         raise ValueError(f"model: got {model.in_channels} input channels, {maker} makes {expected}")
     if scheme is not None:
         scheme.check(data.batch([0])[0])
-        if parse_scheme(text := scheme_text(scheme)) != scheme:
+        if parse_training_scheme(text := scheme_text(scheme)) != scheme:
             raise ValueError(
                 f"scheme: got {scheme!r}, whose text is {text}, from which a checkpoint could not be loaded"
             )
