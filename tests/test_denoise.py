@@ -293,7 +293,9 @@ def test_all_ways_through_the_command_lines(tmp_path, capsys):
     options = {"data": "few", "model": "tiny", "epochs": 1, "loss": "stability", "normalize": "images"}
     train_script.main(train_script.Args(out=retrained, scheme=scheme, denoiser=str(denoised), **options))
     printed = capsys.readouterr().out
-    assert len(re.findall(r"mean squared error on the test images: 0\.\d+ of a copy, 0\.\d+ after", printed)) == 2
+    assert (
+        len(re.findall(r"mean squared error on the test images: 0\.\d+ before denoising, 0\.\d+ after", printed)) == 2
+    )
     assert len(re.findall(r"base accuracy on one noised copy of each of 150 test images", printed)) == 3
     for folder in (denoised, stable, retrained):
         certify_script.main(certify_script.Args(out=folder / "test", checkpoint=folder, n0=20, n=100, max=3))

@@ -157,7 +157,7 @@ def test_a_new_process_reads_them_with_import(own, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no_such_module", "found no module no_such_module; is it in this folder, or on PYTHONPATH"),
+        ("no_such_module", "found no module no_such_module; put it in this folder or on PYTHONPATH"),
         ("own_things.py", "expected the name of a module: my_schemes for my_schemes.py"),
         ("own_things.sub", "found no module own_things.sub"),
     ],

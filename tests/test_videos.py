@@ -101,7 +101,7 @@ def test_options_are_part_of_the_name():
         ("moving-shapes(frames=8", "expected options as in"),
         ("moving-shapes(frames=open('x'))", "expected options as in"),
         ("moving-shapes(speed=2)", "expected options as in"),
-        ("digits(size=4)", "digits has no options"),
+        ("digits(size=4)", "digits takes no options"),
         ("films", "data set: got 'films', expected one of digits"),
     ],
 )
@@ -192,7 +192,7 @@ def test_published_lists(tmp_path):
     assert (labels, classes) == ([0, 1], 2)
     assert video_files(tmp_path, "test")[1] == [0]
     with pytest.raises(
-        FileNotFoundError, match=r"v_Archery_g09_c01: no such folder of frames.*testlist02.txt names the clip"
+        FileNotFoundError, match=r"v_Archery_g09_c01: no such folder of frames.*testlist02.txt lists the clip"
     ):
         video_files(tmp_path, "test", fold=2)
     with pytest.raises(FileNotFoundError, match=r"trainlist03.txt: no such list"):
@@ -220,9 +220,9 @@ def test_damaged_videos(tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"x")
     for name, message in {
         "gap": r"frame 3 of 1 to 5 is missing \(1 in all\)",
-        "empty": "holds no frames, expected files such as frame_0001.jpg",
+        "empty": "got no frames, expected files such as frame_0001.jpg",
         "twice": "expected each frame once",
-        "unnumbered": "last.png: has no number at its end",
+        "unnumbered": "last.png: got a name without a number at its end",
         "broken": "frame_0001.png: cannot be decoded",
         "float.npz": r"got float64 \(2, 4, 4\), expected uint8",
         "two.npz": "got 2 arrays, expected one",

@@ -157,7 +157,7 @@ def test_the_script_trains_votes_certifies_and_reports(tmp_path, capsys):
     text = path.read_text()
     cells = text.splitlines()[1].split("\t")
     path.write_text(text.replace("\t".join(cells), "\t".join([*cells[:3], "99.0", *cells[4:]])))
-    with pytest.raises(ValueError, match=r"got a radius of 99 for image .*another version of the certificate"):
+    with pytest.raises(ValueError, match=r"got a stored radius of 99 for image .*this version of the certificate"):
         poisoning.main(poisoning.Args("certify", tmp_path))
     path.write_text(text)
     labels = read_rows(tmp_path / "test" / "run-off-labels")
@@ -182,7 +182,7 @@ def test_labels_of_other_data_than_were_voted_on_are_refused(tmp_path, monkeypat
     poisoning.main(poisoning.Args("train", tmp_path, partition="ContentHash(3)", learner="NearestNeighbors()"))
     poisoning.main(poisoning.Args("vote", tmp_path, max=2))
     monkeypatch.setattr("certify.data.Dataset.checksum", lambda _: "other")
-    with pytest.raises(ValueError, match="is not the data that the models voted on"):
+    with pytest.raises(ValueError, match="is not the data that was voted on"):
         poisoning.main(poisoning.Args("certify", tmp_path))
 
 
