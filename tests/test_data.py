@@ -243,7 +243,7 @@ def test_malicious_pickle_is_refused_and_not_run(tmp_path, protocol, shell):
     folder.mkdir()
     content = {b"data": Payload(*call), b"labels": [0]}
     (folder / "test_batch").write_bytes(pickle.dumps(content, protocol))
-    with pytest.raises(ValueError, match=r"test_batch: .* the file was not loaded"):
+    with pytest.raises(ValueError, match=r"test_batch: .* the file was refused"):
         load("cifar10", "test", tmp_path)
     assert not marker.exists()
 
@@ -803,7 +803,7 @@ def test_fetch_from_one_source(monkeypatch, tmp_path):
     with pytest.raises(OSError, match="source2: offline"):
         fetch("mnist", tmp_path, source="source2", report=str)
     assert fetch("mnist", tmp_path, source="source1", report=str)
-    with pytest.raises(ValueError, match="source: got 'source3', mnist has source1, source2"):
+    with pytest.raises(ValueError, match="source: got 'source3', expected one of source1, source2"):
         fetch("mnist", tmp_path, source="source3", report=str)
 
 

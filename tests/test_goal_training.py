@@ -138,7 +138,7 @@ def test_interrupt_ends_all_seeds(tmp_path):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "--resume continues" in stderr
+    assert "with --resume to continue" in stderr
     assert "Traceback" not in stderr
     assert not (tmp_path / "seed-2/evaluations.npz").exists()
 

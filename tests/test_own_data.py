@@ -154,7 +154,7 @@ def test_folder(tmp_path):
     (tmp_path / "mine/val/new").mkdir()
     with pytest.raises(ValueError, match=r"got the class new in .*, which has no training images"):
         load(name, "test")
-    with pytest.raises(ValueError, match="size: got 0, expected a number of pixels"):
+    with pytest.raises(ValueError, match="size: got 0, expected an integer number of pixels"):
         load(name.replace("size=8", "size=0"), "test")
     for folder in ("none", "mine/train"):
         with pytest.raises(
@@ -210,7 +210,7 @@ def test_given_classes(tmp_path):
     assert (data.num_classes, data.classes_known) == (7, True)
     with pytest.raises(ValueError, match=r"mine\.npz: got labels in \[0, 2\], expected 0\.\.1"):
         load(name.replace(")", ", classes=2)"), "test")
-    with pytest.raises(ValueError, match="got classes='a', expected a number"):
+    with pytest.raises(ValueError, match="got classes='a', expected an integer"):
         load(name.replace(")", ", classes='a')"), "test")
     name = save_pictures(tmp_path / "own", dark=10, bright=200)
     assert not load(name, "train").classes_known
@@ -238,7 +238,7 @@ def test_parts_that_do_not_fit_are_found_before_training(tmp_path):
     with pytest.raises(ValueError, match=r"images \(1, 8, 8\) for training, but 3 and \(1, 16, 16\) for testing"):
         train_script.main(args)
     options: dict[str, Any] = {"partition": "ContentHash(5)", "learner": "NearestNeighbors(1)"}
-    with pytest.raises(ValueError, match=r"\(1, 16, 16\) to test"):
+    with pytest.raises(ValueError, match=r"\(1, 16, 16\) for testing"):
         poisoning_script.main(
             poisoning_script.Args("all", tmp_path / "models", data=name.replace(")", ", classes=3)"), **options)
         )

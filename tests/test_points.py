@@ -104,8 +104,8 @@ GOOD = ["OFF", "3 1 0", "0 0 0", "1 0 0", "0 1 0", "3 0 1 2"]
         (2, "0 0 nan", "NaN or infinite vertices"),
         (5, "3 0 1 3", "got vertex numbers 0 to 3, expected 0 to 2"),
         (5, "3 0 1 -1", "got vertex numbers -1 to 1"),
-        (5, "3 0 1", "a face b'3 0 1' of 3 corners"),
-        (5, "2 0 1 1", "of 2 corners"),
+        (5, "3 0 1", "got the face b'3 0 1' with 3 corners"),
+        (5, "2 0 1 1", "with 2 corners"),
         (5, "3 0 1 1.5", "not a mesh"),
     ],
 )

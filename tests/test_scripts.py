@@ -121,7 +121,7 @@ def test_interrupt_ends_quietly_and_keeps_the_rows(tmp_path, checkpoints):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "--resume continues" in stderr
+    assert "with --resume to continue" in stderr
     assert "Traceback" not in stderr
     assert len(lines(tmp_path)) >= 1
 

@@ -282,15 +282,15 @@ def test_specs_of_clips():
     spec = ModelSpec("cnn3d", 1, 8, (4, 10, 10), (0.5,), (0.25,))
     assert spec.size == (4, 10, 10)
     assert read_spec(json.loads(json.dumps(asdict(spec)))) == spec
-    with pytest.raises(ValueError, match="got cnn3d for inputs of size 10x10, expected a model of images"):
+    with pytest.raises(ValueError, match="got cnn3d for inputs of size 10x10, expected a model for images"):
         build("cnn3d", 1, 8, 10)
     with pytest.raises(
-        ValueError, match=r"got resnet18 for inputs of size 4x10x10, expected a model of clips \(cnn3d\)"
+        ValueError, match=r"got resnet18 for inputs of size 4x10x10, expected a model for clips \(cnn3d\)"
     ):
         build("resnet18", 1, 8, (4, 10, 10))
     with pytest.raises(ValueError, match="image_size: got"):
         ModelSpec("cnn3d", 1, 8, (2, 4, 10, 10))
-    with pytest.raises(ValueError, match="got a classifier of clips, cnn3d"):
+    with pytest.raises(ValueError, match="got cnn3d, a classifier of clips"):
         DenoisedSpec("dncnn_small", 1, spec)
 
 

@@ -28,7 +28,7 @@ class _ArrayUnpickler(pickle.Unpickler):
             import codecs
 
             return codecs.encode
-        raise pickle.UnpicklingError(f"{module}.{name} is not part of a NumPy array; the file was not loaded")
+        raise pickle.UnpicklingError(f"{module}.{name} is not part of a NumPy array; the file was refused")
 
 
 def parse_binary(data: bytes, source: str) -> tuple[np.ndarray, np.ndarray]:

@@ -81,7 +81,7 @@ def test_other_data_under_the_same_name_are_refused(tmp_path):
     job.start(resume=False)
     job.train(ensemble.parts((images, labels)))
     job.train(ensemble.parts((images, labels)))
-    with pytest.raises(ValueError, match="trained on other samples or labels than those given now"):
+    with pytest.raises(ValueError, match="trained on other samples or labels, under the same name"):
         job.train(ensemble.parts((images, (labels + 1) % 10)))
     job.vote("test", images, {"data": "digits"})
     with pytest.raises(ValueError, match=r"was made with inputs\.x_sha256 = "):
@@ -107,7 +107,7 @@ def test_folders_never_mix_ensembles(tmp_path):
     with pytest.raises(ValueError, match="mode = "):
         _job(tmp_path, mode="sequential").start(resume=True)
     job.train(_ensemble().parts(_data()), shard=(0, 3))
-    with pytest.raises(ValueError, match="belongs to another ensemble"):
+    with pytest.raises(ValueError, match="does not belong to the ensemble"):
         other.states(other.groups[0])
     with pytest.raises(FileNotFoundError, match="resume"):
         job.states(job.groups[1])
