@@ -24,7 +24,7 @@ _SAME = ("scheme", "checkpoint_sha256", "data_sha256", "split", "vote")
 
 @dataclass
 class Args:
-    """Compare, image by image, whether two runs find it correct and certified at the radius of --at."""
+    """Compare two runs image by image: is the image correct and certified at the radius of --at in both?"""
 
     run: Path = cli.arg("result folder of scripts.certify with --at", positional=True)
     against: Path = cli.arg("result folder with a fixed number of samples, on the same images or more")

@@ -6,11 +6,12 @@
     python -m scripts.attack runs/w/attack --checkpoint runs/w --attack wasserstein --skip 100 --n 10000
 
 For sampled schemes, the prediction is that of ``Smoothed.predict`` with ``--n`` samples; a wrong class and an
-abstention both count as success. ``magnitude`` is 0 if the clean image already is one, and inf if the attack never
-succeeds; otherwise it is the number of changed pixels (pointwise), 1 (patch), the smallest successful ``--eps`` (linf),
-or the cost of moving the mass (wasserstein). ``verified`` is the magnitude that independent samples confirm.
-``changes`` encodes the adversarial image as feature:value pairs of the features that differ; features are numbered in
-channel, row, column order, and values are those of the data or, for gradient attacks (all but pointwise), in [0, 1].
+abstention both count as success. ``magnitude`` is 0 if the classifier already fails on the clean image, and inf if the
+attack never succeeds; otherwise it is the number of changed pixels (pointwise), 1 (patch), the smallest successful
+``--eps`` (linf), or the cost of moving the mass (wasserstein). ``verified`` is the magnitude that independent samples
+confirm. ``changes`` encodes the adversarial image as feature:value pairs of the features that differ; features are
+numbered in channel, row, column order, and values are those of the data or, for gradient attacks (all but pointwise),
+in [0, 1].
 """
 
 from __future__ import annotations

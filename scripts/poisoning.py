@@ -97,7 +97,7 @@ class Args:
     split: Literal["test", "train"] = cli.arg("split of the images to predict (vote, certify)", "test")
     skip: int = cli.arg("take every N-th image (vote)", 1)
     max: int | None = cli.arg("stop after this many images (vote)", None)
-    method: Literal["plurality", "run-off"] = cli.arg("how votes are combined to a prediction (certify)", "plurality")
+    method: Literal["plurality", "run-off"] = cli.arg("how votes are combined into a prediction (certify)", "plurality")
     threat: Literal["samples", "labels"] | None = cli.arg(
         "samples inserted or deleted, or labels flipped; by default what the partition is made for (certify)", None
     )
