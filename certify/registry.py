@@ -34,7 +34,7 @@ def check_same_place(what: str, name: str, before: Callable[..., Any], now: Call
     """
     first, second = _place(what, before), _place(what, now)
     if first != second:
-        raise ValueError(f"{what}: got {name!r} of {second[0]}, but {first[0]} has one, too; rename it")
+        raise ValueError(f"{what}: got {name!r} of {second[0]}, but {first[0]} has one of that name, too; rename it")
 
 
 def _place(what: str, build: Callable[..., Any]) -> tuple[str, str, str]:

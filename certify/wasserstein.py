@@ -171,7 +171,8 @@ class WassersteinNoise(SampledScheme):
         p_upper = p_upper + 4 * numbers * _SLIP
         moved = (p_lower / p_upper).log() / 2
         if self.bound == "tight":
-            moved = torch.maximum(moved, -torch.log1p(p_upper - p_lower))
+            # 1 - p_lower first: one minus a probability close to 1 loses nothing, a sum with -1 would
+            moved = torch.maximum(moved, -torch.log((1 - p_lower) + p_upper))
         return moved * (1 - _BELOW) - _BELOW
 
 

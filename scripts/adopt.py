@@ -1,11 +1,11 @@
-"""Make a checkpoint of a network that was trained elsewhere, for scripts.certify, scripts.attack and the others.
+"""Turn a network that was trained elsewhere into a checkpoint for scripts.certify, scripts.attack and the others.
 
     python -m scripts.adopt runs/mine --state mine.pt --import my_nets --model my_net --data cifar10 \\
         --scheme "GaussianNoise(0.25)" --mean 0.4914 0.4822 0.4465 --std 0.247 0.2435 0.2616
     python -m scripts.certify runs/mine/test --checkpoint runs/mine --skip 20
 
-``--model`` is a network of this project, or one of your own: a module of yours gives it a name by
-``certify.models.register_model`` (docs/own_classifier.md). Parameters are read without executing code.
+``--model`` names a network of this project, or one of your own that a module of yours registers with
+``certify.models.register_model`` (docs/own_classifier.md). Reading the parameters never executes code.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from certify.training.copies import input_shape, parse_training_scheme, training
 from scripts import cli
 from scripts.train import given_statistics
 
-_IMAGES = 500  # on which accuracy is printed, at most
+_IMAGES = 500  # maximum number of images on which accuracy is measured
 
 
 @dataclass
 class Args:
-    """Make a checkpoint, OUT/model.safetensors, of parameters that are there already."""
+    """Make a checkpoint, OUT/model.safetensors, from existing parameters."""
 
     out: Path = cli.arg("folder for the checkpoint", positional=True)
-    state: Path = cli.arg("a state dictionary: saved by torch.save, or a safetensors file")
-    model: str = cli.arg("its architecture: of scripts.train, or one of your own, see --import")
-    data: str = cli.arg("data set whose images and classes it knows, as in scripts.train")
-    scheme: str = cli.arg("the smoothing scheme it is meant for, whose copies it takes; none: images", "none")
-    mean: list[float] = cli.arg("what is to be subtracted from each channel, if the network does not do so itself", [])
-    std: list[float] = cli.arg("and what to divide by", [])
-    seed: int = cli.arg("of the copies on which its accuracy is printed", 0)
+    state: Path = cli.arg("state dictionary: a file saved by torch.save, or a safetensors file")
+    model: str = cli.arg("architecture: one of scripts.train, or one of your own, see --import")
+    data: str = cli.arg("data set that the network was trained for, as in scripts.train")
+    scheme: str = cli.arg("smoothing scheme whose copies the network classifies; none: clean images", "none")
+    mean: list[float] = cli.arg("mean of each channel, to be subtracted if the network does not normalize itself", [])
+    std: list[float] = cli.arg("standard deviation of each channel, to divide by", [])
+    seed: int = cli.arg("seed of the copies on which accuracy is measured", 0)
     data_root: Path | None = cli.arg("folder of the data sets, by default $CERTIFY_DATA or ./data", None)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The parameters and buffers in a file, by name; nothing in it is executed."""
+    """The parameters and buffers in a file, by name; no code in it is executed."""
     if not path.is_file():
-        raise FileNotFoundError(f"state: no file {path}")
+        raise FileNotFoundError(f"state: no file {path}; expected a state dictionary")
     try:
         if path.suffix == ".safetensors":
             found: Any = load_safetensors(path.read_bytes())
@@ -61,23 +61,23 @@ def read_state(path: Path) -> dict[str, Tensor]:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise ValueError(
-            f"state: {path} is no file of tensors alone, such as one with the whole model; expected "
+            f"state: {path} holds more than tensors (the whole model, perhaps); expected the result of "
             "torch.save(model.state_dict(), path), or a safetensors file"
         ) from error
-    for name in ("state_dict", "model_state_dict", "model"):  # what training loops put around it
+    for name in ("state_dict", "model_state_dict", "model"):  # keys under which training loops nest it
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]
     if not isinstance(found, Mapping) or not found or not all(isinstance(each, Tensor) for each in found.values()):
         raise ValueError(
-            f"state: {path} holds a {type(found).__name__}, expected model.state_dict(), names and tensors"
+            f"state: {path} holds a {type(found).__name__}, expected model.state_dict(), a mapping of names to tensors"
         )
     return dict(found)
 
 
 def fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Give a network its parameters; raises ``ValueError`` unless they are its own."""
+    """Load parameters into a network; raises ``ValueError`` unless names and shapes match."""
     expected = network.state_dict()
-    for prefix in ("module.", "_orig_mod."):  # of a model that was trained on several devices, or compiled
+    for prefix in ("module.", "_orig_mod."):  # added by DataParallel and by torch.compile
         if state.keys() != expected.keys() and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     wrong = [f"no {name}" for name in expected.keys() - state.keys()]
@@ -88,13 +88,14 @@ def fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     if wrong:
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(
-            f"state: {path} is not of this network for these images and classes: {'; '.join(sorted(wrong)[:3])}{more}"
+            f"state: {path} does not fit this network for these images and classes: "
+            f"{'; '.join(sorted(wrong)[:3])}{more}"
         )
     network.load_state_dict(state)
 
 
 def tried(module: nn.Module, scheme: Scheme | None, data: Dataset, args: Args) -> tuple[float, int]:
-    """Accuracy on some images, and how many; raises ``ValueError`` if the network does not take them."""
+    """Accuracy on some images, and their number; raises ``ValueError`` if the network does not accept them."""
     index = range(0, len(data), -(-len(data) // _IMAGES))
     images, labels = data.batch(index)
     few = images[:2]
@@ -102,13 +103,13 @@ def tried(module: nn.Module, scheme: Scheme | None, data: Dataset, args: Args) -
         number = torch.arange(len(few))
         scores = module(to_float(few) if scheme is None else training_copies(scheme, few, number, epoch=0))
     except RuntimeError as error:
-        raise ValueError(f"model: {args.model} does not take these images ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"model: {args.model} does not accept these images ({str(error).splitlines()[0]})") from error
     expected = (len(few), data.num_classes)
     if not isinstance(scores, Tensor) or tuple(scores.shape) != expected:
         got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(f"model: got scores {got} for {len(few)} images, expected a tensor {expected}")
     if not scores.isfinite().all():
-        raise ValueError(f"state: got scores of {args.state} that are not finite; is it of a training that diverged?")
+        raise ValueError(f"state: got non-finite scores with {args.state}, expected finite ones; did training diverge?")
     return base_accuracy(module, scheme, replace(data, images=images, labels=labels), seed=args.seed), len(index)
 
 
@@ -116,7 +117,7 @@ def main(args: Args) -> None:
     scheme, data = parse_training_scheme(args.scheme), load(args.data, "test", args.data_root)
     target = args.out / "model.safetensors"
     if target.exists() or (args.out / "state.safetensors").exists():
-        raise ValueError(f"{args.out}: holds a checkpoint; choose another folder")
+        raise ValueError(f"{args.out}: already holds a checkpoint; choose another folder")
     channels, *size = input_shape(scheme, data.shape)
     follows = args.scheme if args.model == PARTITION_MLP else None
     mean, std = given_statistics(args.mean, args.std, data.shape[0])

@@ -1,4 +1,4 @@
-"""Whether sampling until a question is settled decides as a fixed number of samples does, and what it saves.
+"""Compare sequential sampling with a fixed number of samples: do the decisions agree, and how much is saved?
 
 python -m scripts.certify runs/m/test --checkpoint runs/m --skip 10
 python -m scripts.certify runs/m/at4 --checkpoint runs/m --skip 10 --n0 64 --at 4
@@ -24,21 +24,21 @@ _SAME = ("scheme", "checkpoint_sha256", "data_sha256", "split", "vote")
 
 @dataclass
 class Args:
-    """Compare the decisions of two runs, image by image: right and certified at the radius that was asked about."""
+    """Compare two runs image by image: is the image correct and certified at the radius of --at in both?"""
 
-    run: Path = cli.arg("of scripts.certify with --at", positional=True)
-    against: Path = cli.arg("a run with a fixed number of samples, on the same images or more")
+    run: Path = cli.arg("result folder of scripts.certify with --at", positional=True)
+    against: Path = cli.arg("result folder with a fixed number of samples, on the same images or more")
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of the images that both runs have.
+    """The comparison on the images that both runs have.
 
     Attributes:
-        radius: that was asked about.
-        same: bool ``[N]``, by image.
-        certified: share of images that the fixed number certifies at the radius.
-        samples, fixed_samples: ``[N]``.
+        radius: the radius of ``--at``.
+        same: bool ``[N]``, whether the decisions on an image agree.
+        certified: share of images that the fixed number of samples certifies at the radius.
+        samples, fixed_samples: ``[N]``, the numbers of samples taken.
     """
 
     radius: float
@@ -62,7 +62,7 @@ def asked_radius(folder: Path) -> float:
     until = (read_config(folder).get("sampling") or {}).get("until", "")
     found = re.fullmatch(r"CertifiedAt\(radius=(.+)\)", until)
     if found is None:
-        raise ValueError(f"{folder}: got a run that was not made with --at; certify with --at RADIUS")
+        raise ValueError(f"{folder}: got a run without --at, expected one with it; certify with --at RADIUS")
     return float(found[1])
 
 
@@ -71,18 +71,18 @@ def compare(run: Path, against: Path) -> Agreement:
     differing = [name for name in _SAME if configs[0].get(name) != configs[1].get(name)]
     if differing:
         raise ValueError(
-            f"{against}: got another {', '.join(differing)} than {run}; compare runs of one model and scheme"
+            f"{against}: differs from {run} in {', '.join(differing)}; compare runs of one model and scheme"
         )
     decisions = []
     for folder in (run, against):
         rows = read_rows(folder)
         if UNPROVEN_RADIUS in rows:
-            raise ValueError(f"{folder}: its radii are {NOT_CERTIFIED}; decisions are about certificates")
+            raise ValueError(f"{folder}: its radii are {NOT_CERTIFIED}; compare runs with certificates")
         held = (rows["correct"] > 0) & (rows["radius"] >= radius)
         decisions.append(dict(zip(rows["idx"].astype(int).tolist(), held.tolist(), strict=True)))
     common = sorted(set(decisions[0]) & set(decisions[1]))
     if not common:
-        raise ValueError(f"{against}: got no image that {run} has too; choose the same --skip and --max")
+        raise ValueError(f"{against}: has no image in common with {run}; choose the same --skip and --max")
     first, second = (np.array([own[idx] for idx in common]) for own in decisions)
     samples, fixed = (read_samples(folder) for folder in (run, against))
     return Agreement(

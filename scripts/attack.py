@@ -1,16 +1,17 @@
-"""Attack a smoothed classifier on a data set, for an upper bound on its robustness: one row per image, resumable.
+"""Attack a smoothed classifier on a data set to bound its robustness from above: one row per image, resumable.
 
     python -m scripts.attack runs/mnist-k45/attack --checkpoint runs/mnist-k45 --attack pointwise --skip 40 --n 1000
     python -m scripts.attack runs/s4/attack --checkpoint runs/s4 --vote "ThresholdVote(theta=0.3)" --attack patch
     python -m scripts.attack runs/clean/attack --checkpoint runs/clean --scheme "Undefended()" --attack linf --eps 2/255
     python -m scripts.attack runs/w/attack --checkpoint runs/w --attack wasserstein --skip 100 --n 10000
 
-Of sampled schemes a prediction is what ``Smoothed.predict`` returns with ``--n`` samples; a wrong class and an
-abstention both count as success. ``magnitude`` is 0 where that is so without an attack, and inf where the attack never
-succeeded; else the number of changed pixels (pointwise), 1 for a patch, the least of ``--eps``, or the cost of moving
-the mass (wasserstein). ``verified`` is the magnitude that independent samples confirm. ``changes`` holds the
-adversarial image: the features that differ, as feature:value, features numbered through channels, rows and columns,
-values as in the data or, of the gradient attacks (all but pointwise), in [0, 1].
+For sampled schemes, the prediction is that of ``Smoothed.predict`` with ``--n`` samples; a wrong class and an
+abstention both count as success. ``magnitude`` is 0 if the classifier already fails on the clean image, and inf if the
+attack never succeeds; otherwise it is the number of changed pixels (pointwise), 1 (patch), the smallest successful
+``--eps`` (linf), or the cost of moving the mass (wasserstein). ``verified`` is the magnitude that independent samples
+confirm. ``changes`` encodes the adversarial image as feature:value pairs of the features that differ; features are
+numbered in channel, row, column order, and values are those of the data or, for gradient attacks (all but pointwise),
+in [0, 1].
 """
 
 from __future__ import annotations
@@ -40,21 +41,27 @@ class Args(classifier_runs.Args):
     n: int = cli.arg("samples per query (sampled schemes); the published attack takes 10,000", 1_000)
     attack: str = cli.arg("pointwise (l0), patch, linf or wasserstein", "pointwise")
     restarts: int | None = cli.arg("attempts per image; by default 10 (pointwise) or 80 (patch)", None)
-    max_queries: int | None = cli.arg("pointwise: most queries per image, by default until it ends by itself", None)
-    implementation: Literal["own", "foolbox"] | None = cli.arg("pointwise: whose, by default own", None)
+    max_queries: int | None = cli.arg("pointwise: maximum number of queries per image, by default no limit", None)
+    implementation: Literal["own", "foolbox"] | None = cli.arg("pointwise: implementation, by default own", None)
     patch: str | None = cli.arg("patch: side, or height x width, in pixels, such as 3x7; by default 5", None)
     eps: list[str] | None = cli.arg("linf: radii, ascending; by default 1/255 2/255 4/255 8/255", None)
-    steps: int | None = cli.arg("by default 150 (patch), 50 (linf, for each radius) or 200 (wasserstein)", None)
-    step_size: str | None = cli.arg("by default 0.05 (patch), 0.5/255 (linf) or 0.1 (wasserstein)", None)
-    start: float | None = cli.arg("wasserstein: first radius of the ball, by default 0.01", None)
-    factor: float | None = cli.arg("wasserstein: the ball grows by it, by default 1.3", None)
-    every: int | None = cli.arg("wasserstein: .. after so many steps, by default 10", None)
+    steps: int | None = cli.arg(
+        "number of gradient steps; by default 150 (patch), 50 (linf, for each radius) or 200 (wasserstein)", None
+    )
+    step_size: str | None = cli.arg(
+        "size of a gradient step; by default 0.05 (patch), 0.5/255 (linf) or 0.1 (wasserstein)", None
+    )
+    start: float | None = cli.arg("wasserstein: initial radius of the ball, by default 0.01", None)
+    factor: float | None = cli.arg("wasserstein: growth factor of the ball's radius, by default 1.3", None)
+    every: int | None = cli.arg("wasserstein: steps between two growths of the ball, by default 10", None)
     samples: int | None = cli.arg("wasserstein: copies for the gradient of a sampled scheme, by default 128", None)
-    metric: GroundMetric | None = cli.arg("wasserstein: between pixels, by default that of the certificate", None)
+    metric: GroundMetric | None = cli.arg(
+        "wasserstein: ground metric between pixels, by default that of the certificate", None
+    )
 
 
 def options_of(args: Args) -> attacks.Options:
-    """The options of the attack that was asked for."""
+    """The options of the chosen attack."""
     given = {name: getattr(args, name) for name in attacks.OPTIONS}
     return attacks.options_of(args.attack, {name: value for name, value in given.items() if value is not None})
 
@@ -84,15 +91,15 @@ COLUMNS = tuple(field.name for field in fields(AttackRow))
 def changes(image: Tensor, adversarial: Tensor) -> str:
     """The features that differ, as ``feature:value``; ``-`` if none does."""
     old = image if image.dtype == adversarial.dtype else to_float(image)
-    values = adversarial.flatten().numpy()  # as text, a float32 is as short as it can be read back
+    values = adversarial.flatten().numpy()  # NumPy prints the shortest text that reads back as the same float32
     return " ".join(f"{i}:{values[i]}" for i in (old != adversarial).flatten().nonzero()[:, 0].tolist()) or "-"
 
 
 def changed(image: Tensor, text: str, *, floats: bool) -> Tensor:
-    """The adversarial image that :func:`changes` tells of.
+    """The adversarial image that the text of :func:`changes` describes.
 
     Args:
-        floats: the values are floats in [0, 1], whatever the image is.
+        floats: the values are floats in [0, 1], whatever the dtype of the image.
     """
     adversarial = (to_float(image) if floats else image).clone()
     for change in [] if text == "-" else text.split(" "):
@@ -102,7 +109,7 @@ def changed(image: Tensor, text: str, *, floats: bool) -> Tensor:
 
 
 def one_of_each_class(data: Dataset) -> Tensor:
-    """The first image of each of the first ten classes: starting points where noise does not do."""
+    """The first image of each of the first ten classes: starting points where noise fails."""
     first = {label: i for i, label in reversed(list(enumerate(data.labels.tolist())))}
     return data.batch([first[label] for label in sorted(first)[:10]])[0]
 
@@ -146,7 +153,7 @@ def main(args: Args) -> None:
     attack.check(options, args.seed)
     smoothed, checkpoint, data = classifier_runs.build(args)
     if data.kind == "clip":
-        raise ValueError(f"data: got the clips of {data.name}, expected images; there is no attack on clips yet")
+        raise ValueError(f"data: got {data.name}, a set of clips, expected images; there is no attack on clips yet")
     attack.check_classifier(smoothed, data.batch([0])[0].to(args.device))
     indices = classifier_runs.select(len(data), args)
     fallback = one_of_each_class(data)
@@ -172,7 +179,7 @@ def main(args: Args) -> None:
                     bar.advance(task)
     if indices:
         print(attack.summary(read_rows(args.out), options))
-    print(f"one line per image in {folder.rows_path}")
+    print(f"wrote {folder.rows_path}, one line per image")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Pictures of what an attack found: the image, the adversarial one, the difference; and how the mass flowed.
+"""Pictures of the results of an attack: the image, the adversarial image, their difference, and the flow of mass.
 
     python -m scripts.attack_pictures runs/w/attack --certified runs/w/test --images 0 20
 
-writes RUN/attacked.png, a row per image. Of Wasserstein attacks, the last column shows a flow of least cost with l1
-between pixels, solved exactly by a linear program: an arrow for each edge that mass flows along, its color by how much
-mass does. Distances are exact, too; the attack knows an upper bound only.
+writes RUN/attacked.png, one row per image. For Wasserstein attacks, the last column shows a minimum-cost flow for the
+l1 distance between pixels, computed exactly by a linear program: one arrow for each edge that carries mass, coloured by
+its amount. The distances shown are exact, too; the attack itself only knows an upper bound.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ PANEL = 2.6  # inches, the width of a panel
 
 @dataclass
 class Args:
-    """Pictures of attacked images, what the attack changed, and for Wasserstein attacks how the mass flowed."""
+    """Pictures of attacked images, of what the attack changed, and for Wasserstein attacks of the flow of mass."""
 
     run: Path = cli.arg("result folder of scripts.attack", positional=True)
     images: list[int] | None = cli.arg("indices in the data set, by default the first three that were broken", None)
-    certified: Path | None = cli.arg("result folder of scripts.certify, to tell the certified radii", None)
-    out: Path | None = cli.arg("the picture, by default RUN/attacked.png", None)
+    certified: Path | None = cli.arg("result folder of scripts.certify, to show certified radii, too", None)
+    out: Path | None = cli.arg("file of the picture, by default RUN/attacked.png", None)
     data_root: Path | None = cli.arg("folder of the data sets, by default $CERTIFY_DATA or ./data", None)
 
 

@@ -1,8 +1,8 @@
-"""Accuracy under attack beside certified accuracy, from the rows of both; a part of ``scripts.report``.
+"""Accuracy under attack next to certified accuracy, from the rows of both; part of ``scripts.report``.
 
 An attack bounds robustness from above, a certificate from below: on the same images and for the same classifier, the
-curve of the attack is above that of the certificate. Of a sampled classifier, an example counts once fresh samples
-confirm it (``verified``).
+attack's curve lies above the certificate's. For a sampled classifier, an adversarial example counts only if fresh
+samples confirm it (``verified``).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class AttackRun:
         }
 
     def steps(self, right: float) -> tuple[list[float], list[float]]:
-        """Where accuracy falls and to what, from 0 to ``right``."""
+        """The radii at which accuracy drops, from 0 to ``right``, and its value from there on."""
         verified = self.rows["verified"]
         grid = np.unique(np.concatenate(([0.0], verified[verified <= right])))
         values = metrics.attacked_accuracy(verified, grid)
@@ -63,10 +63,10 @@ class AttackRun:
 
 
 def read_attack(path: Path) -> AttackRun:
-    """The rows of ``python -m scripts.attack``."""
+    """Read the results of ``python -m scripts.attack``."""
     config = read_config(path)
     if "attack" not in config:
-        raise ValueError(f"{path}: holds certificates, expected an attack; name it before --attack")
+        raise ValueError(f"{path}: got certificates, expected results of scripts.attack; name it before --attack")
     threat, unit = attacks.measured_in(config)
     rows = read_rows(path)
     scaled = {name: rows[name] * unit for name in ("magnitude", "verified")}
@@ -75,32 +75,32 @@ def read_attack(path: Path) -> AttackRun:
 
 
 def check_same_images(configs: Sequence[dict[str, Any] | None]) -> None:
-    """Raise unless all runs are of the same images."""
+    """Raise unless all runs are on the same data set."""
     if None in configs:
-        raise ValueError("attack: is compared with result folders; got a table of rows, which does not name its images")
+        raise ValueError("attack: got a table of rows, which does not name its images, expected result folders only")
     parts = {(config["data"], config["split"], config["data_sha256"]) for config in configs if config is not None}
     if len(parts) > 1:
         named = " and ".join(sorted({f"{data} ({split})" for data, split, _ in parts}))
-        raise ValueError(f"attack: got runs of {named}, in different versions or parts; expected one data set")
+        raise ValueError(f"attack: got runs on different data, splits or versions ({named}), expected one data set")
 
 
 def on_common_images(all_rows: Sequence[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
-    """The rows of the images that all runs have: only then can their curves be compared."""
+    """The rows of the images that all runs share; otherwise, their curves could not be compared."""
     common = reduce(np.intersect1d, [rows["idx"] for rows in all_rows])
     if len(common) == 0:
-        raise ValueError("attack: no image is in all runs; give scripts.certify and scripts.attack the same --skip")
+        raise ValueError("attack: the runs share no image; give scripts.certify and scripts.attack the same --skip")
     masks = [np.isin(rows["idx"], common) for rows in all_rows]
     return [{k: v[mask] for k, v in rows.items()} for rows, mask in zip(all_rows, masks, strict=True)]
 
 
 def within_certificates(attack: AttackRun, config: dict[str, Any], rows: dict[str, np.ndarray]) -> str | None:
-    """What the attack did inside the certified radii of the same classifier, on the same images; None for another one.
+    """The attack's successes within the certified radii of the same classifier; None if it attacked another one.
 
-    Exact certificates allow for nothing, sampled ones for another class with probability alpha per image. That
-    ``predict`` abstains from too few samples is no contradiction, but counts as broken: with fewer samples than the
-    certificate took, accuracy under attack may even start below certified accuracy.
+    Exact certificates rule out any other class, sampled ones do so except with probability alpha per image. An
+    abstention of ``predict`` for lack of samples is no contradiction, but counts as broken: with fewer samples than the
+    certificate used, accuracy under attack may even start below certified accuracy.
     """
-    checkpoint = config.get("checkpoint_sha256")  # certify_dataset has its own names for models
+    checkpoint = config.get("checkpoint_sha256")  # certify_dataset names models differently
     same = all(attack.config.get(key) == config.get(key) for key in ("checkpoint_sha256", "scheme", "vote"))
     if checkpoint is None or not same:
         return None
@@ -112,13 +112,13 @@ def within_certificates(attack: AttackRun, config: dict[str, Any], rows: dict[st
     sizes = [(each["sampling"] or {}).get("n") for each in (attack.config, config)]
     few = "" if sizes[0] == sizes[1] else f" (attacked with n = {sizes[0]}, certified with {sizes[1]})"
     return (
-        f"{attack.name}{few}: of {certified} images that are right and certified, {int(broken.sum())} got another "
-        f"class within the certified radius, {int(abstained.sum())} an abstention\n"
+        f"{attack.name}{few}: of {certified} correct and certified images, {int(broken.sum())} changed class within "
+        f"the certified radius, {int(abstained.sum())} led to an abstention\n"
     )
 
 
 def table(found: Sequence[AttackRun], radii: list[float]) -> str:
-    """Plain text, one line per attack; accuracies, which are upper bounds, are rounded up."""
+    """Plain text, one line per attack; accuracies are upper bounds and rounded up."""
     head = ["images", "clean", "median", *(f"r={radius_text(r)}" for r in radii)]
     lines = []
     for attack in found:

@@ -1,4 +1,4 @@
-"""The table of attacks that ``python -m scripts.attack`` knows: their options, how they are run, what they say."""
+"""The attacks of ``python -m scripts.attack``: their options, how they run, and how they are summarized."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from certify.images import Shape, to_float
 from certify.threats import Threat
 from scripts.patches import parse_size
 
-Options = dict[str, Any]  # of one attack, as on the command line
+Options = dict[str, Any]  # options of one attack, as on the command line
 Rows = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Images:
-    """What an attack of :data:`ATTACKS` works on."""
+    """The input of an attack in :data:`ATTACKS`."""
 
     images: Tensor
     labels: Tensor
@@ -37,18 +37,18 @@ class Images:
 
 @dataclass(frozen=True)
 class Attack:
-    """One attack as the command line knows it.
+    """One attack of the command line.
 
     Attributes:
-        defaults: its options, all that its results depend on beside the seed, with their published values.
-        run: attacks a few images and tells how many queries were answered.
-        check: raises unless options and seed are legal; called before any work.
-        check_classifier: raises unless it can attack this classifier on these images.
-        copies: how many copies of an image of this shape are classified side by side.
-        summary: what the rows say of the classifier, in one paragraph.
-        unit: what magnitudes are measured in, and the radius that a magnitude of 1 is, given the threat model of the
-            classifier's scheme.
-        tried: the only magnitudes that are tried; None if it looks for the least.
+        defaults: its options with their published values; results depend on nothing else but the seed.
+        run: attacks a few images, and reports the number of queries as they are answered.
+        check: raises unless options and seed are legal; called before any work starts.
+        check_classifier: raises unless the attack can run on this classifier and these images.
+        copies: number of copies of an image of this shape that are classified in parallel.
+        summary: the result for a classifier, in one line.
+        unit: given the threat model of the classifier's scheme, the threat model that measures magnitudes, and the
+            radius that corresponds to a magnitude of 1.
+        tried: the only magnitudes that are tried; None if the attack searches for the smallest.
     """
 
     defaults: Options
@@ -67,7 +67,7 @@ def number(text: str) -> float:
         above, _, below = text.partition("/")
         return float(above) / float(below or 1)
     except (ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"got {text!r}, expected a number such as 0.05 or 0.5/255") from error
+        raise ValueError(f"got {text!r}, expected a number or a fraction, such as 0.05 or 0.5/255") from error
 
 
 def pointwise(smoothed: Smoothed, batch: Images, options: Options, on_queries: Callable[[int], None]) -> Attacked:
@@ -88,8 +88,8 @@ def median_summary(rows: Rows, options: Options) -> str:
     wrong, kept = int((magnitude == 0).sum()), int(np.isinf(magnitude).sum())
     return (
         f"{len(magnitude)} images: median attack magnitude {metrics.median_attack_magnitude(magnitude):g}, "
-        f"{metrics.median_attack_magnitude(verified):g} by fresh samples; {wrong} wrong or abstained from before the "
-        f"attack, {kept} never broken; {rows['queries'].mean():.0f} queries per image"
+        f"{metrics.median_attack_magnitude(verified):g} by fresh samples; {wrong} misclassified or abstained on before "
+        f"the attack, {kept} never broken; {rows['queries'].mean():.0f} queries per image"
     )
 
 
@@ -158,7 +158,7 @@ def wasserstein_threat(options: Options, threat: Threat) -> Threat:
 
 
 def accuracy_summary(rows: Rows, under: dict[str, float]) -> str:
-    """Empirical accuracy: the share of images that no attack up to a magnitude broke."""
+    """Empirical accuracy: the share of images that no attack up to a given magnitude broke."""
     magnitude = rows["magnitude"]
     shares = {"without": 0.0} | under
     text = ", ".join(f"{name} {(magnitude > limit).mean():.2%}" for name, limit in shares.items())
@@ -219,19 +219,19 @@ OPTIONS = sorted({name for attack in ATTACKS.values() for name in attack.default
 
 
 def options_of(attack: str, given: Options) -> Options:
-    """The options of an attack: those given, published values for the others."""
+    """The options of an attack: those given, and the published values for all others."""
     if attack not in ATTACKS:
         raise ValueError(f"attack: got {attack!r}, expected one of {', '.join(ATTACKS)}")
     defaults = ATTACKS[attack].defaults
     for name in given.keys() - defaults.keys():
         raise ValueError(
-            f"{name.replace('_', '-')}: is no option of the {attack} attack, which has {', '.join(defaults)}"
+            f"{name.replace('_', '-')}: is not an option of the {attack} attack, which has {', '.join(defaults)}"
         )
     return defaults | given
 
 
 def measured_in(config: dict[str, Any]) -> tuple[Threat, float]:
-    """The threat model of the magnitudes of an attack's rows, and the radius that a magnitude of 1 is."""
+    """The threat model that measures an attack's magnitudes, and the radius that corresponds to a magnitude of 1."""
     options = config["attack"]
     return ATTACKS[options["name"]].unit(options, spec.parse_scheme(config["scheme"]).threat)
 

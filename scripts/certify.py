@@ -3,8 +3,8 @@
     python -m scripts.certify runs/mnist-k45/test --checkpoint runs/mnist-k45 --skip 20
     python -m scripts.report runs/mnist-k45/test
 
-With ``--at RADIUS`` or ``--within FACTOR``, sampled schemes take only as many samples as it needs to say whether an
-image is certified at that radius, or what its radius is to within that factor (at most ``--max-n``).
+With ``--at RADIUS`` or ``--within FACTOR``, sampled schemes take only as many samples (at most ``--max-n``) as they
+need to decide whether an image is certified at that radius, or to determine its radius to within that factor.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from scripts import classifier_runs, cli
 class Args(classifier_runs.Args):
     """Certify images of a data set with a smoothed classifier; rows, votes and configuration go to OUT."""
 
-    n: int = cli.arg("fresh samples that bound its probability (sampled schemes)", 10_000)
+    n: int = cli.arg("fresh samples that bound the class probability (sampled schemes)", 10_000)
     n0: int = cli.arg("samples that select the class (sampled schemes)", 1_000)
-    at: float | None = cli.arg("sample only until it is settled whether an image is certified at this radius", None)
+    at: float | None = cli.arg("sample only until it is decided whether an image is certified at this radius", None)
     within: float | None = cli.arg("sample only until the radius is known to within this factor", None)
-    max_n: int = cli.arg("most estimation samples per image with --at or --within", 100_000)
-    bounds: Literal["one-sided", "simultaneous"] = cli.arg("which probabilities to bound", "one-sided")
-    interval: Literal["clopper-pearson", "randomized"] = cli.arg("how to bound them", "clopper-pearson")
+    max_n: int = cli.arg("maximum number of estimation samples per image with --at or --within", 100_000)
+    bounds: Literal["one-sided", "simultaneous"] = cli.arg("which class probabilities to bound", "one-sided")
+    interval: Literal["clopper-pearson", "randomized"] = cli.arg("confidence interval", "clopper-pearson")
 
 
 def question(args: Args) -> CertifiedAt | RadiusWithin | None:
-    """What to sample for, if not a fixed number of samples."""
+    """The question that sequential sampling answers; None for a fixed number of samples."""
     if args.at is not None and args.within is not None:
         raise ValueError("at, within: got both, expected at most one question")
     if args.at is not None:
@@ -47,14 +47,14 @@ def build(args: Args) -> tuple[Smoothed, Checkpoint, Dataset]:
     """The smoothed classifier and the data, checked against each other before any work starts."""
     check_integer("max-n", args.max_n, 1, 10**9)
     if question(args) is not None and (args.bounds, args.interval) != ("one-sided", "clopper-pearson"):
-        raise ValueError("bounds, interval: are for a fixed number of samples, not for --at or --within")
+        raise ValueError("bounds, interval: apply to a fixed number of samples only; leave them out, or --at, --within")
     if question(args) is not None and args.n != Args.n:
-        raise ValueError(f"n: got {args.n} and --at or --within, which take at most --max-n samples; leave out one")
+        raise ValueError(f"n: got {args.n} with --at or --within, whose limit is --max-n; leave one of them out")
     if question(args) is None and args.max_n != Args.max_n:
-        raise ValueError(f"max-n: got {args.max_n}, which is for --at and --within; a fixed number of samples is --n")
+        raise ValueError(f"max-n: got {args.max_n} without --at or --within; for a fixed number of samples, use --n")
     smoothed, checkpoint, data = classifier_runs.build(args, n0=args.n0, bounds=args.bounds, interval=args.interval)
     if question(args) is not None and not isinstance(smoothed.scheme, SampledScheme):
-        raise ValueError(f"at, within: {type(smoothed.scheme).__name__} is exact, there is nothing to sample")
+        raise ValueError(f"at, within: {type(smoothed.scheme).__name__} is exact and samples nothing; leave them out")
     return smoothed, checkpoint, data
 
 
@@ -71,13 +71,13 @@ def main(args: Args) -> None:
 
         def on_start(done: int) -> None:
             nonlocal which
-            which = " of the new ones" if done else ""
+            which = " of the new images" if done else ""
             bar.update(task, completed=done)
 
         def on_image(row: Row) -> None:
             nonlocal right, seen
             right, seen = right + row.correct, seen + 1
-            bar.update(task, advance=1, description=f"certifying, {right / seen:.1%}{which} right")
+            bar.update(task, advance=1, description=f"certifying, {right / seen:.1%}{which} correct")
 
         path = evaluation.certify_dataset(
             smoothed,
@@ -93,7 +93,7 @@ def main(args: Args) -> None:
             on_start=on_start,
             on_image=on_image,
         )
-    print(f"{len(indices)} images in {path}; 'python -m scripts.report {args.out}' makes the table and plot")
+    print(f"wrote {path}, {len(indices)} images; for a table and a plot, run 'python -m scripts.report {args.out}'")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs of a trained classifier over a data set: the arguments, checks and configuration that these commands share."""
+"""Runs of a trained classifier over a data set: arguments, checks and configuration that these commands share."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from scripts import cli
 
 @dataclass
 class Args:
-    """Which classifier, which images, and where the results go."""
+    """The classifier, the images, and where the results go."""
 
     out: Path = cli.arg("folder for the results", positional=True)
     checkpoint: Path = cli.arg("model.safetensors of the base classifier, or its folder")
     scheme: str | None = cli.arg("smoothing scheme, by default the one the model was trained with", None)
     data: str | None = cli.arg("data set, by default the one the model was trained on", None)
-    split: Literal["test", "train"] = cli.arg("part of the data set", "test")
+    split: Literal["test", "train"] = cli.arg("split of the data set", "test")
     n: int = cli.arg("samples per prediction (sampled schemes)", 10_000)
     alpha: float = cli.arg("failure probability of each result (sampled schemes)", 0.05)
-    vote: str = cli.arg("argmax, or e.g. 'ThresholdVote(theta=0.3)'", "argmax")
+    vote: str = cli.arg("how a copy votes: argmax, or e.g. 'ThresholdVote(theta=0.3)'", "argmax")
     skip: int = cli.arg("take every N-th image", 1)
     max: int | None = cli.arg("stop after this many images", None)
     shard: str = cli.arg("i/n: do part i (from 0) of n; the parts may run anywhere and share OUT", "0/1")
-    batch_size: int | None = cli.arg("copies per forward pass, by default from the model's size", None)
-    images_per_step: int | None = cli.arg("images between two flushes, by default about 4,096 copies", None)
-    seed: int = cli.arg("of the samples", 0)
+    batch_size: int | None = cli.arg("copies per forward pass, by default chosen by the model's size", None)
+    images_per_step: int | None = cli.arg("images between two writes, by default about 4,096 copies", None)
+    seed: int = cli.arg("seed of the samples", 0)
     device: str = cli.arg("cpu, cuda, ...", "cpu")
     data_root: Path | None = cli.arg("folder of the data sets, by default $CERTIFY_DATA or ./data", None)
     resume: bool = cli.arg("continue the results in OUT", False)
@@ -69,10 +69,10 @@ def select(count: int, args: Args) -> list[int]:
 def configuration(
     args: Args, prog: str, smoothed: Smoothed, checkpoint: Checkpoint, data: Dataset, how: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """What must be equal for two rows to belong together; "provenance" is only informative.
+    """The configuration that rows of one run must share; "provenance" is only informative.
 
     Args:
-        how: how a sampled scheme samples; None for exact ones.
+        how: how a sampled scheme samples; None for exact schemes.
     """
     path = args.checkpoint / "model.safetensors" if args.checkpoint.is_dir() else args.checkpoint
     assert isinstance(smoothed.base_classifier, torch.nn.Module)
@@ -99,7 +99,7 @@ def configuration(
 
 
 def check_exact(args: Args, scheme: EnumeratedScheme) -> None:
-    """Refuse options that a scheme without samples would ignore."""
+    """Raise for options that a scheme without sampling would ignore."""
     for field in fields(args):
         if field.name in ("n", "n0", "alpha", "bounds", "interval", "max_n"):
             value = getattr(args, field.name)
@@ -123,22 +123,25 @@ def build(args: Args, **sampling: Any) -> tuple[Smoothed, Checkpoint, Dataset]:
     data = load(args.data or checkpoint.dataset, args.split, args.data_root)
     scheme = spec.parse_scheme(args.scheme) if args.scheme else checkpoint.scheme
     if scheme is None:
-        raise ValueError(f"scheme: got none; {args.checkpoint} was trained on clean images, give the --scheme to use")
+        raise ValueError(f"scheme: got none, but {args.checkpoint} was trained on clean images; choose a --scheme")
     channels, *size = scheme.input_shape(data.shape)
     if channels != checkpoint.model.in_channels or data.num_classes != checkpoint.model.num_classes:
         raise ValueError(
-            f"{args.checkpoint}: takes {checkpoint.model.in_channels} channels and knows "
-            f"{checkpoint.model.num_classes} classes; {type(scheme).__name__} on {data.name} makes {channels} "
-            f"channels, {data.num_classes} classes. Use the scheme and data set it was trained with"
+            f"{args.checkpoint}: expects {checkpoint.model.in_channels} channels and "
+            f"{checkpoint.model.num_classes} classes, but {type(scheme).__name__} on {data.name} has {channels} "
+            f"channels and {data.num_classes} classes; use the scheme and data set it was trained with"
         )
     expected = checkpoint.model.size
     if tuple(size) != expected:
         took, got = ("x".join(map(str, each)) for each in (expected, size))
-        raise ValueError(f"{args.checkpoint}: takes {took} pixels, {type(scheme).__name__} on {data.name} makes {got}")
+        raise ValueError(
+            f"{args.checkpoint}: expects {took} pixels, but {type(scheme).__name__} on {data.name} has {got}"
+        )
     follows = getattr(checkpoint.model, "scheme", None)
     if follows is not None and spec.parse_scheme(follows) != scheme:
         raise ValueError(
-            f"{args.checkpoint}: has one network for each copy of {follows}, not of {spec.to_text(scheme)}"
+            f"{args.checkpoint}: has one network for each copy of {follows}, but got {spec.to_text(scheme)}; use the "
+            "scheme it was trained with"
         )
     if isinstance(scheme, EnumeratedScheme):
         check_exact(args, scheme)

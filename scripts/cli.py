@@ -1,4 +1,4 @@
-"""What the command lines share: arguments from a dataclass, progress, and how failures are told."""
+"""Shared by all command lines: arguments from a dataclass, progress bars, and error reporting."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 ArgsT = TypeVar("ArgsT")
-imported: list[str] = []  # modules of the user's own that --import named in this process
+imported: list[str] = []  # the user's modules that --import named in this process
 
 
 def arg(help_text: str, default: Any = dataclasses.MISSING, *, positional: bool = False) -> Any:
@@ -47,7 +47,7 @@ def parse_args(cls: type[ArgsT], argv: list[str] | None, prog: str) -> ArgsT:
         metavar="MODULE",
         action="append",
         default=[],
-        help="import a module of your own first, with schemes, models or data sets; may be repeated",
+        help="first import a module of yours that defines schemes, models or data sets; may be repeated",
     )
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
@@ -82,7 +82,7 @@ def parse_args(cls: type[ArgsT], argv: list[str] | None, prog: str) -> ArgsT:
 
 
 def import_modules(names: list[str]) -> None:
-    """Import the modules that ``--import`` names, of this folder or PYTHONPATH; raises ValueError if one is missing."""
+    """Import the modules named by ``--import``, from this folder or PYTHONPATH; raises ValueError if one is missing."""
     for name in names:
         if name.endswith(".py") or not all(part.isidentifier() for part in name.split(".")):
             raise ValueError(f"import: got {name!r}, expected the name of a module: my_schemes for my_schemes.py")
@@ -90,8 +90,8 @@ def import_modules(names: list[str]) -> None:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise  # the module is there, what it needs is not
-            raise ValueError(f"import: found no module {name}; is it in this folder, or on PYTHONPATH?") from error
+                raise  # the module exists, but one that it imports does not
+            raise ValueError(f"import: found no module {name}; put it in this folder or on PYTHONPATH") from error
         except ImportError:
             raise
         except Exception as error:
@@ -99,7 +99,7 @@ def import_modules(names: list[str]) -> None:
 
 
 def command_line(prog: str, args: Any) -> str:
-    """The command that gives these arguments; defaults are left out."""
+    """The command line that yields these arguments, without defaults."""
     words = ["python", "-m", prog, *(word for name in imported for word in ("--import", name))]
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
@@ -113,11 +113,11 @@ def command_line(prog: str, args: Any) -> str:
 
 
 def check_used(args: Any, step: str) -> None:
-    """Raise if an argument was given that a step does not look at.
+    """Raise if an argument was given that has no effect on a step.
 
     Args:
-        step: of a script that has several; help texts end in the steps that an argument is for, such as "(vote)". A
-            step "all" looks at everything.
+        step: one of the script's steps. Help texts end with the steps that use the argument, such as "(vote)"; the step
+            "all" uses every argument.
     """
     for field in dataclasses.fields(args):
         steps = re.search(r"\(([a-z, ]+)\)$", field.metadata["help"])
@@ -128,11 +128,11 @@ def check_used(args: Any, step: str) -> None:
             default = field.default_factory()
         if getattr(args, field.name) != default:
             name = field.name.replace("_", "-")
-            raise ValueError(f"{name}: is for {steps[1]}, not for {step}; leave it out")
+            raise ValueError(f"{name}: is used by {steps[1]}, not by {step}; leave it out")
 
 
 def progress() -> Progress:
-    """A progress bar with counts and the expected time left, on standard error."""
+    """A progress bar with counts and the estimated time remaining, on standard error."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -144,7 +144,7 @@ def progress() -> Progress:
 
 
 def commit() -> str:
-    """The commit of the checkout this runs from, with ``-dirty`` if it was changed; "unknown" outside of one."""
+    """The commit of this checkout, with ``-dirty`` if it has changes; "unknown" outside a git checkout."""
     folder = Path(__file__).resolve().parent
     try:
         command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
@@ -154,32 +154,32 @@ def commit() -> str:
 
 
 def check_device(text: str) -> None:
-    """Raise unless ``text`` names a device that is there."""
+    """Raise unless ``text`` names a device that is available."""
     try:
         torch.zeros(1, device=text)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device: got {text!r}, which cannot be used here ({reason}); use cpu") from error
+        raise ValueError(f"device: got {text!r}, which is not available here ({reason}); use cpu") from error
 
 
 def _again(cls: type) -> tuple[str, str]:
-    """How a command goes on after it was interrupted, and after something was in its way."""
+    """How to continue a command after an interruption, and after its obstacle was removed."""
     if any(field.name == "resume" for field in dataclasses.fields(cls)):
         return (
-            "what was finished is on disk, the same command with --resume continues",
-            "and use --resume, nothing is lost",
+            "finished work is on disk; run the same command with --resume to continue",
+            "and use --resume; nothing is lost",
         )
     return "run the same command again", "and run the same command again"
 
 
 def run(main: Callable[[ArgsT], None], cls: type[ArgsT], prog: str, argv: list[str] | None = None) -> None:
-    """Run a script: expected failures end in one line and exit status 1, Ctrl-C in 130, never in a traceback."""
+    """Run a script. Expected errors print one line and exit with status 1, Ctrl-C with 130, without a traceback."""
     try:
         args = parse_args(cls, argv, prog)
         main(args)
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output, "head" perhaps, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at the exit
+    except BrokenPipeError:  # the reader of the output (head, for example) has exited
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest is flushed at exit
         sys.exit(141)
     except KeyboardInterrupt:
         print(f"\ninterrupted; {_again(cls)[0]}", file=sys.stderr)
@@ -187,7 +187,7 @@ def run(main: Callable[[ArgsT], None], cls: type[ArgsT], prog: str, argv: list[s
     except OSError as error:
         message = str(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            message = f"no space left for {error.filename or 'the results'}; free some {_again(cls)[1]}"
+            message = f"no space left on the device for {error.filename or 'the results'}; free some {_again(cls)[1]}"
         print(f"error: {message}", file=sys.stderr)
         sys.exit(1)
     except torch.OutOfMemoryError as error:

@@ -1,15 +1,15 @@
-"""Several certified runs side by side, on the same images and for the same cost.
+"""Compare certified runs side by side, on the same images and at the same cost.
 
     python -m scripts.compare runs/plain/test runs/smooth-mean/test --equal-budget --radii 0 0.5 1 --out runs/compare
 
-Clean accuracy and abstentions are those of the certificates (a certificate abstains where it cannot bound its class
-above one half), which is what published logs and Smooth-Reduce count.
+Clean accuracy and abstentions are those of the certificates (a certificate abstains if it cannot bound the probability
+of its class above one half), as in published logs and Smooth-Reduce.
 
 The cost of an image is the number of forward passes of the base classifier: selection and estimation samples, times the
-passes that one copy takes (patches of Smooth-Reduce). Published logs have no cost; they are compared all the same.
+passes per copy (patches of Smooth-Reduce). Published logs do not state a cost; they are compared nevertheless.
 
-With ``--printed``, runs of Smooth-Reduce with noise on patches stand there twice: as certified, and with the radii that
-Algorithm 1 of its paper prints for the same votes, which are not certificates and are marked so.
+With ``--printed``, runs of Smooth-Reduce with noise on patches are listed twice: as certified, and with the radii that
+Algorithm 1 of its paper prints for the same votes, which are not certificates and are marked as such.
 """
 
 from __future__ import annotations
@@ -32,30 +32,32 @@ from scripts.tables import Run, aligned, percent, percent_above, radius_text, sp
 
 @dataclass
 class Args:
-    """Runs side by side: a table on the screen, compare.json and compare.png."""
+    """Compare runs side by side: prints a table, and writes compare.json and compare.png."""
 
     runs: list[Path] = cli.arg("result folders, or TSV files with the columns of Cohen et al.", positional=True)
     out: Path | None = cli.arg("folder for compare.json and the plot, by default the first run's", None)
-    radii: list[float] | None = cli.arg("radii of the table, by default spread over the certified ones", None)
+    radii: list[float] | None = cli.arg("radii of the table, by default spread over the certified range", None)
     names: list[str] | None = cli.arg("a short name for each run", None)
     images: Literal["same", "common", "any"] = cli.arg(
-        "same: refuse runs of other images; common: compare on those that all runs have; any: compare anyway", "same"
+        "same: raise an error if the images differ; common: compare on the images that all runs share; any: compare "
+        "anyway",
+        "same",
     )
-    printed: bool = cli.arg("of runs with noise on patches, the radii of the paper's rule, too (not certified)", False)
-    equal_budget: bool = cli.arg("refuse runs of different numbers of forward passes", False)
-    tolerance: float = cli.arg("budgets are equal if the largest is above the smallest by at most this share", 0.01)
+    printed: bool = cli.arg("also list the radii of the paper's rule for noise on patches (not certified)", False)
+    equal_budget: bool = cli.arg("raise an error if the runs differ in their number of forward passes", False)
+    tolerance: float = cli.arg("relative difference up to which budgets count as equal", 0.01)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A run and what it cost.
+    """A run and its cost.
 
     Attributes:
         run: its rows.
-        path: where it is.
-        data: checksum and part of its data set; None for a log.
-        samples: copies of each image by index; None for a log.
-        inputs_per_copy: forward passes that one copy took.
+        path: its folder or file.
+        data: checksum and split of its data set; None for a log.
+        samples: number of copies of each image, by index; None for a log.
+        inputs_per_copy: forward passes per copy.
     """
 
     run: Run
@@ -77,7 +79,7 @@ class Entry:
 
     @property
     def seconds(self) -> float | None:
-        """Per image, on average; None where it is not known."""
+        """Seconds per image, on average; None if unknown."""
         times = self.run.rows.get("time")
         return None if times is None or np.isnan(times).any() else float(times.mean())
 
@@ -88,7 +90,7 @@ class Entry:
 
 
 def read_entries(path: Path, name: str | None, *, printed: bool) -> list[Entry]:
-    """A run as it is stored and, where there is one, with the certificate that is none."""
+    """A run as stored and, if ``printed`` and there are any, with the radii that are not certificates."""
     stored = recertified.read_run(path)
     entries = [entry_of(stored, path, name)]
     if printed and "printed" in recertified.known_bounds(path) and stored.guaranteed:
@@ -98,8 +100,8 @@ def read_entries(path: Path, name: str | None, *, printed: bool) -> list[Entry]:
 
 
 def entry_of(run: Run, path: Path, name: str | None) -> Entry:
-    """A run under its name, with what it cost."""
-    # clean accuracy and abstentions of the certificates: a log has no others
+    """A run under its name, with its cost."""
+    # clean accuracy and abstentions are those of the certificates, as logs have no others
     rows = {column: values for column, values in run.rows.items() if column != "clean"}
     run = replace(run, rows=rows, name=run.name if name is None else name)
     if not path.is_dir():
@@ -110,39 +112,39 @@ def entry_of(run: Run, path: Path, name: str | None) -> Entry:
 
 
 def on_equal_images(entries: list[Entry], rule: str) -> list[Entry]:
-    """The runs, on equal images unless ``rule`` is ``"any"``; raises where that cannot be."""
+    """The runs, restricted to the same images unless ``rule`` is ``"any"``; raises if that is impossible."""
     if rule == "any":
         return entries
     first = entries[0]
     if rule == "common":
         common = set.intersection(*(set(entry.indices) for entry in entries))
         if not common:
-            raise ValueError("images: the runs have no image in common")
+            raise ValueError("images: the runs have no image in common; certify the same ones, or use --images any")
         entries = [entry.only(common) for entry in entries]
-    hint = "certify the same ones, or use --images common (those that all runs have) or --images any"
+    hint = "certify the same ones, or use --images common (those that all runs share) or --images any"
     for entry in entries[1:]:
         known = [e.data for e in (first, entry) if e.data is not None]
         if len(set(known)) > 1:
-            raise ValueError(f"{entry.path}: has other data than {first.path}; compare runs of one data set and part")
+            raise ValueError(f"{entry.path}: has other data than {first.path}; compare runs on one data set and split")
         if entry.indices != entries[0].indices:
             count, expected = len(entry.indices), len(entries[0].indices)
             raise ValueError(f"{entry.path}: has other images ({count}) than {first.path} ({expected}); {hint}")
         if not np.array_equal(entry.run.rows["label"], entries[0].run.rows["label"]):
-            raise ValueError(f"{entry.path}: has other labels than {first.path}; these are not the same images")
+            raise ValueError(f"{entry.path}: has other labels than {first.path}; compare runs on the same images")
     return entries
 
 
 def budget_remarks(entries: list[Entry], tolerance: float) -> list[str]:
-    """Where forward passes per image differ; nothing if all are known and equal."""
+    """Remarks on differing or unknown numbers of forward passes per image; empty if all are known and equal."""
     unknown = [entry.path for entry in entries if entry.passes is None]
-    remarks = [f"{path}: has no stored votes, its number of forward passes is not known" for path in unknown]
+    remarks = [f"{path}: has no stored votes, so its number of forward passes is unknown" for path in unknown]
     costs = [(passes, entry) for entry in entries if (passes := entry.passes) is not None]
     if len(costs) > 1:
         (low, cheap), (high, dear) = (extreme(costs, key=lambda cost: cost[0]) for extreme in (min, max))
         if high > low * (1 + tolerance):
             remarks.append(
                 f"{dear.path}: took {high:,.0f} forward passes per image, {cheap.path} {low:,.0f}; "
-                f"with {math.floor(low / dear.inputs_per_copy):,} samples (n0 + n) the former would cost as much"
+                f"with {math.floor(low / dear.inputs_per_copy):,} samples (n0 + n), the former would cost the same"
             )
     return remarks
 
@@ -165,7 +167,7 @@ def summary_of(entry: Entry, radii: list[float]) -> dict[str, Any]:
 
 
 def table(summaries: list[dict[str, Any]]) -> str:
-    """Plain text, two lines per run; results are rounded to their worse side, abstentions up and all else down."""
+    """Plain text, two lines per run; everything is rounded conservatively, abstentions up and all else down."""
     head = ["images", "clean", "abstain", "ACR", *(f"r={radius_text(r)}" for r in summaries[0]["radii"])]
     head += ["passes", "s/image"]
     lines = []
@@ -184,14 +186,14 @@ def main(args: Args) -> None:
     if args.radii and not all(math.isfinite(r) and r >= 0 for r in args.radii):
         raise ValueError(f"radii: got {args.radii}, expected finite numbers, at least 0")
     if args.names is not None and len(args.names) != len(args.runs):
-        raise ValueError(f"names: got {len(args.names)} for {len(args.runs)} runs, expected one for each")
+        raise ValueError(f"names: got {len(args.names)} names for {len(args.runs)} runs, expected one for each")
     if not (math.isfinite(args.tolerance) and args.tolerance >= 0):
         raise ValueError(f"tolerance: got {args.tolerance}, expected a share, at least 0")
     names = args.names or [None] * len(args.runs)
     pairs = zip(args.runs, names, strict=True)
     entries = [entry for path, name in pairs for entry in read_entries(path, name, printed=args.printed)]
     if args.printed and len(entries) == len(args.runs):
-        raise ValueError("printed: no run has noise on patches and a certificate, leave the option out")
+        raise ValueError("printed: no run has noise on patches and a certificate; leave the option out")
     entries = on_equal_images(entries, args.images)
     remarks = budget_remarks(entries, args.tolerance)
     if args.equal_budget and remarks:
@@ -212,7 +214,7 @@ def main(args: Args) -> None:
     write_atomically(out / "compare.json", json.dumps(document, indent=2).encode() + b"\n")
     groups: dict[str, list[Run]] = {}
     for entry in entries:
-        # a log does not say what its radii are: it is drawn with the first run
+        # a log does not state its threat model, so it is drawn with the first run
         threat = entry.run.threat if entry.path.is_dir() or not threats else threats[0]
         groups.setdefault(threat, []).append(entry.run)
     plot(groups, out / "compare.png")

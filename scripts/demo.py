@@ -1,4 +1,4 @@
-"""Both halves of the project from nothing, in minutes: certified classifiers, and agents that learn to reach goals.
+"""Both halves of the project from scratch, in minutes: certified classifiers, and agents that learn to reach goals.
 
 python -m scripts.demo demo
 """
@@ -23,7 +23,7 @@ AGENTS = (("ddpg", 0.0), ("reengage", 0.2))  # and the coefficient of the goal g
 
 @dataclass
 class Args:
-    """Train two small classifiers on the embedded 8x8 digits and certify held-out images; train small agents."""
+    """Train two small classifiers on the embedded 8x8 digits and certify held-out images; then train small agents."""
 
     out: Path = cli.arg(
         "folder for models, rows and plots; an earlier demo there is replaced", Path("demo"), positional=True
@@ -32,7 +32,7 @@ class Args:
     epochs: int = cli.arg("training epochs of each base classifier", 60)
     n: int = cli.arg("estimation samples of the randomized method", 10_000)
     steps: int = cli.arg("environment steps of each agent", 6_000)
-    jobs: int = cli.arg("agents trained at a time", 2)
+    jobs: int = cli.arg("number of agents trained in parallel", 2)
 
 
 def certified_classifiers(args: Args) -> None:

@@ -1,10 +1,10 @@
-"""Compare learning curves: a table, a plot and a summary from the evaluations that trainings logged.
+"""Compare learning curves: a table, a plot and a summary, from the evaluations logged during training.
 
     python -m scripts.evaluate runs/ddpg runs/reengage --baseline runs/ddpg
 
-Each folder is one method and holds one folder for each seed: seed-0/evaluations.npz, as the EvalCallback of
-Stable-Baselines3 writes it, and beside it config.json. All methods are compared at the steps at which every run was
-evaluated, so trainings may still be in progress.
+Each folder is one method, with one subfolder per seed: seed-0/evaluations.npz, as written by the EvalCallback of
+Stable-Baselines3, and next to it config.json. All methods are compared at the steps at which every run was evaluated,
+so training may still be in progress.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ AGGREGATES = {"iqm": evaluation.interquartile_mean, "mean": evaluation.mean}
 
 @dataclass
 class Args:
-    """Learning curves of one or several methods over their seeds: a table, curves.png and summary.json."""
+    """Learning curves of one or more methods over their seeds: prints a table, writes curves.png and summary.json."""
 
     runs: list[Path] = cli.arg("folders of methods, each with seed-0/evaluations.npz, ...", positional=True)
-    metric: Literal["success", "return"] = cli.arg("what is compared", "success")
+    metric: Literal["success", "return"] = cli.arg("quantity to compare", "success")
     baseline: Path | None = cli.arg(
-        "the run that the others are compared with, seed by seed if the seeds are equal", None
+        "the run to compare the others with, paired by seed if the seeds are the same", None
     )
-    interval: float = cli.arg("level of all intervals", 0.95)
+    interval: float = cli.arg("confidence level of all intervals", 0.95)
     line: Literal["iqm", "mean"] = cli.arg("aggregate over seeds that the plot shows", "iqm")
     out: Path | None = cli.arg("file of the plot, by default curves.png in the first run", None)
     json: Path | None = cli.arg("file of the summary, by default summary.json in the first run", None)
-    resamples: int = cli.arg("of the bootstrap", 2_000)
-    seed: int = cli.arg("of the bootstrap", 0)
+    resamples: int = cli.arg("number of bootstrap resamples", 2_000)
+    seed: int = cli.arg("seed of the bootstrap", 0)
 
 
 def read_methods(args: Args) -> list[Method]:

@@ -1,4 +1,4 @@
-"""Bring data sets: ``python -m scripts.fetch mnist fashion-mnist cifar10``."""
+"""Download data sets: ``python -m scripts.fetch mnist fashion-mnist cifar10``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from scripts import cli
 
 @dataclass
 class Args:
-    """Download data sets, check them and store them in their canonical layout."""
+    """Download data sets, verify their checksums and store them in the canonical layout."""
 
-    names: list[str] = cli.arg(f"any of {', '.join(SOURCES)}", positional=True)
-    source: str | None = cli.arg("only use this source (npm, debian, installed, mirror, original)", None)
-    data_root: Path | None = cli.arg("where to, by default $CERTIFY_DATA or ./data", None)
+    names: list[str] = cli.arg(f"data sets, any of {', '.join(SOURCES)}", positional=True)
+    source: str | None = cli.arg("use only this source: npm, debian, installed, mirror or original", None)
+    data_root: Path | None = cli.arg("folder to store them in, by default $CERTIFY_DATA or ./data", None)
 
 
 def main(args: Args) -> None:

@@ -1,7 +1,7 @@
-"""What the training scripts of goal-conditioned agents share: runs as configurations, seeds in parallel, resuming.
+"""Shared by the training scripts of goal-conditioned agents: runs as configurations, parallel seeds, resuming.
 
 A run is ``OUT/seed-K/``: config.json, evaluations.npz (as Stable-Baselines3's EvalCallback writes it, for
-``scripts.evaluate``) and state.safetensors (everything to go on from, and the trained agent).
+``scripts.evaluate``) and state.safetensors (everything needed to resume, including the trained agent).
 """
 
 from __future__ import annotations
@@ -53,39 +53,41 @@ _WITHOUT_EFFECT = ("command", "commit", "versions")
 class RunArgs:
     """Arguments of every training script."""
 
-    out: Path = cli.arg("folder of the runs, one sub-folder per seed", positional=True)
-    seeds: list[int] = cli.arg("one run each", [0])
-    jobs: int = cli.arg("runs at a time, each in a process and thread of its own", 1)
+    out: Path = cli.arg("folder of the runs, with one subfolder per seed", positional=True)
+    seeds: list[int] = cli.arg("random seeds, one run for each", [0])
+    jobs: int = cli.arg("number of runs in parallel; if more than one, each in a single-threaded process", 1)
     goal_gradient_coef: float = cli.arg("alpha of ReenGAGE; 0 is the baseline", 0.0)
-    batch_size: int | None = cli.arg("of an update; by default the papers' for these settings", None)
+    batch_size: int | None = cli.arg("transitions per update; by default the papers' for these settings", None)
     lr: float | None = cli.arg("learning rate; by default the papers' for these settings", None)
     tensorboard: Path | None = cli.arg("folder for TensorBoard logs", None)
-    device: str = cli.arg("cpu, cuda, ..., or auto: cuda where there is one", "cpu")
-    cuda_graphs: bool = cli.arg("record updates on a GPU and repeat them, which takes less of the processor", False)
+    device: str = cli.arg("cpu, cuda, ..., or auto (cuda if available)", "cpu")
+    cuda_graphs: bool = cli.arg("record updates as CUDA graphs and replay them, which reduces CPU load", False)
     resume: bool = cli.arg("continue from the last checkpoints", False)
 
 
 @dataclass
 class Args(RunArgs):
-    """Arguments of training scripts whose plan has defaults in steps."""
+    """Arguments of training scripts whose schedule is given in steps."""
 
     steps: int = cli.arg("environment steps of each run", 60_000)
     eval_every: int = cli.arg("steps between evaluations", 2_000)
     eval_episodes: int = cli.arg("episodes per evaluation", 50)
-    checkpoint_every: int = cli.arg("steps between checkpoints; part of the configuration", 20_000)
+    checkpoint_every: int = cli.arg("steps between checkpoints; part of the run's configuration", 20_000)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run as data: enough to build environment and agent again, in another process or later.
+    """One run as data: enough to rebuild environment and agent, later or in another process.
 
     Attributes:
-        env: a registered id (``"module:id"`` if a module registers it), and its keyword arguments. Environments without
-            a vector form of their own are stepped in worker processes.
-        num_envs: environments that are stepped together.
-        algorithm: a key of :data:`ALGORITHMS`, and its keyword arguments as far as they are plain data.
+        env: a registered id (``"module:id"`` if a module registers it).
+        env_arguments: its keyword arguments. Environments without a native vector version are stepped in worker
+            processes.
+        num_envs: number of environments that are stepped together.
+        algorithm: a key of :data:`ALGORITHMS`.
+        arguments: its keyword arguments, as far as they are plain data.
         plan: keyword arguments of :class:`rl.Plan`.
-        noise: standard deviation of the normal noise on actions, if any.
+        noise: standard deviation of the Gaussian action noise, if any.
         goal_gradient: keyword arguments of :class:`rl.GoalGradient`.
         hindsight: keyword arguments of the replay buffer; by default the papers' four relabelled transitions per real
             one. None for sets of goals, which are not relabelled.
@@ -134,7 +136,7 @@ class Run:
         if policy.get("features_extractor_class") == NormalizedExtractor.__name__:
             policy["features_extractor_class"] = NormalizedExtractor
         relabels = self.hindsight is not None
-        if not relabels:  # sets of goals are large: no more memory than the run fills, which changes nothing
+        if not relabels:  # sets of goals are large: allocate only what the run fills, which does not change results
             steps = self.plan["steps"] + 2 * env.num_envs
             options["buffer_size"] = min(options["buffer_size"], steps)
         try:
@@ -154,14 +156,14 @@ class Run:
             raise
 
     def train(self, folder: Path, args: RunArgs, workers: int = 1) -> None:
-        """From the last checkpoint, or from the beginning, to the end of the plan."""
+        """Train to the end of the plan, from the last checkpoint if there is one."""
         plan = Plan(**self.plan)
 
         def report(text: str) -> None:
             print(f"seed {self.seed}: {text}", flush=True)
 
         name = f"{folder.parent.name}-{folder.name}"
-        with ExitStack() as stack:  # environments may have processes
+        with ExitStack() as stack:  # environments may own processes
             model = self.make_model(args.device, args.tensorboard, workers, cuda_graphs=args.cuda_graphs)
             assert model.env is not None
             stack.callback(model.env.close)
@@ -187,7 +189,7 @@ def spec_of(env: str) -> EnvSpec:
 
 
 def time_limit(env: str) -> int | None:
-    """Steps of an episode as the registration says, or, where it follows from the arguments, as an environment says."""
+    """The maximum length of an episode, from the registration or, if that has none, from an environment."""
     spec = spec_of(env)
     if spec.max_episode_steps is not None:
         return spec.max_episode_steps
@@ -205,17 +207,17 @@ def read_configuration(folder: Path) -> Run:
     """The configuration of a run on disk."""
     path = folder / "config.json"
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file; expected the folder of one seed of a run, such as RUN/seed-0")
+        raise FileNotFoundError(f"{path}: no such file; give the folder of one seed of a run, such as RUN/seed-0")
     config = {name: value for name, value in read_config(folder).items() if name not in _WITHOUT_EFFECT}
     known = {each.name for each in fields(Run)}
     needed = {each.name for each in fields(Run) if each.default is MISSING and each.default_factory is MISSING}
     if wrong := sorted((config.keys() - known) | (needed - config.keys())):
-        raise ValueError(f"{path}: {', '.join(wrong)} unknown or missing, expected the configuration of a training run")
+        raise ValueError(f"{path}: unknown or missing {', '.join(wrong)}, expected the configuration of a training run")
     return Run(**config)
 
 
 def check(args: RunArgs) -> None:
-    """Raise for arguments that no run could be made of, and that its parts would not refuse."""
+    """Raise for illegal arguments that the parts of a run would not reject themselves."""
     for name in ("jobs", "batch_size"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -223,15 +225,15 @@ def check(args: RunArgs) -> None:
     if args.lr is not None and not (math.isfinite(args.lr) and args.lr > 0):
         raise ValueError(f"lr: got {args.lr}, expected a number above 0")
     if not args.seeds or len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
-        raise ValueError(f"seeds: got {args.seeds}, expected one or more different ones of at least 0")
+        raise ValueError(f"seeds: got {args.seeds}, expected one or more distinct numbers, at least 0")
     if args.tensorboard is not None and find_spec("tensorboard") is None:
-        raise ImportError('tensorboard: is not installed; install it with "pip install tensorboard" or leave it out')
+        raise ImportError('tensorboard: not installed; run "pip install tensorboard", or leave out --tensorboard')
     if args.device != "auto":
         cli.check_device(args.device)
 
 
 def _check_same(folder: Path, there: Run, run_: Run) -> None:
-    """Raise if the run in a folder differs from this one; a run may be made longer."""
+    """Raise if the run in a folder differs from this one in anything but its number of steps."""
     there = replace(there, plan=there.plan | {"steps": run_.plan["steps"]})
     if what := differences(vars(there), vars(run_)):
         raise ValueError(f"{folder}: holds a run with {what}; choose another folder")
@@ -247,7 +249,7 @@ def check_folder(run_: Run, folder: Path, *, resume: bool) -> None:
 
 
 def check_siblings(run_: Run, out: Path) -> None:
-    """Raise if other seeds in the folder are of another method: they would be taken for one."""
+    """Raise if other seeds in the folder belong to another configuration: they would be evaluated as one method."""
     for folder in sorted(out.glob("seed-*")):
         if holds_run(folder) and (folder / "config.json").exists():
             _check_same(folder, replace(read_configuration(folder), seed=run_.seed), run_)
@@ -263,16 +265,16 @@ def write_config(run_: Run, folder: Path, command: str) -> None:
 def train_all(run_: Run, args: RunArgs, prog: str, workers: int = 1) -> None:
     """Train ``run_`` with each of ``args.seeds`` in ``args.out/seed-K``, ``args.jobs`` at a time.
 
-    Whatever can be refused is refused before anything is written.
+    All checks come before anything is written.
 
     Args:
-        workers: processes of each run that simulate, for environments without a vector form. Results do not depend on
-            them.
+        workers: simulation processes of each run, for environments without a native vector version. Results do not
+            depend on their number.
     """
     check(args)
     Plan(**run_.plan)
     work = {args.out / f"seed-{seed}": replace(run_, seed=seed) for seed in args.seeds}
-    # one simulation is enough to try the arguments
+    # one simulation is enough to check the arguments
     simulated = spec_of(run_.env).vector_entry_point is None
     model = (replace(run_, num_envs=1) if simulated else run_).make_model(args.device, cuda_graphs=args.cuda_graphs)
     assert model.env is not None
@@ -282,9 +284,7 @@ def train_all(run_: Run, args: RunArgs, prog: str, workers: int = 1) -> None:
         check_folder(each, folder, resume=args.resume)
     steps, starts = run_.plan["steps"], run_.arguments["learning_starts"]
     if steps <= starts:
-        print(
-            f"note: nothing is learned in {steps} steps, the first update comes after step {starts}; give more --steps"
-        )
+        print(f"note: nothing is learned in {steps} steps, as the first update follows step {starts}; increase --steps")
     check_writable(args.out)
     for folder, each in work.items():
         write_config(each, folder, cli.command_line(prog, args))
@@ -294,13 +294,13 @@ def train_all(run_: Run, args: RunArgs, prog: str, workers: int = 1) -> None:
     else:
         _train_in_parallel(work, args, workers)
     metric = " --metric return" if run_.hindsight is None else ""  # there is no success with sets of goals
-    print(f"wrote {args.out}; see python -m scripts.evaluate {args.out}{metric}")
+    print(f"wrote {args.out}; for learning curves, run 'python -m scripts.evaluate {args.out}{metric}'")
 
 
 def _prepare_worker(modules: list[str]) -> None:
     cli.import_modules(modules)
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which terminates its workers
 
 
 def _train_in_parallel(work: dict[Path, Run], args: RunArgs, workers: int) -> None:
@@ -313,10 +313,10 @@ def _train_in_parallel(work: dict[Path, Run], args: RunArgs, workers: int) -> No
                 job.result()
         except BrokenProcessPool as error:
             raise ChildProcessError(
-                "a run was killed from outside, perhaps for want of memory; use --resume, with fewer --jobs"
+                "a run was killed from outside, possibly for lack of memory; use --resume with fewer --jobs"
             ) from error
         except BaseException:
-            # runs that wait may not start now; those under way go on from their checkpoints another time
+            # pending runs must not start now; those in progress can be resumed from their checkpoints
             for worker in multiprocessing.active_children():
                 worker.terminate()
             raise

@@ -1,13 +1,14 @@
-"""How many replay-buffer transitions determine the dynamics, with and without the goal gradient in the critic loss.
+"""How many transitions it takes to learn the dynamics, with and without the goal gradient in the critic loss.
 
     python -m scripts.learning_efficiency runs/efficiency
 
 Propositions 8.1 and 8.2 (Sec. 8.6.2) as an experiment: in the dense and the sparse linear environment, the critic loss
-is minimized exactly over the hypothesis class, and the least number of transitions from which the unknown rotation of
-d-dimensional actions is learned is found for several d. It grows as d^2 with the standard loss, as d with ReenGAGE.
+is minimized exactly over the hypothesis class, to find, for several d, the smallest number of transitions from which
+the unknown rotation of d-dimensional actions is learned. It grows as d^2 with the standard loss, and as d with
+ReenGAGE.
 
-Over all matrices, that is d^2 and d transitions (twice as many in the sparse environment, where every other one shows
-nothing), over rotations about d (d - 1) / 2 and d - 1.
+Over all matrices, that is d^2 and d transitions (twice as many in the sparse environment, where every other one is
+uninformative), over rotations about d (d - 1) / 2 and d - 1.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ MARKERS = {"standard": "o", "ReenGAGE": "s"}
 
 @dataclass
 class Args:
-    """Transitions needed against the dimension: a table, the exponents, efficiency.json and efficiency.png."""
+    """Transitions needed as a function of the dimension: a table, the exponents, efficiency.json and efficiency.png."""
 
     out: Path = cli.arg("folder for the results", positional=True)
     dims: list[int] = cli.arg("dimensions d of goals and actions", [4, 8, 16, 32])
     seeds: int = cli.arg("random rotations and replay buffers for each d", 5)
     learner: Literal["matrix", "rotation"] = cli.arg(
-        "minimize over all matrices, or over rotations only (half as many transitions; minutes for d = 32)", "matrix"
+        "hypothesis class: all matrices, or rotations only (half as many transitions; minutes for d = 32)", "matrix"
     )
     coef: float = cli.arg("alpha, the coefficient of the goal gradient in the ReenGAGE loss", 1.0)
     gamma: float = cli.arg("discount", 0.9)

@@ -1,9 +1,9 @@
-"""Histograms of what a base classifier says of noisy copies, for some images of a certified run.
+"""Histograms of the base classifier's scores on noisy copies, for some images of a certified run.
 
     python -m scripts.logits runs/mnist-gauss/test --checkpoint runs/mnist-gauss --images 0 20 40
 
-Per image, the soft-max values of the two leading classes over the run's own copies, and the margin between them
-(Smooth-Reduce, Appendix D.1): logits.png, and the counts in logits.json.
+For each image, the soft-max values of the two leading classes over the run's own copies, and the margin between them
+(Smooth-Reduce, Appendix D.1): logits.png, with the counts in logits.json.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Args:
     run: Path = cli.arg("folder of a run of scripts.certify with a sampled scheme", positional=True)
     checkpoint: Path = cli.arg("model.safetensors of the run's base classifier, or its folder")
     images: list[int] | None = cli.arg("indices of images, by default the first four of the run", None)
-    n: int = cli.arg("copies of each image, the first ones of those that the run counted", 1_000)
-    of: Literal["softmax", "scores"] = cli.arg("what to show", "softmax")
-    bins: int = cli.arg("bins of a histogram", 40)
+    n: int = cli.arg("copies of each image, the first of those that the run counted", 1_000)
+    of: Literal["softmax", "scores"] = cli.arg("quantity to show", "softmax")
+    bins: int = cli.arg("bins per histogram", 40)
     out: Path | None = cli.arg("folder for the results, by default the run's", None)
     device: str = cli.arg("cpu, cuda, ...", "cpu")
     data_root: Path | None = cli.arg("folder of the data sets, by default $CERTIFY_DATA or ./data", None)
@@ -45,11 +45,11 @@ def of_run(args: Args) -> dict[int, TopTwo]:
     config = read_config(args.run)
     path = args.checkpoint / "model.safetensors" if args.checkpoint.is_dir() else args.checkpoint
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such checkpoint; give that of the run")
+        raise FileNotFoundError(f"{path}: no such checkpoint; give the one the run was certified with")
     if hashlib.sha256(path.read_bytes()).hexdigest() != config.get("checkpoint_sha256"):
         raise ValueError(f"{path}: is not the base classifier of {args.run}; give the checkpoint it was certified with")
     if not isinstance(spec.parse_scheme(config["scheme"]), SampledScheme):
-        raise ValueError(f"{args.run}: {config['scheme']} has a fixed list of copies, expected random ones")
+        raise ValueError(f"{args.run}: got {config['scheme']}, which samples nothing, expected a sampled scheme")
     sampling = config["sampling"]
     known = sorted(read_rows(args.run)["idx"].astype(int).tolist())
     chosen = known[:4] if args.images is None else args.images
@@ -78,7 +78,7 @@ def of_run(args: Args) -> dict[int, TopTwo]:
 
 
 def edges_of(found: dict[int, TopTwo], args: Args) -> dict[str, torch.Tensor]:
-    """Bins that all images share, of the values and of the margins."""
+    """Bin edges shared by all images, for the values and for the margins."""
     if args.of == "softmax":
         ends = {"values": (0.0, 1.0), "margin": (-1.0, 1.0)}
     else:
@@ -92,7 +92,7 @@ def edges_of(found: dict[int, TopTwo], args: Args) -> dict[str, torch.Tensor]:
 
 
 def summaries(found: dict[int, TopTwo], edges: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
-    """What the plot shows, as numbers."""
+    """The numbers that the plot shows."""
     return [
         {
             "idx": i,
@@ -136,7 +136,8 @@ def main(args: Args) -> None:
     for line in lines:
         print(
             f"image {line['idx']}: class {line['first']} leads on {line['share_of_first']:.1%} of {args.n} copies, "
-            f"margin over class {line['second']} {line['margin_mean']:.3f}, standard deviation {line['margin_std']:.3f}"
+            f"mean margin over class {line['second']} {line['margin_mean']:.3f} (standard deviation "
+            f"{line['margin_std']:.3f})"
         )
     out = args.out or args.run
     document = {"of": args.of, "n": args.n, "edges": {k: v.tolist() for k, v in edges.items()}, "images": lines}

@@ -2,10 +2,10 @@
 
     python -m scripts.patch_pictures runs/mnist-s2/test runs/mnist-block12/test --patch 5 --images 3 17
 
-For each run, RUN/patch-5x5.png shows some images: where a patch does most harm (the place with the smallest margin),
-what each band or block votes for (by its first pixel; none: white, several: stripes), and the margins of all places:
-the prediction is certified if none is negative. OUT/certified_by_size.png shows certified accuracy against the size of
-a square patch, with the certificate per location and the published one.
+For each run, RUN/patch-5x5.png shows some images: where a patch does the most harm (the location with the smallest
+margin), what each band or block votes for (at its first pixel; white: no class, stripes: several), and the margins of
+all locations: the prediction is certified if none is negative. OUT/certified_by_size.png shows certified accuracy
+against the size of a square patch, with the certificate per location and the published one.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ PANEL = 2.7  # inches, the width of a panel
 
 @dataclass
 class Args:
-    """Pictures of runs against patches: places, votes and margins of some images, and certified accuracy by size."""
+    """Pictures of runs against patches: locations, votes and margins of some images, and certified accuracy by size."""
 
     runs: list[Path] = cli.arg("result folders of schemes against patches", positional=True)
-    out: Path | None = cli.arg("folder for all of it, by default those of the runs, and for the curves the first", None)
+    out: Path | None = cli.arg("folder for all files, by default each run's (for the curves, the first run's)", None)
     patch: str = cli.arg("size of the patch, such as 5 or 3x7", "5")
     images: list[int] | None = cli.arg("indices in the data set, by default the first three of each run", None)
     data_root: Path | None = cli.arg("folder of the data sets, by default $CERTIFY_DATA or ./data", None)

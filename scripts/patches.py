@@ -1,4 +1,4 @@
-"""Certified accuracy against patches of given sizes, from the stored votes of runs; a part of ``scripts.report``."""
+"""Certified accuracy against patches of given sizes, from the stored votes of runs; part of ``scripts.report``."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ class PatchAccuracy:
     Attributes:
         name: of the run.
         bound: which certificate.
-        images: how many.
-        clean: share of right predictions.
-        certified: share of images that are right and certified, per patch size.
+        images: number of images.
+        clean: share of correct predictions.
+        sizes: the patch sizes, as text.
+        certified: share of images that are correct and certified, per patch size.
         folder: of the run.
     """
 
@@ -60,14 +61,14 @@ class PatchAccuracy:
 def patch_accuracy(
     path: Path, sizes: Sequence[Size], bounds: Sequence[PatchBound], run: Run | None = None
 ) -> list[PatchAccuracy]:
-    """One line per bound; one line for runs whose rows decide it, the baselines of Section 6.2.1 and Appendix E.5.
+    """One entry per bound; a single one for runs whose rows decide, the baselines of Section 6.2.1 and Appendix E.5.
 
-    A patch of h x w pixels is an l0 perturbation of h w pixels, so an l0 radius of at least h w certifies it; and it is
-    part of a square whose side is the longer of the two.
+    A patch of h x w pixels is an l0 perturbation of h w pixels, so an l0 radius of at least h w certifies it; it also
+    lies within a square whose side is the longer of the two.
 
     Args:
-        path: of the run.
-        run: the run certified again, for those whose rows decide; by default as it is stored.
+        path: folder of the run.
+        run: the recertified run, for those whose rows decide; by default the run as stored.
     """
     stored = StoredRun(path)
     config, scheme, labels = stored.config, stored.scheme, tuple(f"{h}x{w}" for h, w in sizes)
@@ -88,7 +89,10 @@ def patch_accuracy(
             )
         ]
     if not isinstance(scheme, StructuredAblation):
-        raise ValueError(f"{path}: got {config['scheme']}, which certifies neither squares nor numbers of pixels")
+        raise ValueError(
+            f"{path}: got {config['scheme']}, expected a scheme that certifies patches or numbers of pixels; leave out "
+            "--patch"
+        )
     right = stored.predict() == stored.label
     lines = []
     for bound in bounds:
@@ -99,7 +103,8 @@ def patch_accuracy(
 
 
 def best(lines: Sequence[PatchAccuracy], size: int) -> PatchAccuracy:
-    """The run with the highest certified accuracy at patch size number ``size``; then clean accuracy, then the first.
+    """The run with the highest certified accuracy at patch size number ``size``; ties go to the higher clean accuracy,
+    then to the first.
 
     This is how s and theta are chosen: on validation images, never on those that are reported.
     """
@@ -112,7 +117,7 @@ def table(lines: Sequence[PatchAccuracy]) -> str:
     names = [line.name if i == 0 or line.name != lines[i - 1].name else "" for i, line in enumerate(lines)]
     cells = [[line.bound, str(line.images), percent(line.clean), *map(percent, line.certified)] for line in lines]
     rows = list(zip(names, cells, strict=True))
-    text = ["certified accuracy against one patch of height x width pixels, anywhere", aligned(head, rows)]
+    text = ["certified accuracy against one patch of height x width pixels, at any location", aligned(head, rows)]
     if len({line.name for line in lines}) > 1:
-        text += [f"most at {size}: {best(lines, i).name}" for i, size in enumerate(lines[0].sizes)]
+        text += [f"best at {size}: {best(lines, i).name}" for i, size in enumerate(lines[0].sizes)]
     return "\n".join(text)

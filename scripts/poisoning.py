@@ -1,4 +1,4 @@
-"""Certify against poisoned training data: train one model per partition, let them vote, certify, report.
+"""Certify against poisoned training data: train one model per partition, collect their votes, certify, report.
 
     python -m scripts.poisoning train runs/dpa --data digits --partition "ContentHash(50)" \\
         --learner "Network('small_cnn', steps=100, batch_size=32)"
@@ -6,15 +6,16 @@
     python -m scripts.poisoning certify runs/dpa
     python -m scripts.poisoning report runs/dpa
 
-``all`` does these four. Training and voting are many small tasks, each with a file of its own: after any stop the same
-command with ``--resume`` goes on, and ``--shard 0/4`` ... ``--shard 3/4`` share the work. From the stored votes,
-``--method run-off`` certifies the run-off election and ``--threat labels`` flipped labels. Inserted and deleted samples
-need a partition by hash; ``SortedIndex`` is for flipped labels. Finite aggregation is ``--spread 4``.
+``all`` runs these four steps. Training and voting consist of many small tasks, each with its own file: after an
+interruption, the same command with ``--resume`` continues, and ``--shard 0/4`` ... ``--shard 3/4`` share the work. From
+the stored votes, ``--method run-off`` certifies the run-off election, and ``--threat labels`` certifies against flipped
+labels. Certificates against inserted and deleted samples need a partition by hash; ``SortedIndex`` is for flipped
+labels only. For finite aggregation, use ``--spread 4``, for example.
 
-The steps ``train`` and ``vote`` spread their tasks over processes with ``--workers 4``, or over a Ray cluster with
-``--ray auto``; groups should then be small (``--at-once``). Workers that die are replaced, and no result changes.
+The steps ``train`` and ``vote`` distribute their tasks over processes with ``--workers 4``, or over a Ray cluster with
+``--ray auto``; groups should then be small (``--at-once``). Workers that die are replaced, without effect on results.
 
-SS-DPA: features that were learned without labels, and a linear classifier for each partition:
+SS-DPA: features learned without labels, and a linear classifier for each partition:
 
     python -m scripts.train_features runs/rotnet --data mnist --method "RotNet('small_cnn', epochs=5)"
     python -m scripts.poisoning all runs/ss-dpa --data mnist --partition "SortedIndex(50)" --features runs/rotnet \\
@@ -25,8 +26,8 @@ The published partition and network on MNIST, for a GPU (set CUBLAS_WORKSPACE_CO
     python -m scripts.poisoning all runs/mnist-dpa --data mnist --partition "PixelSum(1200)" --device cuda \\
         --at-once 100 --learner "Network('network_in_network', steps=200, batch_size=64, crop=4)"
 
-GTSRB, partitioned by the original pixels; with equalized histograms (Appendix F.8) the data is
-``"gtsrb(whole=True, equalize=True)"``:
+GTSRB, partitioned by the original pixels; for equalized histograms (Appendix F.8), use
+``--data "gtsrb(whole=True, equalize=True)"``:
 
     python -m scripts.poisoning all runs/gtsrb-dpa --data "gtsrb(whole=True)" --partition "PixelSum(50)" \\
         --device cuda --at-once 10 --learner "Network('network_in_network', steps=2000, batch_size=64, crop=4)"
@@ -65,9 +66,9 @@ THREATS: dict[str | None, PoisoningThreat | None] = {
 
 @dataclass
 class Args:
-    """Train an ensemble on partitions of a training set into OUT, and certify its predictions against poisoning."""
+    """Train an ensemble on partitions of a training set, and certify its predictions against poisoning."""
 
-    step: Step = cli.arg("what to do; all does everything", positional=True)
+    step: Step = cli.arg("step to run; all runs the four others", positional=True)
     out: Path = cli.arg("folder of the ensemble", positional=True)
     data: str = cli.arg(
         "training set: digits, mnist, fashion-mnist, cifar10, gtsrb or 'gtsrb(whole=True, equalize=True)' (train)",
@@ -80,25 +81,27 @@ class Args:
         "Network('small_cnn')",
     )
     features: Path | None = cli.arg(
-        "folder of scripts.train_features: models see these features of the images, and only flipped labels are "
-        "certified (train)",
+        "folder of scripts.train_features: models are trained on these features of the images, and certificates are "
+        "against flipped labels only (train)",
         None,
     )
     spread: int = cli.arg("models that each bucket feeds; more than 1 is finite aggregation (train)", 1)
     seeds: Literal["distinct", "shared"] = cli.arg("one for each model, or one for all (train)", "distinct")
     mode: Literal["stacked", "sequential"] = cli.arg("models of a group at once, or one by one (train)", "stacked")
-    at_once: int = cli.arg("models in a group: they share a file and, stacked, their training (train)", 32)
+    at_once: int = cli.arg("models in a group, which share a file and, if stacked, their training (train)", 32)
     shard: str = cli.arg("i/n: do part i (from 0) of n; the parts may run anywhere and share OUT (train, vote)", "0/1")
-    workers: int = cli.arg("processes (train, vote)", 1)
-    ray: str | None = cli.arg("address of a Ray cluster, auto, or local for one of so many workers (train, vote)", None)
-    split: Literal["test", "train"] = cli.arg("images to predict (vote, certify)", "test")
+    workers: int = cli.arg("number of worker processes (train, vote)", 1)
+    ray: str | None = cli.arg(
+        "address of a Ray cluster, or auto, or local for a cluster here of --workers processors (train, vote)", None
+    )
+    split: Literal["test", "train"] = cli.arg("split of the images to predict (vote, certify)", "test")
     skip: int = cli.arg("take every N-th image (vote)", 1)
     max: int | None = cli.arg("stop after this many images (vote)", None)
-    method: Literal["plurality", "run-off"] = cli.arg("how votes make a prediction (certify)", "plurality")
+    method: Literal["plurality", "run-off"] = cli.arg("how votes are combined into a prediction (certify)", "plurality")
     threat: Literal["samples", "labels"] | None = cli.arg(
-        "samples inserted or deleted, or labels flipped; by default what the partition is for (certify)", None
+        "samples inserted or deleted, or labels flipped; by default what the partition is made for (certify)", None
     )
-    radii: list[float] | None = cli.arg("of the table, by default spread over the certified ones (report)", None)
+    radii: list[float] | None = cli.arg("radii of the table, by default spread over the certified range (report)", None)
     device: str = cli.arg("cpu, cuda, ... (train, vote)", "cpu")
     data_root: Path | None = cli.arg("folder of the data sets, by default $CERTIFY_DATA or ./data", None)
     resume: bool = cli.arg("continue what is in OUT", False)
@@ -122,10 +125,10 @@ def train(args: Args) -> None:
     cli.check_device(args.device)
     executor = poisoning_inputs.executor_of(args.workers, args.ray, args.device)
     features = None if args.features is None else load_features(args.features)
-    # what is voted on in the end fits
+    # for all steps, check at once that the test set fits
     read = both_parts(args.data, args.data_root)[0] if args.step == "all" else load(args.data, "train", args.data_root)
     ensemble = ensemble_of(args, poisoning_inputs.classes_of(read))
-    if args.step == "all":  # nothing is trained that cannot be certified in the end
+    if args.step == "all":  # fail before training if the result could not be certified
         ensemble.check_certificate(args.method, THREATS[args.threat])
     data = poisoning_inputs.in_memory(read)
     images, seen = poisoning_inputs.images_of(data), None
@@ -135,7 +138,7 @@ def train(args: Args) -> None:
         identity |= {"features": poisoning_inputs.features_identity(features, seen)}
     job = Job(args.out, ensemble, identity, args.at_once, args.mode, environment_of(args.device))
     if len(job.groups) < args.workers:
-        print(f"{len(job.groups)} groups of models for {args.workers} workers; a smaller --at-once makes more of them")
+        print(f"note: {len(job.groups)} groups of models for {args.workers} workers; use a smaller --at-once for more")
     originals = poisoning_inputs.originals_of(read)
     parts = ensemble.parts((images, data.labels), features=seen, originals=originals)
     job.start(resume=args.resume, provenance=provenance(args))
@@ -169,7 +172,7 @@ def vote(args: Args) -> None:
 
 
 def test_set(job: Job, split: Literal["test", "train"], root: Path | None) -> Dataset:
-    """The images to predict, of the data set that the ensemble was trained on."""
+    """The images to predict, from the data set that the ensemble was trained on."""
     return load(job.data["name"], split, root)
 
 
@@ -180,7 +183,7 @@ def certify(args: Args) -> Path:
     data = test_set(job, args.split, args.data_root)
     poisoning_inputs.classes_of(data)
     if data.checksum() != voted["sha256"]:
-        raise ValueError(f"{data.name}, {args.split}: is not the data that the models voted on; let them vote again")
+        raise ValueError(f"{data.name}, {args.split}: is not the data that was voted on; run the step vote again")
     index = list(range(0, len(data), voted["skip"])[: voted["max"]])
     rankings, labels = job.rankings(args.split), data.labels[index]
     started = time.perf_counter()
@@ -213,8 +216,8 @@ def certify(args: Args) -> Path:
                 folder.append(row, line)
             elif kept[idx] != row.radius:
                 raise ValueError(
-                    f"{folder.folder}: got a radius of {kept[idx]:g} for image {idx}, which is now {row.radius:g}: it "
-                    "was written by another version of the certificate; remove the folder and certify again"
+                    f"{folder.folder}: got a stored radius of {kept[idx]:g} for image {idx}, but it is {row.radius:g} "
+                    "by this version of the certificate; remove the folder and certify again"
                 )
     return folder.folder
 
@@ -232,14 +235,14 @@ def show(args: Args) -> None:
     """Table and plot of everything that was certified."""
     runs = sorted(path.parent for path in args.out.glob("*/*/rows.tsv"))
     if not runs:
-        raise FileNotFoundError(f"{args.out}: nothing certified yet; do the step certify first")
+        raise FileNotFoundError(f"{args.out}: nothing is certified yet; run the step certify first")
     report.main(report.Args(runs, out=args.out, radii=args.radii))
     base = {percent(float(read_rows(run)["label_share"].mean())) for run in runs}
-    print(f"accuracy of a single model: {', '.join(sorted(base))}")
+    print(f"average accuracy of a single model: {', '.join(sorted(base))}")
 
 
 def provenance(args: Args) -> dict[str, Any]:
-    """How the results came about; only informative."""
+    """How the results were made; only informative."""
     started = datetime.now(UTC).isoformat(timespec="seconds")
     return {"command": cli.command_line("scripts.poisoning", args), "commit": cli.commit(), "started": started}
 

@@ -1,14 +1,14 @@
-"""A real attack on the training data, growing in size, against one model and against partitions.
+"""Attack training data for real, with growing budgets, against one model and against an ensemble on partitions.
 
     python -m scripts.poisoning_attack runs/attack --attack insert --sizes 0 2 5 10 20 --max 20
     python -m scripts.poisoning_attack runs/flips --attack flip --partition "SortedIndex(50)" --sizes 0 5 10 20
 
-Every test image has an attack of its own, and all models are trained again on each poisoned training set. ``insert``
-adds copies of the image with a few changed pixels and a wrong label, ``flip`` gives the nearest training samples of the
-image's class the wrong label, which is the runner-up of the votes. The attack first tries on each partition how much of
-that its model takes, and then spends its budget where it changes most votes: a little in many partitions, or much in
-few. It knows everything; still, no certified prediction ever changes: the script stops with an error if one does.
-An image counts as broken from the smallest of the sizes that breaks it.
+Every test image is attacked separately, and all models are retrained on each poisoned training set. ``insert`` adds
+copies of the image with a few changed pixels and a wrong label; ``flip`` gives that label to the nearest training
+samples of the image's class. The wrong label is the runner-up of the votes. The attack first measures, for each
+partition, how much poison changes its model's vote, and then spends its budget where it changes the most votes: a
+little in many partitions, or much in a few. It knows everything; still, it must never change a certified prediction:
+if it does, the script stops with an error. An image counts as broken from the smallest size that breaks it.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from scripts.tables import percent
 
 @dataclass
 class Args:
-    """Attack an ensemble on partitions, and the same learner on all data; curves and numbers go to OUT."""
+    """Attack an ensemble on partitions, and the same learner trained on all data; curves and numbers go to OUT."""
 
     out: Path = cli.arg("folder for attack.json and attack.png", positional=True)
     data: str = cli.arg("data set", "digits")
     partition: str = cli.arg("PixelSum(k), ContentHash(k) or, for --attack flip, SortedIndex(k)", "ContentHash(50)")
-    learner: str = cli.arg("see scripts.poisoning", "Network('linear', steps=60, batch_size=32)")
-    attack: Literal["insert", "flip"] = cli.arg("samples inserted, or labels flipped", "insert")
-    sizes: list[int] = cli.arg("numbers of samples or labels", [0, 2, 5, 10, 15, 20, 25])
+    learner: str = cli.arg("base learner, as in scripts.poisoning", "Network('linear', steps=60, batch_size=32)")
+    attack: Literal["insert", "flip"] = cli.arg("insert samples, or flip labels", "insert")
+    sizes: list[int] = cli.arg("numbers of inserted samples or flipped labels", [0, 2, 5, 10, 15, 20, 25])
     skip: int = cli.arg("take every N-th test image", 7)
     max: int = cli.arg("stop after this many images", 20)
     data_root: Path | None = cli.arg("folder of the data sets, by default $CERTIFY_DATA or ./data", None)
 
 
-Poison = Callable[[Sequence[int]], TrainingSet]  # how much of it each partition gets -> the training set
+Poison = Callable[[Sequence[int]], TrainingSet]  # amount of poison in each partition -> poisoned training set
 
 
 def insertions(data: TrainingSet, x: Tensor, wrong: int, ensemble: Ensemble, largest: int) -> Poison:
-    """Near copies of ``x`` labelled ``wrong`` come to the training set, at most ``largest`` in a partition."""
+    """Insert near copies of ``x`` with the label ``wrong``, at most ``largest`` in a partition."""
     copies = near_copies(x, ensemble.partitioner, largest)
 
     def poison(amounts: Sequence[int]) -> TrainingSet:
@@ -64,7 +64,7 @@ def insertions(data: TrainingSet, x: Tensor, wrong: int, ensemble: Ensemble, lar
 
 
 def flips(data: TrainingSet, x: Tensor, wrong: int, ensemble: Ensemble, label: int) -> Poison:
-    """The samples of class ``label`` nearest to ``x`` get the label ``wrong``."""
+    """Relabel the samples of class ``label`` nearest to ``x`` as ``wrong``."""
     buckets = ensemble.partitioner.assign(data[0])
     nearest = nearest_in_parts(data[0], data[1] == label, x, buckets, ensemble.size)
 
@@ -77,7 +77,7 @@ def flips(data: TrainingSet, x: Tensor, wrong: int, ensemble: Ensemble, label: i
 
 
 def predict(ensemble: Ensemble, data: TrainingSet, x: Tensor, **options: Any) -> tuple[Certified, Tensor]:
-    """Trained again: what is predicted for ``x``, and the models' rankings ``[models, B, C]``."""
+    """Train on ``data``; returns the certified prediction for ``x`` and the models' rankings ``[models, B, C]``."""
     states = ensemble.fit(ensemble.parts(data), at_once=ensemble.size)
     rankings = ensemble.rankings(states, x).long()
     return ensemble.certify(rankings, **options), rankings
@@ -100,7 +100,7 @@ def smallest_break(args: Args, ensemble: Ensemble, data: TrainingSet, x: Tensor,
     order = rankings[:, 0]  # of the classes, by model
     counts = count_votes(order[:, :1].T, ensemble.num_classes)[0]
     counts[label] = -1
-    # without any vote for another class, the one that models rank best after the label
+    # if no model votes for another class, take the one most often ranked second
     wrong = int(counts.argmax()) if counts.max() > 0 else int(order[:, 1].mode().values)
     if args.attack == "insert":
         poison = insertions(data, x, wrong, ensemble, sizes[-1])
@@ -114,7 +114,7 @@ def smallest_break(args: Args, ensemble: Ensemble, data: TrainingSet, x: Tensor,
         plan = best_plan(order[:, 0], poisoned, label, wrong, size) if ensemble.size > 1 else [size]
         after = int(predict(ensemble, poison(plan), x[None], threat=threat)[0].prediction[0])
         if after != prediction and radius >= size:
-            raise ValueError(f"an image is certified to {radius}, but broken by {size}; please report this")
+            raise ValueError(f"an image is certified up to {radius}, but was broken at {size}; please report this bug")
         if after != prediction:
             return size, radius
     return math.inf, radius
@@ -173,7 +173,10 @@ def plot(lines: list[dict[str, Any]], args: Args, path: Path) -> None:
 
 def main(args: Args) -> None:
     if not args.sizes or min(args.sizes) < 0 or args.skip < 1 or args.max < 1:
-        raise ValueError(f"sizes, skip, max: got {args.sizes}, {args.skip}, {args.max}, expected numbers of at least 1")
+        raise ValueError(
+            f"sizes, skip, max: got {args.sizes}, {args.skip}, {args.max}, expected at least one size, none negative, "
+            "and --skip and --max of at least 1"
+        )
     check_writable(args.out)
     lines = attack(args)
     print(f"{args.attack}: accuracy under attack, {args.data}, {args.partition}, {args.learner}")

@@ -1,4 +1,4 @@
-"""What the models of scripts.poisoning learn from: samples in memory, images before they were resized, features."""
+"""Training inputs of scripts.poisoning: samples in memory, images at their original sizes, features."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from certify.poisoning.features import Features, images_checksum, load_features
 from certify.poisoning.job import Job
 from scripts import cli
 
-_LARGEST = 4 << 30  # bytes of a data set in memory
+_LARGEST = 4 << 30  # maximum number of bytes of a data set in memory
 _CHUNK = 512  # images that are read together
 
 
 def in_memory(data: Dataset) -> Dataset:
-    """The data set with its images in memory: those of GTSRB, for example, are read from their files."""
+    """The data set with its images in memory; those of GTSRB, for example, are read from their files."""
     if isinstance(data.images, Tensor):
         return data
     if data.kind == "clip":
@@ -45,14 +45,14 @@ def in_memory(data: Dataset) -> Dataset:
 
 
 def classes_of(data: Dataset) -> int:
-    """The number of classes; raises if it was read from samples, each of which then changes every model."""
+    """The number of classes; raises if it was inferred from samples, as each sample could then change every model."""
     if not data.classes_known:
         kind = data.name.partition("(")[0]
         example = {"npz": "classes=10", "folder": "classes=('cat', 'dog')"}.get(kind)
         raise ValueError(
-            f"data: got {data.name}, whose classes are read from its samples, so that one poisoned sample changes all "
-            "models and nothing can be certified; "
-            + (f"say which there are: {kind}(..., {example})" if example else "use a data set with fixed classes")
+            f"data: got {data.name}, whose classes are inferred from its samples: one poisoned sample could change all "
+            "models, so nothing can be certified; "
+            + (f"specify the classes: {kind}(..., {example})" if example else "use a data set with fixed classes")
         )
     return data.num_classes
 
@@ -64,7 +64,7 @@ def images_of(data: Dataset) -> Tensor:
 
 
 def originals_of(data: Dataset) -> Iterable[Tensor] | None:
-    """Images as they were before they were resized, where the files still have them."""
+    """The images at their original sizes, if they are read from files."""
     return _originals(data.images) if isinstance(data.images, FolderImages) else None
 
 
@@ -81,17 +81,17 @@ def learned_features(features: Features, images: Tensor, path: Path, device: str
     with cli.progress() as bar:
         task = bar.add_task("features", total=len(images))
         seen = features.stored(images, path, device=device, on_batch=lambda count: bar.advance(task, count))
-        bar.update(task, completed=len(images))  # equal images are done once, stored features not at all
+        bar.update(task, completed=len(images))  # duplicates are computed once, stored features not at all
         return seen
 
 
 def features_identity(features: Features, seen: Tensor) -> dict[str, Any]:
-    """What tells features from others, as JSON values."""
+    """The identity of features, as JSON values."""
     return {"method": spec.to_text(features.method), "sha256": features.sha256, "inputs_sha256": images_checksum(seen)}
 
 
 def seen_by(job: Job, images: Tensor, path: Path, device: str) -> Tensor:
-    """What the models of a job see of images: the images, or features of them."""
+    """The inputs of a job's models: the images, or their features."""
     if not job.ensemble.learned:
         return images
     features = load_features(job.folder)
@@ -104,8 +104,8 @@ def executor_of(workers: int, ray: str | None, device: str) -> Executor:
     """Where tasks run.
 
     Args:
-        workers: processes, or processors of a Ray cluster on this machine.
-        ray: None for none; ``"local"``, or the address of a cluster.
+        workers: number of processes, or of processors of a local Ray cluster.
+        ray: None to do without Ray; ``"local"``, or the address of a cluster.
     """
     if workers < 1:
         raise ValueError(f"workers: got {workers}, expected at least 1")

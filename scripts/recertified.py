@@ -1,4 +1,4 @@
-"""Runs as they are stored, certified again from their votes, or restated for another threat model: without a model."""
+"""Stored runs: as they are, recertified from their votes, or restated for another threat model. No model is needed."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ from scripts.tables import Run, rows_of
 
 @dataclass(frozen=True)
 class Again:
-    """How stored votes of a sampled scheme are certified again; what is None stays as the run had it."""
+    """How stored votes of a sampled scheme are recertified; None keeps the run's setting."""
 
     alpha: float | None = None
     bounds: Literal["one-sided", "simultaneous"] | None = None
     interval: Literal["clopper-pearson", "randomized"] | None = None
 
 
-STORED = Again()  # the rows as they are
+STORED = Again()  # use the rows as stored
 
 
 def read_run(path: Path, again: Again = STORED, bound: str | None = None) -> Run:
-    """Rows as stored, or certified again from the stored votes.
+    """Rows as stored, or recertified from the stored votes.
 
     Args:
         path: a result folder, or a published log.
-        bound: certify again with this bound, of :meth:`~certify.runs.StoredRun.bounds`.
+        again: how to recertify; by default not at all.
+        bound: recertify with this bound, one of :meth:`~certify.runs.StoredRun.bounds`.
     """
     if not path.is_dir():
         if again != STORED:
             raise ValueError(
-                f"{path}: is a table of rows without votes; --alpha, --bounds, --interval need a run's votes"
+                f"{path}: got a table of rows without votes; --alpha, --bounds and --interval need a run's votes"
             )
         return Run(path.name, "radius", None, read_log(path), folder=str(path))
     run = StoredRun(path)
@@ -61,7 +62,7 @@ def read_run(path: Path, again: Again = STORED, bound: str | None = None) -> Run
 
 
 def top_k_runs(path: Path, every_k: Sequence[int], alpha: float | None = None) -> list[Run]:
-    """One run for each k: an image is right at radius r if its true label is certified to stay in the top k.
+    """One run for each k: an image is correct at radius r if its true label is certified to stay in the top k.
 
     Args:
         alpha: failure probability; by default that of the run.
@@ -69,11 +70,11 @@ def top_k_runs(path: Path, every_k: Sequence[int], alpha: float | None = None) -
     if not every_k:
         return []
     if not path.is_dir():
-        raise ValueError(f"{path}: top-k certificates need the stored votes of a run, got a table of rows")
+        raise ValueError(f"{path}: got a table of rows; top-k certificates need the stored votes of a run")
     run, runs = StoredRun(path), []
     for k in every_k:
         radius = run.certify_top_k(k, alpha=alpha).radius_of(run.label)
-        # votes settle which labels are predicted; ties go to the lower index
+        # predictions follow the votes; ties go to the lower index
         order = run.votes.counts.argsort(dim=1, descending=True, stable=True)[:, :k]
         predicted = torch.where((order == run.label[:, None]).any(1), run.label, order[:, 0])
         rows = {
@@ -90,19 +91,19 @@ def top_k_runs(path: Path, every_k: Sequence[int], alpha: float | None = None) -
 
 
 def known_bounds(path: Path) -> list[str]:
-    """The names of the certificates that there are for the votes of a run; none if there is but one."""
+    """The names of the alternative certificates for the votes of a run; empty if there is only one certificate."""
     return StoredRun(path).bounds() if path.is_dir() else []
 
 
 def through_norms(run: Run, p: float) -> Run:
     """A run with l1 radii, restated in lp."""
-    p = float(exact_power(p))  # the one that is certified, to the last bit
+    p = float(exact_power(p))  # exactly the p that is certified
     radius = radius_through_norms(torch.from_numpy(run.rows["radius"]), p).numpy()
     return replace(run, name=f"{run.name}, through norms", threat=str(Lp(p)), rows=run.rows | {"radius": radius})
 
 
 def in_pixels(run: Run) -> Run:
-    """A run with l2 radii, restated in numbers of pixels; any other run as it is."""
+    """A run with l2 radii, restated in numbers of pixels; any other run unchanged."""
     if run.config is None or not run.threat.startswith(str(L2())):
         return run
     channels = run.config["shape"][0]

@@ -1,9 +1,9 @@
-"""What agents achieve that need no training: the lines to compare trained agents with.
+"""Returns of agents that need no training: baselines to compare trained agents with.
 
     python -m scripts.reference_agents NoisySeek-v0 --agent greedy
     python -m scripts.reference_agents DriveSeek-v0 --agent random --gif random.gif
 
-Greedy agents go to the nearest goal; random ones act uniformly in the action space.
+Greedy agents move to the nearest goal; random agents sample uniformly from the action space.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from rl.vec_env import VectorEnvAdapter
 from scripts import cli
 from scripts.rollout import animation, play
 
-TOGETHER = 50  # environments; how the random agent's actions fall to them depends on it
+TOGETHER = 50  # environments stepped together; which random actions each one gets depends on this number
 
 
 @dataclass
 class Args:
-    """Mean return of an agent that needs no training, with its 95 % interval; if asked for, pictures of it."""
+    """Mean return of an agent that needs no training, with a 95 % confidence interval; optionally an animation."""
 
     env: Literal["DriveSeek-v0", "NoisySeek-v0"] = cli.arg("id of the environment", positional=True)
-    agent: Literal["greedy", "random"] = cli.arg("what acts", "greedy")
-    max_goals: int = cli.arg("most goals of an episode", 200)
-    episodes: int = cli.arg("to average over", 1_000)
-    seed: int = cli.arg("of the environments and the random agent", 0)
-    gif: Path | None = cli.arg("file for pictures of a few more episodes", None)
-    gif_episodes: int = cli.arg("how many", 3)
+    agent: Literal["greedy", "random"] = cli.arg("kind of agent", "greedy")
+    max_goals: int = cli.arg("maximum number of goals in an episode", 200)
+    episodes: int = cli.arg("number of episodes to average over", 1_000)
+    seed: int = cli.arg("seed of the environments and of the random agent", 0)
+    gif: Path | None = cli.arg("file for an animation of a few more episodes", None)
+    gif_episodes: int = cli.arg("number of episodes in the animation", 3)
     fps: float = cli.arg("steps shown per second", 4.0)
 
 
 @dataclass(frozen=True)
 class Agent:
-    """A policy as something that predicts, like a trained agent."""
+    """A policy with the ``predict`` method of a trained agent."""
 
     policy: reference.Policy
 
@@ -53,7 +53,7 @@ class Agent:
 
 
 def check(args: Args) -> None:
-    """Raise for arguments that give no result."""
+    """Raise for illegal arguments."""
     if args.episodes < 2:
         raise ValueError(f"episodes: got {args.episodes}, expected at least 2, for an interval")
     if args.seed < 0:

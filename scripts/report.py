@@ -1,8 +1,8 @@
-"""Make the certified-accuracy table and plot from rows on disk.
+"""Tabulate and plot certified accuracy from the rows on disk.
 
     python -m scripts.report runs/mnist-k45/test runs/mnist-k30/test --radii 0 2 4 6 8 --out runs/report
 
-What l1 certificates are worth in lp, next to certificates made for lp:
+l1 certificates restated in lp, next to certificates made for lp:
 
     python -m scripts.report runs/lp/test runs/l1/test --p 0.5
 
@@ -10,8 +10,8 @@ Other bounds or confidence levels are computed from the stored votes, without th
 
     python -m scripts.report runs/mnist-k45/test --bounds simultaneous --alpha 0.001
 
-and so are certificates that the true label stays among the k most probable ones (randomized ablation, Gaussian noise),
-in pixels, to compare the two:
+So are certificates that the true label stays in the top k (randomized ablation, Gaussian noise), here in pixels to make
+the two comparable:
 
     python -m scripts.report runs/mnist-k45/test runs/mnist-gaussian/test --top-k 1 3 --pixels
 
@@ -23,11 +23,11 @@ A published log of per-image results (the six columns of Cohen et al., with or w
 
     python -m scripts.report runs/cifar/test noise_0.50/test/sigma_0.50
 
-Accuracy under attack, of this and of other classifiers, above the certified curve; all of the images that all have:
+Accuracy under attack of this and another classifier, next to certified accuracy, on the images that all runs share:
 
     python -m scripts.report runs/w/test --attack runs/w/attack runs/clean/attack
 
-Settings against patches (s, theta) are chosen on validation images, here every second test image, by the same table;
+The same table serves to choose settings against patches (s, theta) on validation images, here every second test image;
 the other half is then certified with ``--shard 1/2``:
 
     python -m scripts.certify runs/val/s2-t03 --checkpoint runs/mnist-s2 --vote "ThresholdVote(theta=0.3)" --shard 0/2
@@ -53,42 +53,46 @@ from scripts.tables import Run, spread, table
 
 @dataclass
 class Args:
-    """Certified accuracy of one or several runs: a table on the screen, report.json and certified_accuracy.png."""
+    """Certified accuracy of one or more runs: prints a table, and writes report.json and certified_accuracy.png."""
 
     runs: list[Path] = cli.arg("result folders, or TSV files with the columns of Cohen et al.", [], positional=True)
-    attack: list[Path] | None = cli.arg("result folders of scripts.attack: accuracy under attack, too", None)
+    attack: list[Path] | None = cli.arg("result folders of scripts.attack, to report accuracy under attack, too", None)
     out: Path | None = cli.arg("folder for report.json and the plot, by default that of the first attack or run", None)
-    radii: list[float] | None = cli.arg("radii of the table, by default spread over the certified ones", None)
+    radii: list[float] | None = cli.arg("radii of the table, by default spread over the certified range", None)
     alpha: float | None = cli.arg(
-        "certify the stored votes again at this failure probability; settle on one value before looking, the best of "
-        "several is not covered by it",
+        "recertify the stored votes at this failure probability; choose one value before looking at results, as it "
+        "does not cover the best of several",
         None,
     )
-    bounds: Literal["one-sided", "simultaneous"] | None = cli.arg("certify again with these, likewise", None)
-    interval: Literal["clopper-pearson", "randomized"] | None = cli.arg("certify again with these, likewise", None)
+    bounds: Literal["one-sided", "simultaneous"] | None = cli.arg("recertify with these bounds; same caution", None)
+    interval: Literal["clopper-pearson", "randomized"] | None = cli.arg(
+        "recertify with this confidence interval; same caution", None
+    )
     top_k: list[int] | None = cli.arg(
-        "also certified top-k accuracy for these k, from the stored votes of randomized ablation or Gaussian noise",
+        "also report certified top-k accuracy for these k, from stored votes of randomized ablation or Gaussian noise",
         None,
     )
-    p: float | None = cli.arg("restate l1 radii in lp for this p, through norm inequalities (Eqs. 4.25, 4.26)", None)
+    p: float | None = cli.arg("restate l1 radii in lp for this p, by norm inequalities (Eqs. 4.25, 4.26)", None)
     pixels: bool = cli.arg("restate l2 radii as numbers of pixels, all channels of which may change", False)
-    patch: list[str] | None = cli.arg("also certified accuracy against patches of these sizes, such as 5 3x7", None)
+    patch: list[str] | None = cli.arg(
+        "also report certified accuracy against patches of these sizes, such as 5 3x7", None
+    )
     bound: list[Literal["location", "published", "tight", "box", "proven", "printed"]] | None = cli.arg(
-        "certificates from the stored votes: location or published against patches (default: location), tight or "
-        "published of Laplace noise against Wasserstein perturbations and box or published of uniform noise (default: "
-        "the scheme's), proven or printed of Smooth-Reduce with noise on patches (printed ones are not certified)",
+        "certificates to compute from the stored votes: location or published (patches; default: location), tight or "
+        "published (Wasserstein, Laplace noise), box or published (uniform noise), both by default the scheme's, or "
+        "proven or printed (Smooth-Reduce with noise on patches; printed ones are not certified)",
         None,
     )
     rho: float = cli.arg("failure probability of the bound for the whole data set", 0.001)
 
 
 def patch_bounds(args: Args) -> list[Literal["location", "published"]]:
-    """The bounds that are asked for, of those against patches; by default the one per location."""
+    """The requested bounds against patches; by default the one per location."""
     return [bound for bound in args.bound or () if bound in ("location", "published")] or ["location"]
 
 
 def again_of(args: Args) -> Again:
-    """How votes are certified again, if at all."""
+    """How votes are recertified, if at all."""
     return Again(args.alpha, args.bounds, args.interval)
 
 
@@ -109,8 +113,9 @@ def read_groups(args: Args, runs: dict[Path, Run]) -> dict[str, list[Run]]:
             groups.setdefault(each.threat, []).append(each)
     if args.bound and not restated["bound"]:
         raise ValueError(
-            f"bound: got {' '.join(args.bound)}, but no run has several: those against patches or Wasserstein "
-            "perturbations have, uniform noise, and Smooth-Reduce with noise on patches; --bounds is another option"
+            f"bound: got {' '.join(args.bound)}, but no run has alternative certificates: only runs against patches or "
+            "Wasserstein perturbations, with uniform noise, or of Smooth-Reduce with noise on patches have them "
+            "(--bounds is a different option); leave it out"
         )
     for name, used, text in (
         ("p", args.p is not None, "from l1, in lp"),
@@ -122,7 +127,7 @@ def read_groups(args: Args, runs: dict[Path, Run]) -> dict[str, list[Run]]:
 
 
 def read_attacks(args: Args, groups: dict[str, list[Run]]) -> dict[str, list[attacked.AttackRun]]:
-    """All attacks, by threat model. The runs that they are compared with are cut down to the images that all have."""
+    """All attacks, by threat model. These and the runs they are compared with are restricted to their common images."""
     found: dict[str, list[attacked.AttackRun]] = {}
     for attack in map(attacked.read_attack, args.attack or ()):
         found.setdefault(attack.threat, []).append(attack)
@@ -137,7 +142,7 @@ def read_attacks(args: Args, groups: dict[str, list[Run]]) -> dict[str, list[att
 
 
 def patch_lines(args: Args, runs: dict[Path, Run]) -> list[patches.PatchAccuracy]:
-    """What --patch asks for."""
+    """The results that --patch requests."""
     sizes = [patches.parse_size(text) for text in args.patch or ()]
     if not sizes:
         return []
@@ -150,7 +155,7 @@ def main(args: Args) -> None:
         raise ValueError(f"radii: got {args.radii}, expected finite numbers, at least 0")
     folders = [*(args.attack or ()), *args.runs]
     if not folders:
-        raise ValueError("runs: got none, expected result folders")
+        raise ValueError("runs: got none, expected one or more result folders")
     stored = {path: recertified.read_run(path, again_of(args)) for path in args.runs}
     groups = read_groups(args, stored)
     attacks = read_attacks(args, groups)

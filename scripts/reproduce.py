@@ -1,16 +1,16 @@
-"""Every experiment of the papers by name: published numbers, the commands that make ours, and both side by side.
+"""Every experiment of the papers by name: published numbers, the commands that reproduce them, and our results.
 
     python -m scripts.reproduce list                        # all tables and curves
-    python -m scripts.reproduce list patch --chapter 6      # those of a chapter or about something
+    python -m scripts.reproduce list patch --chapter 6      # those of a chapter or about a topic
     python -m scripts.reproduce show table-6.1              # published numbers, ours, and the commands
     python -m scripts.reproduce run table-6.1 --budget smoke
     python -m scripts.reproduce run table-6.1 --budget cpu --remark "A quarter of the epochs"
     python -m scripts.reproduce document                    # RESULTS.md from all results
 
-Budgets: ``smoke`` takes seconds on embedded data and shows that everything works, ``cpu`` minutes to hours on two
-cores, ``full`` is the published setting. ``run`` leaves models and rows in runs/reproduce, does nothing twice, and goes
-on where it was stopped; what data or GPU it lacks it says before it starts. What it finds is kept in
-reproduction/results, except for smoke; ``collect`` makes that file again from the rows on disk, after a change of the
+Budgets: ``smoke`` takes seconds on embedded data and shows that everything works, ``cpu`` takes minutes to hours on two
+cores, ``full`` is the published setting. ``run`` keeps models and rows in runs/reproduce, does nothing twice, continues
+where it was interrupted, and reports missing data or a missing GPU before it starts. Results are stored in
+reproduction/results, except those of smoke runs; ``collect`` rebuilds them from the rows on disk after a change of the
 entry.
 """
 
@@ -40,25 +40,25 @@ WIDTH = 118
 class Args:
     """The experiments of the papers: list them, show one, run one, collect its numbers, write RESULTS.md."""
 
-    step: Literal["list", "show", "run", "collect", "document"] = cli.arg("what to do", positional=True)
+    step: Literal["list", "show", "run", "collect", "document"] = cli.arg("step to run", positional=True)
     names: list[str] = cli.arg(
-        "entries such as table-6.1, or 6.2 if only one ends so; of list, words of title, source, setting or runs"
-        " (list, show, run, collect)",
+        "entries such as table-6.1, or 6.2 if only one ends in it; for list, words to find in title, source, setting "
+        "or runs (list, show, run, collect)",
         [],
         positional=True,
     )
-    budget: Literal["smoke", "cpu", "full"] | None = cli.arg("how much to do (run, collect)", None)
-    chapter: str | None = cli.arg("only of this one: 6, E, topk, smooth-reduce (list)", None)
-    only: list[str] | None = cli.arg("only these runs of the entries, such as one for which there is data (run)", None)
-    remark: str | None = cli.arg("why the numbers differ from the published ones; kept with them (run, collect)", None)
+    budget: Literal["smoke", "cpu", "full"] | None = cli.arg("how much to compute (run, collect)", None)
+    chapter: str | None = cli.arg("only this chapter, such as 6, E, topk or smooth-reduce (list)", None)
+    only: list[str] | None = cli.arg("only these runs of the entries, such as those whose data you have (run)", None)
+    remark: str | None = cli.arg("why our numbers differ from the published; stored with them (run, collect)", None)
     runs: Path = cli.arg("folder of models and rows (show, run, collect)", running.RUNS)
-    results: Path = cli.arg("folder of the results that are kept", results.RESULTS)
+    results: Path = cli.arg("folder of the stored results", results.RESULTS)
     entries: Path = cli.arg("folder of the catalogue", ENTRIES)
     out: Path = cli.arg("file to write (document)", document.PATH)
 
 
 def find(catalogue: Catalogue, name: str) -> Entry:
-    """The entry of this name, in large or small letters, or the only one that ends so: 6.2 is table-6.2."""
+    """The entry of this name, case-insensitively, or the only one that ends in it: 6.2 is table-6.2."""
     by_name = {known.lower(): entry for known, entry in catalogue.entries.items()}
     if name.lower() in by_name:
         return by_name[name.lower()]
@@ -68,14 +68,14 @@ def find(catalogue: Catalogue, name: str) -> Entry:
     if ending:
         raise ValueError(f"names: got {name!r}, expected one of {', '.join(by_name[known].name for known in ending)}")
     close = difflib.get_close_matches(name.lower(), by_name, n=3, cutoff=0.5)
-    hint = f"; close are {', '.join(close)}" if close else ""
-    raise ValueError(f"names: got {name!r}, which is no entry{hint}. See python -m scripts.reproduce list")
+    hint = f" such as {', '.join(close)}" if close else ""
+    raise ValueError(f"names: got {name!r}, expected an entry{hint}; run 'python -m scripts.reproduce list'")
 
 
 def chosen(catalogue: Catalogue, args: Args) -> list[Entry]:
     """The entries that were named, each once."""
     if not args.names:
-        raise ValueError(f"names: got none, expected entries to {args.step}; see python -m scripts.reproduce list")
+        raise ValueError(f"names: got none, expected entries to {args.step}; run 'python -m scripts.reproduce list'")
     return list({entry.name: entry for entry in (find(catalogue, name) for name in args.names)}.values())
 
 
@@ -92,7 +92,7 @@ def show_list(catalogue: Catalogue, args: Args) -> None:
     found = [entry for entry in catalogue.entries.values() if matches(entry, args)]
     if not found:
         chapters = ", ".join(dict.fromkeys(entry.chapter for entry in catalogue.entries.values()))
-        raise ValueError(f"list: no entry is like that; chapters are {chapters}")
+        raise ValueError(f"list: no entry matches; use fewer words, or one of the chapters {chapters}")
     name, title = (max(len(getattr(entry, key)) for entry in found) for key in ("name", "title"))
     title = min(title, 64)
     chapter = None
@@ -109,7 +109,7 @@ def show_list(catalogue: Catalogue, args: Args) -> None:
 
 
 def known_results(catalogue: Catalogue, entry: Entry, args: Args) -> dict[str, Result]:
-    """Results by budget: from rows on disk if they have all that is kept, else as they are kept."""
+    """Results by budget: from rows on disk if these cover everything stored, otherwise as stored."""
     found: dict[str, Result] = {}
     kept = results.read_all(catalogue, args.results).get(entry.name, {})
     for budget in results.KEPT:
@@ -128,23 +128,23 @@ def print_entry(entry: Entry, found: dict[str, Result]) -> None:
         if text:
             print(textwrap.fill(text, WIDTH))
     published = any(row.published for row in entry.rows)
-    ours = "ours where it says here" if found else "ours are not known yet"
+    ours = "ours in the lines marked 'here'" if found else "no results of ours yet"
     print(f"\n{'Published numbers' if published else 'No number is published'}; {ours}:")
     print(f"{text_table(entry, found)}\n")
     if found:
-        print("[low, high]: 95 % over images or seeds; *: the published number is outside of it")
+        print("[low, high]: 95 % interval over images or seeds; *: the published number is outside")
     remarks = (f"Why {budget} differs: {sentence(r.remark)}" for budget, r in found.items() if r.remark)
     for note in (*footnotes(found), *remarks):
         print(textwrap.fill(note, WIDTH))
 
 
 def print_commands(catalogue: Catalogue, entry: Entry, args: Args) -> None:
-    """What each budget runs."""
+    """The commands of each budget."""
     for budget in catalogue.budgets(entry):
         minutes = minutes_of(catalogue, entry.runs, budget)
         cost = "" if minutes is None else f", about {minutes:g} core-minutes"
         needs = f", needs {', '.join(entry.needs)}" if budget == "full" and entry.needs else ""
-        print(f"\n{budget}{cost}{needs}: python -m scripts.reproduce run {entry.name} --budget {budget}, which is")
+        print(f"\n{budget}{cost}{needs}: python -m scripts.reproduce run {entry.name} --budget {budget} runs")
         for run in results.runs_of(catalogue, entry, budget):
             for text in reductions(run, budget, entry.results(run)) if budget == "cpu" else ():
                 print(textwrap.fill(text, WIDTH, initial_indent="  # ", subsequent_indent="  #     "))
@@ -157,7 +157,7 @@ def show(catalogue: Catalogue, args: Args) -> None:
         print("\n" if i else "", end="")
         print_entry(entry, known_results(catalogue, entry, args))
         if not entry.runs:
-            print("No run is made for it: these are published numbers only.")
+            print("This entry has published numbers only, and no runs.")
         print_commands(catalogue, entry, args)
 
 
@@ -168,7 +168,7 @@ def needed_budget(args: Args) -> str:
 
 
 def collect(catalogue: Catalogue, args: Args) -> None:
-    """Print what the rows on disk say, and keep it."""
+    """Compute results from the rows on disk, print and store them."""
     budget = needed_budget(args)
     for entry in chosen(catalogue, args):
         path = results.path_of(entry.name, budget, args.results)
@@ -181,18 +181,18 @@ def collect(catalogue: Catalogue, args: Args) -> None:
         print_entry(entry, {budget: found})
         others = [name for name in found.runs if name not in here.runs]
         if others:
-            print(f"not on this disk, and so as kept before: {', '.join(others)}")
+            print(f"not on this disk, kept as stored before: {', '.join(others)}")
         missing = [run.name for run in results.runs_of(catalogue, entry, budget) if run.name not in found.runs]
         if missing:
-            print(f"not finished, and so not in it: {', '.join(missing)}")
+            print(f"not finished, therefore not included: {', '.join(missing)}")
         if budget in results.KEPT:
-            print(f"wrote {results.write(found, args.results)}; the step document puts it into RESULTS.md")
+            print(f"wrote {results.write(found, args.results)}; the step document adds it to RESULTS.md")
         else:
-            print("a smoke run says nothing of the method; its numbers are not kept")
+            print("a smoke run says nothing about the method; its numbers are not stored")
 
 
 def check_nothing_is_missing(work: list[Run], budget: str, root: Path) -> None:
-    """Raise, before hours of computing, if a run lacks data or a GPU; all that is missing is told at once."""
+    """Raise, before hours of computing, if runs lack data or a GPU; everything missing is reported at once."""
     lacking: dict[str, list[str]] = {}
     for each in work:
         for text in running.missing(each, budget, root):
@@ -203,12 +203,12 @@ def check_nothing_is_missing(work: list[Run], budget: str, root: Path) -> None:
     done = {each.name for each in results.finished(work, budget, root)}
     able = [each.name for each in work if each.name not in waiting | done]
     lines = [f"  {text} (for {', '.join(names)})" for text, names in lacking.items()]
-    rest = f"the other runs can be done: --only {' '.join(able)}" if able else "no other run is left to do"
-    raise ValueError("\n".join(["run: nothing was started, this is missing:", *lines, rest]))
+    rest = f"the other runs are possible: --only {' '.join(able)}" if able else "no other run is left to do"
+    raise ValueError("\n".join(["run: nothing was started, because this is missing:", *lines, rest]))
 
 
 def run(catalogue: Catalogue, args: Args) -> None:
-    """Do what is left of all runs of the entries, and collect."""
+    """Finish all runs of the entries, and collect their results."""
     budget = needed_budget(args)
     entries = chosen(catalogue, args)
     work = {r.name: r for entry in entries for r in results.runs_of(catalogue, entry, budget)}
@@ -222,10 +222,10 @@ def run(catalogue: Catalogue, args: Args) -> None:
         try:
             folder = running.run_commands(each, budget, args.runs)
         except KeyboardInterrupt:
-            print("\ninterrupted; the same command goes on with what is left", file=sys.stderr)
+            print("\ninterrupted; run the same command again to continue", file=sys.stderr)
             sys.exit(130)
         minutes = (time.perf_counter() - started) / 60
-        print(f"[{each.name}, {budget}] {folder} is finished, after {minutes:.1f} minutes\n")
+        print(f"[{each.name}, {budget}] {folder} finished after {minutes:.1f} minutes\n")
     used = [entry.name for entry in entries if any(each.name in entry.runs for each in asked)]  # less with --only
     collect(catalogue, replace(args, names=used))
 

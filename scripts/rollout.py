@@ -1,8 +1,8 @@
-"""Watch a trained agent: some episodes as an animated GIF.
+"""Watch a trained agent: a few episodes as an animated GIF.
 
     python -m scripts.rollout runs/seek20-reengage/seed-0 --episodes 3
 
-The agent is the one of the last checkpoint, and acts deterministically.
+The agent is taken from the last checkpoint, and acts deterministically.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from rl.training import STATE
 from scripts import cli
 from scripts.goal_training import read_configuration
 
-LAST = 4  # frames for which the end of an episode stays
+LAST = 4  # number of frames for which the last state of an episode is shown
 
 
 @dataclass
 class Args:
-    """Let a trained agent act: an animated GIF of its episodes, and what each of them came to."""
+    """Run a trained agent: writes an animated GIF of its episodes, and prints the return of each."""
 
     run: Path = cli.arg("folder of one seed of a training run, such as RUN/seed-0", positional=True)
-    episodes: int = cli.arg("episodes to show", 3)
-    out: Path | None = cli.arg("file of the pictures, by default rollout.gif in the run", None)
-    seed: int = cli.arg("of the first episode's environment", 0)
+    episodes: int = cli.arg("number of episodes to show", 3)
+    out: Path | None = cli.arg("file of the animation, by default rollout.gif in the run's folder", None)
+    seed: int = cli.arg("seed of the environment, set at the first episode", 0)
     fps: float = cli.arg("steps shown per second", 4.0)
 
 
@@ -42,8 +42,9 @@ class Episode:
     """What happened in one episode.
 
     Attributes:
-        frames: pictures ``[height, width, 3]``, of the first state and after each step.
-        success: None where the environment does not know success.
+        frames: images ``[height, width, 3]`` of the initial state and after each step.
+        rewards: reward of each step.
+        success: None if the environment does not report success.
     """
 
     frames: list[NDArray[Any]] = field(default_factory=list)
@@ -52,12 +53,12 @@ class Episode:
 
 
 def check(args: Args) -> Path:
-    """The file to write; ``ValueError`` for arguments that give no pictures."""
+    """The file to write; raises ``ValueError`` for illegal arguments."""
     if args.episodes < 1:
         raise ValueError(f"episodes: got {args.episodes}, expected at least 1")
     if args.seed < 0:
         raise ValueError(f"seed: got {args.seed}, expected at least 0")
-    if not 0 < args.fps <= 50:  # the format counts hundredths of a second, and viewers slow down what is below two
+    if not 0 < args.fps <= 50:  # GIF delays are in hundredths of a second, and viewers slow down delays below two
         raise ValueError(f"fps: got {args.fps}, expected above 0, at most 50")
     out = args.out or args.run / "rollout.gif"
     if out.suffix.lower() != ".gif":
@@ -69,7 +70,7 @@ def play(model: Any, env: gymnasium.Env[Any, Any], seed: int | None) -> Episode:
     """One episode of an environment that renders arrays, with the deterministic actions of ``model``.
 
     Args:
-        seed: of the environment; None goes on with its random numbers.
+        seed: of the environment; None continues its random stream.
     """
     episode, done = Episode(), False
     observation, _ = env.reset(seed=seed)
@@ -85,7 +86,7 @@ def play(model: Any, env: gymnasium.Env[Any, Any], seed: int | None) -> Episode:
 
 
 def animation(episodes: list[Episode], fps: float) -> bytes:
-    """A GIF that repeats; the end of each episode stays for a while."""
+    """A looping GIF; the last state of each episode is shown for a while."""
     images = [Image.fromarray(frame) for episode in episodes for frame in episode.frames]
     steps = [LAST if frame is episode.frames[-1] else 1 for episode in episodes for frame in episode.frames]
     data = io.BytesIO()
@@ -95,16 +96,16 @@ def animation(episodes: list[Episode], fps: float) -> bytes:
 
 
 def check_rendering(env: gymnasium.Env[Any, Any]) -> None:
-    """Raise if ``env`` makes no pictures here: simulations need a way to draw without a screen."""
+    """Raise if ``env`` cannot render here: simulations need a way to render without a display."""
     env.reset(seed=0)
     try:
         env.render()
-    except Exception as error:  # what it is depends on the version and on the system's graphics
+    except Exception as error:  # its type depends on the version and on the system's graphics
         if not hasattr(env.unwrapped, "mujoco_renderer"):
             raise
         raise ValueError(
-            f"pictures: MuJoCo cannot draw here ({error}); set the environment variable MUJOCO_GL to egl (graphics "
-            "card or Mesa) or osmesa (software) before the command"
+            f"pictures: MuJoCo cannot render here ({error}); set the environment variable MUJOCO_GL to egl (graphics "
+            "card or Mesa) or osmesa (software)"
         ) from error
 
 

@@ -1,10 +1,10 @@
-"""Choose how copies vote against patches, and which checkpoint to use, on validation images.
+"""Choose the vote rule against patches, and the checkpoint, on validation images.
 
     python -m scripts.select_vote runs/mnist-s2 runs/mnist-s3 --patch 5 --votes top1 theta=0.2 theta=0.3 theta=0.4
 
-Every second image, ``--shard 0/2``, is for validation. The other half stays for the numbers that are reported: the
-command printed at the end certifies ``--shard 1/2`` with what was chosen. Each checkpoint classifies the copies of an
-image once, for all votes.
+Every second image (``--shard 0/2``) is used for validation. The other half is reserved for the reported numbers: the
+command printed at the end certifies ``--shard 1/2`` with the chosen settings. Each checkpoint classifies the copies of
+an image once, for all vote rules.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from scripts import classifier_runs, cli, patches
 
 @dataclass
 class Args:
-    """Certified accuracy on validation images for several ways to vote, and the best of them."""
+    """Certified accuracy on validation images for several vote rules, and the best of them."""
 
     checkpoints: list[Path] = cli.arg(
-        "base classifiers trained against patches, such as one per width", positional=True
+        "base classifiers trained against patches, such as one per band width", positional=True
     )
     votes: list[str] = cli.arg("top1, or theta=... for a threshold", ["top1", "theta=0.2", "theta=0.3", "theta=0.4"])
     patch: str = cli.arg("size of the patch, such as 5 or 3x7", "5")
-    bound: Literal["location", "published"] = cli.arg("certificate", "location")
+    bound: Literal["location", "published"] = cli.arg("certificate to use", "location")
     skip: int = cli.arg("take every N-th image", 1)
     max: int | None = cli.arg("stop after this many images", None)
-    shard: str = cli.arg("i/n: validate on part i (from 0) of n of the test images; others are reported", "0/2")
-    batch_size: int | None = cli.arg("copies per forward pass, by default from the model's size", None)
+    shard: str = cli.arg("i/n: validate on part i (from 0) of n of the test images; report on others", "0/2")
+    batch_size: int | None = cli.arg("copies per forward pass, by default chosen by the model's size", None)
     device: str = cli.arg("cpu, cuda, ...", "cpu")
     data_root: Path | None = cli.arg("folder of the data sets, by default $CERTIFY_DATA or ./data", None)
 
@@ -56,7 +56,7 @@ class Repeated(nn.Module):
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Several vote rules, each on its own part of the scores: bool ``[N, rules * classes]``."""
+    """Several vote rules, each applied to its own part of the scores: bool ``[N, rules * classes]``."""
 
     rules: tuple[VoteRule, ...]
 
@@ -69,14 +69,14 @@ class SideBySide:
 
 
 def rule_text(text: str) -> str:
-    """``top1`` and ``theta=0.3`` as ``--vote`` takes them; such texts themselves may be given, too."""
+    """``top1`` or ``theta=0.3`` as a text for ``--vote``; any other text is returned unchanged."""
     if text == "top1":
         return "argmax"
     return f"ThresholdVote({text})" if text.startswith("theta=") else text
 
 
 def votes_of_all(smoothed: Smoothed, rules: tuple[VoteRule, ...], x: Tensor) -> list[Tensor]:
-    """For each rule the votes copy by copy, bool ``[B, copies, classes]``, from one pass over the copies."""
+    """For each rule, the votes copy by copy, bool ``[B, copies, classes]``, from one pass over the copies."""
     engine = smoothed.engine
     assert isinstance(engine.base_classifier, nn.Module)
     joint = VoteEngine(
@@ -90,7 +90,7 @@ def votes_of_all(smoothed: Smoothed, rules: tuple[VoteRule, ...], x: Tensor) -> 
 
 
 def lines_of(checkpoint: Path, args: Args) -> list[patches.PatchAccuracy]:
-    """What one checkpoint certifies on the validation images, one line per vote."""
+    """What one checkpoint certifies on the validation images, one entry per vote rule."""
     texts = [rule_text(text) for text in args.votes]
     rules, size = tuple(map(spec.parse_vote, texts)), patches.parse_size(args.patch)
     shared = ("skip", "max", "shard", "batch_size", "device", "data_root")
@@ -98,7 +98,7 @@ def lines_of(checkpoint: Path, args: Args) -> list[patches.PatchAccuracy]:
     smoothed, _, data = classifier_runs.build(build)
     scheme = smoothed.scheme
     if not isinstance(scheme, StructuredAblation):
-        raise ValueError(f"{checkpoint}: was trained with {scheme}, expected a scheme against patches")
+        raise ValueError(f"{checkpoint}: was trained with {scheme}, expected band or block ablation")
     indices = classifier_runs.select(len(data), build)
     step = max(1, 4096 // scheme.num_copies(data.shape))
     right, held = torch.zeros(len(rules)), torch.zeros(len(rules))
@@ -124,7 +124,7 @@ def lines_of(checkpoint: Path, args: Args) -> list[patches.PatchAccuracy]:
 
 
 def reporting(args: Args, checkpoint: Path, text: str) -> str:
-    """The command that certifies the next part of the test images, none of which is among those of ``args``."""
+    """The command that certifies the next part of the test images, which is disjoint from that of ``args``."""
     part, parts = classifier_runs.parse_shard(args.shard)
     words = ["python", "-m", "scripts.certify", "OUT", "--checkpoint", str(checkpoint), "--vote", text]
     words += [] if args.skip == 1 else ["--skip", str(args.skip)]
@@ -134,15 +134,15 @@ def reporting(args: Args, checkpoint: Path, text: str) -> str:
 def check(args: Args) -> None:
     """Raise unless the options are legal and the checkpoints can be compared."""
     if classifier_runs.parse_shard(args.shard)[1] == 1:
-        raise ValueError(f"shard: got {args.shard}, which leaves no test images to report; validate on a part, as 0/2")
+        raise ValueError(f"shard: got {args.shard}, which leaves no test images to report on; use a part, such as 0/2")
     if len(set(args.votes)) < len(args.votes) or not args.votes:
-        raise ValueError(f"votes: got {args.votes}, expected different ones, at least one")
+        raise ValueError(f"votes: got {args.votes}, expected one or more distinct vote rules")
     for text in args.votes:
         spec.parse_vote(rule_text(text))
     patches.parse_size(args.patch)
     names = {load_checkpoint(path)[1].dataset for path in args.checkpoints}
     if len(names) > 1:
-        raise ValueError(f"checkpoints: got some trained on {' and on '.join(sorted(names))}, expected one data set")
+        raise ValueError(f"checkpoints: got models trained on {' and on '.join(sorted(names))}, expected one data set")
 
 
 def main(args: Args) -> None:
@@ -153,7 +153,8 @@ def main(args: Args) -> None:
     path, text = settings[lines.index(patches.best(lines, 0))]
     part, parts = classifier_runs.parse_shard(args.shard)
     print(
-        f"chosen on {lines[0].images} validation images, part {part} of {parts} of the test images; to report others:"
+        f"chosen on {lines[0].images} validation images (part {part} of {parts} of the test images); to report on "
+        "others, run"
     )
     print(f"  {reporting(args, path, text)}")
 

@@ -1,4 +1,4 @@
-"""Tables of certified accuracy: what scripts.report and scripts.compare say of rows. Plots are in scripts.curves."""
+"""Tables of certified accuracy, for scripts.report and scripts.compare. Plots are in scripts.curves."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from certify.threats import NOT_CERTIFIED
 
 @dataclass(frozen=True)
 class Run:
-    """A run's rows and what is known about it."""
+    """A run's rows and metadata."""
 
     name: str
     threat: str
     alpha: float | None  # None: exact certificates
     rows: dict[str, np.ndarray]
     top_k: int | None = None  # None: certificates of the prediction
-    until: str | None = None  # the question that sequential sampling settled
+    until: str | None = None  # the question that sequential sampling answered
     config: dict[str, Any] | None = None  # of a result folder
-    folder: str | None = None  # or the table that was read
+    folder: str | None = None  # result folder, or file with the table of rows
 
     @property
     def guaranteed(self) -> bool:
@@ -55,7 +55,7 @@ class Run:
         }
         if summary["median_certified_robustness"] == -math.inf:
             summary["median_certified_robustness"] = None
-        if self.until is not None:  # sampling stopped when its question was settled: nothing else was found out
+        if self.until is not None:  # sampling stopped when its question was answered, and determined nothing else
             for key in ("clean_accuracy", "median_certified_robustness", "average_certified_radius"):
                 summary[key] = None
             summary["abstained"] = summary["certificates_abstained"] = None
@@ -68,7 +68,7 @@ class Run:
 
 
 def rows_of(stored: StoredVotes, result: Certified) -> dict[str, np.ndarray]:
-    """The rows of a run whose stored votes were certified again."""
+    """The rows of a run whose stored votes were recertified."""
     votes = stored.votes
     return {
         "idx": stored.idx.numpy(),
@@ -81,7 +81,7 @@ def rows_of(stored: StoredVotes, result: Certified) -> dict[str, np.ndarray]:
 
 
 def spread(values: Sequence[np.ndarray]) -> list[float]:
-    """About eight round radii from 0 to the largest of these."""
+    """About eight round radii from 0 up to the largest of ``values``."""
     top = max(float(each.max(initial=0)) for each in values)
     if top <= 0:
         return [0.0]
@@ -94,25 +94,25 @@ def spread(values: Sequence[np.ndarray]) -> list[float]:
 
 
 def percent(share: float) -> str:
-    """Rounded down to two digits; the tiny excess lets 0.35 be 35.00 %."""
+    """A percentage rounded down to two decimals; the tiny offset lets 0.35 print as 35.00%."""
     return f"{math.floor(share * 10_000 + 1e-6) / 100:.2f}%"
 
 
 def percent_above(share: float) -> str:
-    """Rounded up to two digits, for upper bounds and what is bad."""
+    """A percentage rounded up to two decimals, for upper bounds and for quantities that should be low."""
     return f"{math.ceil(share * 10_000 - 1e-6) / 100:.2f}%"
 
 
 def radius_text(value: float) -> str:
-    """Rounded down to four decimals, or to three significant digits where those are more."""
+    """A radius rounded down to four decimals, or to three significant digits if that is more precise."""
     digits = 4 if value <= 0 else max(4, 2 - math.floor(math.log10(value)))
     return floor_text(value, min(digits, 12))
 
 
 def aligned(head: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """Plain text: a head, then each line's name above its cells, which stand below those of the head.
+    """Plain text: a header, then each line's name, and below it the cells, aligned with the header.
 
-    A line with an empty name belongs to the one before.
+    A line with an empty name continues the previous one.
     """
     widths = [max(len(head[i]), *(len(cells[i]) for _, cells in lines)) for i in range(len(head))]
     text = ["  " + "  ".join(h.rjust(w) for h, w in zip(head, widths, strict=True))]
@@ -123,12 +123,12 @@ def aligned(head: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]]) -> 
 
 
 def what(*, guaranteed: bool) -> str:
-    """The word for accuracy at a radius, which says whether radii are certificates."""
+    """The adjective for accuracy at a radius, depending on whether the radii are certificates."""
     return "certified" if guaranteed else "CLAIMED"
 
 
 def table(summaries: list[dict[str, Any]], rho: float) -> str:
-    """Plain text, one line per run; everything is rounded to its worse side, abstentions up and all else down."""
+    """Plain text, one line per run; everything is rounded conservatively, abstentions up and all else down."""
     radii = summaries[0]["radii"]
     head = ["images", "clean", "abstain", "median", "ACR", *(f"r={radius_text(r)}" for r in radii)]
     lines = []
@@ -145,7 +145,7 @@ def table(summaries: list[dict[str, Any]], rho: float) -> str:
         lines.append((s["name"], cells))
         if "certified_accuracy_high_probability" in s:
             bound = [percent(value) for value in s["certified_accuracy_high_probability"]]
-            lines.append((f"  all images at once with probability {1 - rho:g}", [""] * 5 + bound))
+            lines.append((f"  for all images at once, with probability {1 - rho:g}", [""] * 5 + bound))
     kind = what(guaranteed=summaries[0]["guaranteed"])
     title = f"{kind} accuracy at radius r, {summaries[0]['threat']} (clean, abstain: of the prediction)"
     return f"{title}\n{aligned(head, lines)}"

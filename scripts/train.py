@@ -5,13 +5,13 @@ The published setting of randomized ablation on MNIST, for example:
     python -m scripts.train runs/mnist-k45 --data mnist --model mnist_cnn --scheme "RandomizedAblation(keep=45)" \\
         --epochs 400 --lr 0.01 --schedule half_steps --weight-decay 0 --noise batch --plain-momentum
 
-and that of stability training in the l1 experiments on CIFAR-10:
+Stability training, as in the l1 experiments on CIFAR-10:
 
     python -m scripts.train runs/cifar-stability --data cifar10 --model wide_resnet40_2 --loss stability \\
         --scheme "DeterministicSplittingNoise.from_sigma(0.75)" --epochs 120 --batch-size 64 --schedule cosine \\
         --augment --normalize images
 
-Base models for l2 certificates, SmoothAdv with 8 copies of each image and MACER close to its published setting:
+Base models for l2 certificates: SmoothAdv with 8 copies of each image, and MACER close to its published setting:
 
     python -m scripts.train runs/cifar-smoothadv --data cifar10 --model resnet110 --loss smoothadv \\
         --scheme "GaussianNoise(sigma=0.5)" --noise-samples 8 --epsilon 0.5 --attack-steps 10 --epochs 150 \\
@@ -53,52 +53,52 @@ class Args:
         "digits",
     )
     model: str = cli.arg(
-        "mnist_cnn, resnet18, resnet50, resnet110, wide_resnet40_2, network_in_network; of point clouds pointnet, "
-        "pointnet_basic or pointnet_small; of clips cnn3d; partition_mlp, one network for each copy of a "
-        "DeterministicAblation; one of your own, see --import",
+        "mnist_cnn, resnet18, resnet50, resnet110, wide_resnet40_2, network_in_network; for point clouds pointnet, "
+        "pointnet_basic or pointnet_small; for clips cnn3d; partition_mlp, which has one network for each copy of a "
+        "DeterministicAblation; or one of your own, see --import",
         "mnist_cnn",
     )
     epochs: int = cli.arg("passes over the training set", 30)
     batch_size: int = cli.arg("images per update", 128)
     lr: float = cli.arg("peak learning rate", 0.1)
     schedule: str = cli.arg("constant, cosine, half_steps, third_steps, imagenet_steps or one_cycle", "one_cycle")
-    momentum: float = cli.arg("of SGD", 0.9)
-    plain_momentum: bool = cli.arg("momentum without Nesterov's correction", False)
+    momentum: float = cli.arg("momentum of SGD", 0.9)
+    plain_momentum: bool = cli.arg("plain momentum instead of Nesterov's", False)
     weight_decay: float = cli.arg("l2 penalty", 1e-4)
-    noise: Literal["sample", "batch"] = cli.arg("one draw of noise per image, or one shared in a minibatch", "sample")
-    augment: bool = cli.arg("random crops and flips; of point clouds, turns and jitter", False)
+    noise: Literal["sample", "batch"] = cli.arg("one noise sample per image, or one shared by a minibatch", "sample")
+    augment: bool = cli.arg("random crops and flips; for point clouds, rotations and jitter", False)
     normalize: Literal["none", "images", "copies"] = cli.arg(
         "normalize inside the model, by the channel statistics of the training images or of the scheme's copies", "none"
     )
-    mean: list[float] = cli.arg("normalize images by these numbers, one for each channel, in place of --normalize", [])
-    std: list[float] = cli.arg("likewise", [])
+    mean: list[float] = cli.arg("normalize images by these channel means, instead of --normalize", [])
+    std: list[float] = cli.arg("the channel standard deviations to go with --mean", [])
     amp: bool = cli.arg("bfloat16 autocast (CUDA only)", False)
     loss: Literal["cross_entropy", "stability", "smoothadv", "macer"] = cli.arg(
-        "stability: two copies of each image should also get the same scores; smoothadv: the copies are of adversarial "
-        "images; macer: certified radii should be large, too",
+        "stability: also penalize the divergence between two copies of each image; smoothadv: train on copies of "
+        "adversarial images; macer: also maximize certified radii",
         "cross_entropy",
     )
-    stability_weight: float = cli.arg("of the divergence between the copies in stability training", 6.0)
-    noise_samples: int | None = cli.arg("copies of each image: by default 2 (smoothadv) or 16 (macer)", None)
+    stability_weight: float = cli.arg("stability: weight of the divergence between the copies", 6.0)
+    noise_samples: int | None = cli.arg("copies of each image; by default 2 (smoothadv) or 16 (macer)", None)
     epsilon: float = cli.arg("smoothadv: l2 norm of the attack, for values in [0, 1]", 0.5)
     attack_steps: int = cli.arg("smoothadv: steps of the attack", 4)
-    attack_warmup: int = cli.arg("smoothadv: epochs over which epsilon rises to its value", 10)
-    macer_weight: float = cli.arg("macer: of the robustness loss (lambda)", 12.0)
+    attack_warmup: int = cli.arg("smoothadv: epochs over which epsilon increases to its value", 10)
+    macer_weight: float = cli.arg("macer: weight of the robustness loss (lambda)", 12.0)
     macer_beta: float = cli.arg("macer: inverse temperature of its soft-max", 16.0)
-    macer_gamma: float = cli.arg("macer: radii above sigma * gamma / 2 are large enough", 8.0)
-    noise_ramp: int = cli.arg("epochs over which the noise rises from 0 to that of the scheme", 0)
-    noise_stage: int = cli.arg("it rises every so many epochs", 1)
-    init: str | None = cli.arg("checkpoint to start from: a second stage of training", None)
+    macer_gamma: float = cli.arg("macer: radii above sigma * gamma / 2 are not rewarded further", 8.0)
+    noise_ramp: int = cli.arg("epochs over which the noise increases from 0 to that of the scheme", 0)
+    noise_stage: int = cli.arg("epochs between two increases of the noise", 1)
+    init: str | None = cli.arg("checkpoint to start from, for a second stage of training", None)
     denoiser: str | None = cli.arg(
-        "checkpoint of scripts.train_denoiser: a new classifier is trained behind its denoiser, together with it", None
+        "checkpoint of scripts.train_denoiser, to train a new classifier behind its denoiser, jointly with it", None
     )
-    seed: int = cli.arg("of everything random", 0)
+    seed: int = cli.arg("seed of everything random", 0)
     device: str = cli.arg("cpu, cuda, ...", "cpu")
     data_root: Path | None = cli.arg("folder of the data sets, by default $CERTIFY_DATA or ./data", None)
     resume: bool = cli.arg("continue from OUT/state.safetensors", False)
 
 
-# Which losses have these options; all others are of every loss.
+# The losses that use these options; all other options apply to every loss.
 _OPTIONS_OF: dict[str, tuple[str, ...]] = {
     "stability_weight": ("stability",),
     "noise_samples": ("smoothadv", "macer"),
@@ -112,7 +112,7 @@ _OPTIONS_OF: dict[str, tuple[str, ...]] = {
 
 
 def check_options(args: Args) -> None:
-    """Refuse options that the chosen loss would ignore."""
+    """Raise for options that the chosen loss would ignore."""
     defaults = {field.name: field.default for field in fields(args)}
     for name, losses in _OPTIONS_OF.items():
         if args.loss not in losses and getattr(args, name) != defaults[name]:
@@ -124,7 +124,7 @@ def check_options(args: Args) -> None:
 
 
 def given_statistics(mean: list[float], std: list[float], channels: int) -> tuple[Statistics, Statistics]:
-    """--mean and --std of images with so many channels, or None."""
+    """Checked --mean and --std for images of ``channels`` channels; None if they were not given."""
     if not mean and not std:
         return None, None
     if not len(mean) == len(std) == channels or min(std) <= 0 or not all(map(math.isfinite, (*mean, *std))):
@@ -138,7 +138,7 @@ def model_of(args: Args, scheme: Scheme | None, data: Dataset) -> ModelSpec | De
     size = tuple(sides)
     mean, std = given_statistics(args.mean, args.std, data.shape[0])
     if mean is not None and args.normalize != "none":
-        raise ValueError(f"mean, std: got them and --normalize {args.normalize}, expected one of both")
+        raise ValueError(f"mean, std: got them and --normalize {args.normalize}, expected one or the other")
     if args.normalize == "images":
         mean, std = data.channel_statistics()
     elif args.normalize == "copies":
@@ -159,10 +159,10 @@ def run(trainer: Trainer, *, resume: bool) -> None:
     """Train to the end with a progress bar."""
     if trainer.state_path.exists() and not resume:
         raise ValueError(
-            f"{trainer.folder}: holds a training run; add --resume to continue it, or choose another folder"
+            f"{trainer.folder}: already holds a training run; add --resume to continue it, or choose another folder"
         )
     if trainer.model_path.exists() and not trainer.state_path.exists():
-        raise ValueError(f"{trainer.folder}: holds a model without the state of its training; choose another folder")
+        raise ValueError(f"{trainer.folder}: holds a model, but no training state to resume; choose another folder")
     if resume and trainer.state_path.exists():
         trainer.load_state()
     check_writable(trainer.folder)
@@ -184,7 +184,7 @@ def run(trainer: Trainer, *, resume: bool) -> None:
 
 
 def print_accuracy(trainer: Trainer, test: Dataset) -> None:
-    """What was learned, on the test set, and where it is."""
+    """Print accuracy on the test set, and where the model is."""
     seed, scheme = trainer.config.seed, trainer.scheme
     accuracy = base_accuracy(trainer.module, scheme, test, seed=seed, device=trainer.device)
     seen = "the" if scheme is None else "one noised copy of each of"
@@ -227,8 +227,8 @@ def main(args: Args) -> None:
     if args.model == "mnist_cnn" and train.shape[0] == 3 and min(train.shape[1:]) >= 32:
         size = sum(parameter.numel() for parameter in trainer.module.parameters())
         print(
-            f"note: mnist_cnn is made for small grey images and has {size:,} parameters for {train.shape}; "
-            "--model resnet18 or wide_resnet40_2 suits photographs"
+            f"note: mnist_cnn is meant for small grayscale images and has {size:,} parameters for {train.shape}; for "
+            "photographs, use --model resnet18 or wide_resnet40_2"
         )
     run(trainer, resume=args.resume)
     print_accuracy(trainer, test)

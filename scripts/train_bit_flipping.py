@@ -5,15 +5,15 @@
         --goal-gradient-coef 0.5 --temperature 0.5
     python -m scripts.evaluate runs/bits40-dqn runs/bits40-reengage --baseline runs/bits40-dqn
 
-Appendix G.2 takes the hyperparameters of the paper on hindsight (Andrychowicz et al., "Hindsight Experience Replay",
-NeurIPS 2017, Appendix A): one hidden layer of 256 units; Adam with learning rate 0.001; batches of 128 from a million
+Appendix G.2 uses the hyperparameters of Hindsight Experience Replay (Andrychowicz et al., NeurIPS 2017, Appendix A):
+one hidden layer of 256 units; Adam with learning rate 0.001; batches of 128 from a replay buffer of a million
 transitions; discount 0.98; a fifth of the actions random; 4 relabelled goals per real one, from the future of the
 episode; cycles of 16 episodes and then 40 updates, after which the target network keeps 0.95 of itself. As in Appendix
 G.2, targets are not clipped, nothing is normalized, and there is one process. An epoch of that paper is 50 cycles, so
-with 40 bits each evaluation follows an epoch; how many epochs to train is a choice made here.
+with 40 bits each evaluation follows an epoch; the number of epochs is a choice made here.
 
-Unlike there, the 16 episodes of a cycle run side by side, and whether an action is random is drawn once for all 16, as
-Stable-Baselines3 does. Whatever is not listed is its default: gradients are clipped at norm 10.
+Unlike there, the 16 episodes of a cycle run in parallel, and whether to act randomly is drawn once for all 16, as in
+Stable-Baselines3. Everything not listed is at the default of Stable-Baselines3: gradients are clipped at norm 10.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from typing import Literal
 
 from scripts import cli, goal_training
 
-EPISODES, UPDATES = 16, 40  # of a cycle
+EPISODES, UPDATES = 16, 40  # per cycle
 
 
 @dataclass
 class Args(goal_training.Args):
     """Train on BitFlipping: one run per seed in OUT/seed-K."""
 
-    d: int = cli.arg("number of bits, and of steps of an episode", 40)
+    d: int = cli.arg("number of bits, and of steps in an episode", 40)
     steps: int = cli.arg("environment steps of each run, rounded up to whole cycles of 16 episodes", 3_200_000)
-    batch_size: int | None = cli.arg("of an update", 128)
+    batch_size: int | None = cli.arg("transitions per update", 128)
     lr: float | None = cli.arg("learning rate", 0.001)
-    eval_every: int = cli.arg("steps between evaluations, each after the next whole cycle", 32_000)
-    checkpoint_every: int = cli.arg("steps between checkpoints; part of the configuration", 320_000)
-    temperature: float = cli.arg("tau of the soft target; 0 is the maximum", 0.5)
+    eval_every: int = cli.arg("steps between evaluations, each at the end of a cycle", 32_000)
+    checkpoint_every: int = cli.arg("steps between checkpoints; part of the run's configuration", 320_000)
+    temperature: float = cli.arg("temperature tau of the soft target; 0 is the maximum", 0.5)
     soft_target: Literal["gradient", "both", "behaviour"] = cli.arg(
-        "what the soft target is for: the gradient's term, both terms, or also the choice of actions", "gradient"
+        "where to use the soft target: in the gradient term, in both terms, or also to choose actions", "gradient"
     )
 
 

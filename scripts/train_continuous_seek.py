@@ -1,7 +1,7 @@
 """Train on ContinuousSeek with hindsight, with or without ReenGAGE.
 
-The defaults are the published ones (Tables G.1 to G.3), with the learning rate and batch size that were best for the
-algorithm, the dimension and the coefficient:
+The defaults are the published ones (Tables G.1 to G.3), with the best learning rate and batch size for the algorithm,
+the dimension and the coefficient:
 
     python -m scripts.train_continuous_seek runs/seek20-ddpg --d 20 --steps 120000 --seeds 0 1 2 3 --jobs 2
     python -m scripts.train_continuous_seek runs/seek20-reengage --d 20 --steps 120000 --seeds 0 1 2 3 --jobs 2 \\
@@ -17,7 +17,7 @@ from typing import Literal
 from scripts import cli, goal_training
 
 Best = dict[tuple[int, bool], tuple[int, float]]
-# (d, ReenGAGE): batch size, learning rate. They are the same for all coefficients, except for SAC with 0.1.
+# (d, ReenGAGE): batch size, learning rate; the same for all coefficients, except for SAC with 0.1
 DDPG: Best = {
     (5, False): (512, 0.001),
     (5, True): (512, 0.0015),
@@ -41,17 +41,17 @@ SAC_WITH_SMALL_COEF: Best = {(5, True): (4096, 0.0025), (10, True): (1024, 0.002
 class Args(goal_training.Args):
     """Train on ContinuousSeek: one run per seed in OUT/seed-K."""
 
-    d: int = cli.arg("dimensions of states, actions and goals", 20)
+    d: int = cli.arg("dimension of states, actions and goals", 20)
     bound: float = cli.arg("half the side of the box", 5.0)
-    eps: float = cli.arg("how close to the goal is close enough", 0.1)
-    episode_steps: int = cli.arg("steps of an episode", 10)
-    algorithm: Literal["ddpg", "td3", "sac"] = cli.arg("the algorithm", "ddpg")
-    num_envs: int = cli.arg("environments stepped together, with an update each", 1)
+    eps: float = cli.arg("distance within which a goal counts as reached", 0.1)
+    episode_steps: int = cli.arg("steps per episode", 10)
+    algorithm: Literal["ddpg", "td3", "sac"] = cli.arg("learning algorithm", "ddpg")
+    num_envs: int = cli.arg("environments stepped together, with one update for each", 1)
     layers: list[int] = cli.arg("widths of the hidden layers of actor and critic", [256, 256])
 
 
 def best(args: Args) -> tuple[int, float]:
-    """Published batch size and learning rate; of the nearest published dimension for others, of DDPG for TD3."""
+    """Published batch size and learning rate, for the nearest published dimension; for TD3, those of DDPG."""
     d = min((5, 10, 20), key=lambda known: abs(known - args.d))
     key = (d, args.goal_gradient_coef > 0)
     if args.algorithm != "sac":

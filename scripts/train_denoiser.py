@@ -1,12 +1,12 @@
-"""Train a denoiser in front of a classifier of clean images; both together are a base classifier for scripts.certify.
+"""Train a denoiser in front of a classifier of clean images; together they form a base classifier for scripts.certify.
 
     python -m scripts.train runs/clean --data cifar10 --model wide_resnet40_2 --scheme none
     python -m scripts.train_denoiser runs/stability --classifier runs/clean --objective stability --augment \\
         --scheme "DeterministicSplittingNoise.from_sigma(0.5)"
     python -m scripts.certify runs/stability/test --checkpoint runs/stability
 
-``--objective mse`` learns the pixels of the clean image, ``stability`` the classifier's answer to it. To train a new
-classifier behind a denoiser, together with it, give the result to ``scripts.train --denoiser``.
+``--objective mse`` fits the pixels of the clean image, ``stability`` the class that the classifier predicts for it. To
+train a new classifier behind a denoiser, jointly with it, pass the result to ``scripts.train --denoiser``.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from scripts import cli, train
 
 @dataclass
 class Args:
-    """Train a denoiser in front of a classifier that stays as it is; the result is OUT/model.safetensors."""
+    """Train a denoiser in front of a frozen classifier; the result is OUT/model.safetensors."""
 
     out: Path = cli.arg("folder for the model and the training state", positional=True)
-    classifier: str = cli.arg("checkpoint of a classifier of images ('scripts.train --scheme none')")
-    scheme: str = cli.arg("whose copies are denoised, e.g. 'DeterministicSplittingNoise.from_sigma(0.5)'")
+    classifier: str = cli.arg("checkpoint of a classifier of clean images ('scripts.train --scheme none')")
+    scheme: str = cli.arg("scheme whose copies are denoised, e.g. 'DeterministicSplittingNoise.from_sigma(0.5)'")
     objective: Literal["mse", "stability"] = cli.arg(
-        "the clean image's pixels, or the classifier's answer to it", "mse"
+        "target: the clean image's pixels, or the class that the classifier predicts for it", "mse"
     )
     model: str = cli.arg("denoiser: dncnn, or dncnn_small for small images and CPUs", "dncnn")
     data: str | None = cli.arg("data set, by default the one the classifier was trained on", None)
@@ -38,13 +38,13 @@ class Args:
     batch_size: int = cli.arg("images per update", 256)
     lr: float = cli.arg("peak learning rate", 1e-3)
     schedule: str = cli.arg("constant, cosine, half_steps, third_steps, imagenet_steps or one_cycle", "third_steps")
-    optimizer: Literal["adam", "sgd"] = cli.arg("of the denoiser", "adam")
+    optimizer: Literal["adam", "sgd"] = cli.arg("optimizer of the denoiser", "adam")
     weight_decay: float = cli.arg("l2 penalty", 1e-4)
-    noise: Literal["sample", "batch"] = cli.arg("one draw of noise per image, or one shared in a minibatch", "sample")
+    noise: Literal["sample", "batch"] = cli.arg("one noise sample per image, or one shared by a minibatch", "sample")
     augment: bool = cli.arg("random crops and flips", False)
     amp: bool = cli.arg("bfloat16 autocast (CUDA only)", False)
-    denoiser: str | None = cli.arg("checkpoint of an earlier run whose denoiser to start from", None)
-    seed: int = cli.arg("of everything random", 0)
+    denoiser: str | None = cli.arg("checkpoint of an earlier run, to start from its denoiser", None)
+    seed: int = cli.arg("seed of everything random", 0)
     device: str = cli.arg("cpu, cuda, ...", "cpu")
     data_root: Path | None = cli.arg("folder of the data sets, by default $CERTIFY_DATA or ./data", None)
     resume: bool = cli.arg("continue from OUT/state.safetensors", False)
@@ -55,7 +55,7 @@ def main(args: Args) -> None:
     scheme = spec.parse_scheme(args.scheme)
     description = load_checkpoint(args.classifier)[1]
     if not isinstance(description.model, ModelSpec):
-        raise ValueError(f"{args.classifier}: has a denoiser already; give a classifier of images")
+        raise ValueError(f"{args.classifier}: already has a denoiser, expected a classifier of clean images")
     name = args.data or description.dataset
     data = load(name, "train", args.data_root)
     model = DenoisedSpec(args.model, scheme.channels(data.shape[0]), description.model)
@@ -78,7 +78,7 @@ def main(args: Args) -> None:
     train.run(trainer, resume=args.resume)
     test = load(name, "test", args.data_root)
     before, after = denoising_errors(trainer.denoised, scheme, test, seed=args.seed, device=args.device)
-    print(f"mean squared error on the test images: {before:.5f} of a copy, {after:.5f} after the denoiser")
+    print(f"mean squared error on the test images: {before:.5f} before denoising, {after:.5f} after")
     train.print_accuracy(trainer, test)
 
 

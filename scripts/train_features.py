@@ -1,11 +1,11 @@
-"""Learn features from the images of a training set, without their labels, for SS-DPA.
+"""Learn features from the images of a training set, without labels, for SS-DPA.
 
     python -m scripts.train_features runs/rotnet --data mnist --method "RotNet('small_cnn', epochs=5)"
     python -m scripts.poisoning all runs/ss-dpa --data mnist --partition "SortedIndex(50)" --features runs/rotnet \\
         --learner "Network('linear', steps=100)"
 
-The published settings, for a GPU (set CUBLAS_WORKSPACE_CONFIG=:4096:8), on MNIST and CIFAR-10 with their classifiers on
-top:
+The published settings on MNIST and CIFAR-10, with the classifiers on top, for a GPU (set
+CUBLAS_WORKSPACE_CONFIG=:4096:8):
 
     python -m scripts.train_features runs/rotnet --data mnist --method "RotNet()" --device cuda
     python -m scripts.poisoning all runs/mnist-ss-dpa --data mnist --partition "SortedIndex(1200)" --device cuda \\
@@ -14,8 +14,9 @@ top:
     python -m scripts.poisoning all runs/cifar-ss-dpa --data cifar10 --partition "SortedIndex(50)" --device cuda \\
         --features runs/simclr --learner "Network('linear', steps=200, batch_size=512, lr=1.0, weight_decay=0)"
 
-GTSRB: ``SimCLR(batch_size=256, flip=False)``. The same command gives the same features, bit by bit, on the same machine
-with as many threads; a run that was stopped continues with ``--resume`` from its last epoch to the identical result.
+For GTSRB, use ``SimCLR(batch_size=256, flip=False)``. On the same machine with the same number of threads, a command
+always yields bit-identical features; an interrupted run continues with ``--resume`` from its last epoch, to the
+identical result.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Args:
     out: Path = cli.arg("folder of the features", positional=True)
     data: str = cli.arg("digits, mnist, fashion-mnist, cifar10, gtsrb or 'gtsrb(whole=True)'", "digits")
     method: str = cli.arg(
-        "what to learn: RotNet('small_cnn', epochs=5), also with network_in_network, or "
+        "pretext task: RotNet('small_cnn', epochs=5), also with network_in_network, or "
         "SimCLR('resnet18', epochs=100), also with other models",
         "RotNet('small_cnn', epochs=10)",
     )
@@ -47,11 +48,11 @@ class Args:
 
 
 def check(method: Pretext, data: Dataset) -> None:
-    """Raise unless images of the data set can be learned from in this way."""
+    """Raise unless the method suits the data set."""
     if data.kind != "picture":
         raise ValueError(f"data: got {data.name}, expected images")
     if isinstance(method, SimCLR) and method.flip and not data.mirrored:
-        raise ValueError(f"method: flips images of {data.name}, some of which then mean something else; add flip=False")
+        raise ValueError(f"method: flips images, but flipping changes some classes of {data.name}; add flip=False")
 
 
 def main(args: Args) -> None:

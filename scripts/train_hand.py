@@ -7,9 +7,9 @@
     MUJOCO_GL=egl python -m scripts.rollout runs/hand-reengage/seed-0 --fps 25
 
 The preset ``published`` is OpenAI's recipe (Plappert et al., "Multi-Goal Reinforcement Learning", 2018), which Section
-8.4 takes as it is: 19 workers of two episodes each make a cycle, after which 40 batches of 19 times 256 are learned
-from; 50 cycles make an epoch. ``laptop`` is the same with 8 times two episodes, batches of 1,024 and, since these are
-noisier, half of the learning rate. Line by line:
+8.4 adopts unchanged: a cycle is two episodes on each of 19 workers, followed by 40 updates on batches of 19 times 256;
+an epoch is 50 cycles. ``laptop`` is the same with two episodes on 8 workers, batches of 1,024 and, since these are
+noisier, half the learning rate. Line by line:
 
     recipe                                      here
     3 hidden layers of 256, both networks       net_arch
@@ -26,10 +26,10 @@ noisier, half of the learning rate. Line by line:
     success in the last step                    is_success of the environment, at the end of an episode
     190 test episodes per epoch                 eval_episodes, without noise
 
-There, 19 learners average their gradients, each from a buffer and with statistics of its own episodes before these are
-averaged; here one learner sees the 19-fold batch. Weights begin as PyTorch's do, not as Glorot's. Goal gradients are
-those of the raw goal, through the normalization: goals are metres, so that the coefficient has to be small, unless
-``--normalize`` is given, too.
+There, 19 learners average their gradients, each with its own buffer and with statistics of its own episodes before
+these are averaged; here, one learner sees the 19-fold batch. Weights are initialized as in PyTorch, not by Glorot's
+method. Goal gradients are with respect to the raw goal, through the normalization: goals are in metres, so the
+coefficient has to be small, unless ``--normalize`` is given, too.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ import numpy as np
 
 from scripts import cli, goal_training
 
-CYCLES, UPDATES = 50, 40  # of an epoch, of a cycle
-SHARE = 2 / 3  # of the free memory that a replay buffer may take
+CYCLES, UPDATES = 50, 40  # per epoch, per cycle
+SHARE = 2 / 3  # share of the free memory that replay buffers may take
 
 
 @dataclass(frozen=True)
 class Preset:
-    """How many episodes run side by side in a cycle, how to learn from them, how long to train and to evaluate."""
+    """Episodes in a cycle (which run in parallel), how to learn from them, and how long to train and evaluate."""
 
     num_envs: int
     batch_size: int
@@ -61,7 +61,7 @@ class Preset:
     checkpoint_epochs: int = 1
 
 
-# the published buffer makes checkpoints of some gigabytes
+# with the published buffer, a checkpoint takes several gigabytes
 PRESETS = {
     "published": Preset(38, 19 * 256, 50, 190, buffer_size=19_000_000, checkpoint_epochs=5),
     "laptop": Preset(16, 1_024, 20, 96, lr=0.0005),
@@ -73,19 +73,19 @@ class Args(goal_training.RunArgs):
     """Train a robot hand: one run per seed in OUT/seed-K."""
 
     env: str = cli.arg("id in gymnasium-robotics, or module:id", "HandReach-v3")
-    preset: Literal["published", "laptop"] = cli.arg("how much to simulate and to learn at a time", "published")
-    epochs: int | None = cli.arg("of 50 cycles each; by default the preset's", None)
-    workers: int = cli.arg("processes that simulate", os.cpu_count() or 1)
-    num_envs: int | None = cli.arg("episodes side by side, of one cycle; by default the preset's", None)
-    steps: int | None = cli.arg("environment steps of each run, instead of epochs", None)
-    batch_size: int | None = cli.arg("of an update; by default the preset's", None)
+    preset: Literal["published", "laptop"] = cli.arg("size of cycles, batches, buffer and run", "published")
+    epochs: int | None = cli.arg("epochs of 50 cycles each; by default the preset's", None)
+    workers: int = cli.arg("simulation processes", os.cpu_count() or 1)
+    num_envs: int | None = cli.arg("episodes in a cycle, which run in parallel; by default the preset's", None)
+    steps: int | None = cli.arg("environment steps of each run, instead of --epochs", None)
+    batch_size: int | None = cli.arg("transitions per update; by default the preset's", None)
     lr: float | None = cli.arg("learning rate; by default the preset's", None)
-    eval_every: int | None = cli.arg("steps between evaluations; by default an epoch", None)
+    eval_every: int | None = cli.arg("steps between evaluations; by default one epoch", None)
     eval_episodes: int | None = cli.arg("episodes per evaluation; by default the preset's", None)
     checkpoint_every: int | None = cli.arg("steps between checkpoints; by default the preset's", None)
-    buffer_size: int | None = cli.arg("transitions that are remembered; by default the preset's", None)
-    device: str = cli.arg("cpu, cuda, ..., or auto: cuda where there is one", "auto")
-    normalize: bool = cli.arg("weigh goal gradients by the variance of the goals (Appendix G.4)", False)
+    buffer_size: int | None = cli.arg("capacity of the replay buffer, in transitions; by default the preset's", None)
+    device: str = cli.arg("cpu, cuda, ..., or auto (cuda if available)", "auto")
+    normalize: bool = cli.arg("weight goal gradients by the variance of the goals (Appendix G.4)", False)
 
 
 @lru_cache(maxsize=8)
@@ -96,12 +96,12 @@ def check_goals(env: str) -> None:
     made.close()
     if not isinstance(space, gymnasium.spaces.Dict) or not {"achieved_goal", "desired_goal"} <= set(space.keys()):
         raise ValueError(
-            f"env: got {env!r}, which has no goals; expected observations with observation, achieved_goal, desired_goal"
+            f"env: got {env!r}, which has no goals, expected observations with achieved_goal and desired_goal"
         )
 
 
 def configuration(args: Args) -> goal_training.Run:
-    """The run that the arguments mean; ``ValueError`` unless it can be made here."""
+    """The run that the arguments describe; raises ``ValueError`` if it is impossible here."""
     env = args.env if ":" in args.env else f"gymnasium_robotics:{args.env}"
     try:
         limit = goal_training.time_limit(env)
@@ -109,10 +109,10 @@ def configuration(args: Args) -> goal_training.Run:
         if env == args.env:
             raise
         raise ValueError(
-            f"{error}; an id without a module is one of gymnasium_robotics, others are module:id"
+            f"{error}; an id without a module refers to gymnasium_robotics, write others as module:id"
         ) from error
     if limit is None:
-        raise ValueError(f"env: got {env!r}, which has no time limit; expected episodes of one length")
+        raise ValueError(f"env: got {env!r}, which has no time limit, expected episodes of a fixed length")
     check_goals(env)
     counts = ("workers", "num_envs", "epochs", "steps", "batch_size", "eval_every", "eval_episodes", "checkpoint_every")
     for name in (*counts, "buffer_size"):
@@ -127,13 +127,13 @@ def configuration(args: Args) -> goal_training.Run:
     cycle = num_envs * limit
     epoch = CYCLES * cycle
     if args.steps is not None and args.epochs is not None:
-        raise ValueError(f"epochs: got {args.epochs} and {args.steps} steps, expected one of both")
+        raise ValueError(f"epochs: got {args.epochs} and {args.steps} steps, expected one or the other")
     steps = args.steps or epoch * (args.epochs or preset.epochs)
     size = args.buffer_size or preset.buffer_size
     arguments = {
         "learning_rate": preset.lr if args.lr is None else args.lr,
         "batch_size": args.batch_size or preset.batch_size,
-        "buffer_size": -(-size // cycle) * cycle,  # whole episodes, so that none is cut when it is full
+        "buffer_size": -(-size // cycle) * cycle,  # whole episodes, so that none is truncated when it is full
         "learning_starts": 0,
         "gamma": gamma,
         "tau": 0.05,
@@ -165,17 +165,17 @@ def configuration(args: Args) -> goal_training.Run:
 
 
 def check_memory(run: goal_training.Run, jobs: int) -> None:
-    """Raise if the replay buffers of ``jobs`` runs would not fit into memory, which would show only after hours."""
+    """Raise, before hours of training, if the replay buffers of ``jobs`` runs do not fit into memory."""
     env = run.make_env(1)
     numbers = 2 * sum(int(np.prod(space.shape)) for space in env.observation_space.values())  # type: ignore[attr-defined]
     numbers += int(np.prod(env.action_space.shape or (1,))) + 3
     env.close()
-    transitions = min(run.arguments["buffer_size"], run.plan["steps"])  # memory is taken as it is filled
+    transitions = min(run.arguments["buffer_size"], run.plan["steps"])  # memory is allocated as the buffer fills
     needed = 4 * numbers * transitions * jobs
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > SHARE * free:
         raise ValueError(
-            f"buffer-size: got {transitions} transitions for {jobs} runs at a time, which take "
+            f"buffer-size: got {transitions} transitions for each of {jobs} parallel runs, which take "
             f"{needed / 2**30:.1f} GiB of {free / 2**30:.1f} GiB of free memory; choose a smaller one or fewer --jobs"
         )
 

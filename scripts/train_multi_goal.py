@@ -1,4 +1,4 @@
-"""Train on DriveSeek or NoisySeek, environments with many goals at a time, with or without Multi-ReenGAGE.
+"""Train on DriveSeek or NoisySeek, environments with many simultaneous goals, with or without Multi-ReenGAGE.
 
 The defaults are the published ones (Table G.4); smaller networks and fewer goals fit a CPU:
 
@@ -23,25 +23,26 @@ NOISE = {"DriveSeek-v0": 0.05, "NoisySeek-v0": 0.1}
 class Args(goal_training.Args):
     """Train on DriveSeek or NoisySeek: one run per seed in OUT/seed-K."""
 
-    env: Literal["DriveSeek-v0", "NoisySeek-v0"] = cli.arg("the environment", "DriveSeek-v0")
-    max_goals: int = cli.arg("most goals of an episode", 200)
-    margin: float = cli.arg("of DriveSeek's torus beyond the goals; 0.5 in the code of its authors", 0.0)
+    env: Literal["DriveSeek-v0", "NoisySeek-v0"] = cli.arg("environment", "DriveSeek-v0")
+    max_goals: int = cli.arg("maximum number of goals in an episode", 200)
+    margin: float = cli.arg("margin of DriveSeek's torus beyond the goals; 0.5 in its authors' code", 0.0)
     steps: int = cli.arg("environment steps of each run", 160_000)
     goal_gradient_coef: float = cli.arg("alpha of Multi-ReenGAGE; 0 is the baseline", 0.0)
-    batch_size: int | None = cli.arg("of an update", 256)
+    batch_size: int | None = cli.arg("transitions per update", 256)
     lr: float | None = cli.arg("learning rate", 0.001)
     eval_every: int = cli.arg("steps between evaluations", 4_000)
     eval_episodes: int = cli.arg("episodes per evaluation", 100)
-    algorithm: Literal["ddpg", "td3"] = cli.arg("the algorithm", "ddpg")
-    num_envs: int = cli.arg("environments stepped together, with an update each", 1)
+    algorithm: Literal["ddpg", "td3"] = cli.arg("learning algorithm", "ddpg")
+    num_envs: int = cli.arg("environments stepped together, with one update for each", 1)
     encoder: Literal["deep-sets", "cnn", "attention"] = cli.arg(
-        "of the goals: a sum over encoded goals, a picture (DriveSeek only), or attention", "deep-sets"
+        "encoder of the goals: a sum over encoded goals, a CNN on an image of them (DriveSeek only), or attention",
+        "deep-sets",
     )
-    unshared: bool = cli.arg("encoders of their own for actor and critic", False)
-    layers: list[int] = cli.arg("widths of the hidden layers of the encoder (deep-sets)", [400, 400])
-    width: int = cli.arg("of the tokens (attention)", 64)
-    blocks: int = cli.arg("of attention (attention)", 2)
-    embedding: int = cli.arg("size of the embedding of the goals", 20)
+    unshared: bool = cli.arg("separate encoders for actor and critic", False)
+    layers: list[int] = cli.arg("widths of the encoder's hidden layers (deep-sets)", [400, 400])
+    width: int = cli.arg("width of the tokens (attention)", 64)
+    blocks: int = cli.arg("number of attention blocks (attention)", 2)
+    embedding: int = cli.arg("dimension of the goals' embedding", 20)
     head: list[int] = cli.arg("widths of the hidden layers of actor and critic after the encoder", [400])
 
 
@@ -55,11 +56,11 @@ def encoder_arguments(args: Args) -> dict[str, Any]:
 
 
 def check_encoder(args: Args) -> None:
-    """Raise for arguments of an encoder other than the chosen one, which would have no effect."""
+    """Raise for arguments of encoders other than the chosen one, which would have no effect."""
     for encoder, names in {"deep-sets": ("layers",), "attention": ("width", "blocks")}.items():
         for name in names:
             if encoder != args.encoder and getattr(args, name) != getattr(Args(Path()), name):
-                raise ValueError(f"{name}: has no effect on --encoder {args.encoder}, only on {encoder}; leave it out")
+                raise ValueError(f"{name}: applies to --encoder {encoder}, not to {args.encoder}; leave it out")
 
 
 def configuration(args: Args) -> goal_training.Run:

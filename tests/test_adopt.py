@@ -69,15 +69,15 @@ class Attack:
     ("content", "options", "message"),
     [
         (None, (), "state: no file"),
-        (b"not a file of tensors", (), "is no file of tensors"),
-        (Attack(), (), "is no file of tensors"),
+        (b"not a file of tensors", (), "holds more than tensors"),
+        (Attack(), (), "holds more than tensors"),
         ([1, 2], (), "holds a list, expected model.state_dict()"),
         ({"weight": 3}, (), "holds a dict, expected model.state_dict()"),
-        ({"weight": torch.zeros(2)}, (), "is not of this network for these images and classes: "),
-        ("state", (), "is not of this network for these images and classes: "),  # of one channel
+        ({"weight": torch.zeros(2)}, (), "does not fit this network for these images and classes: "),
+        ("state", (), "does not fit this network for these images and classes: "),  # of one channel
         ("state", ("--scheme", "RandomizedAblation(3)", "--mean", "0.5"), "expected 1 numbers each"),
         ("state", ("--scheme", "RandomizedAblation(3)", "--mean", "0.5", "--std", "nan"), "expected 1 numbers each"),
-        ("nan", ("--scheme", "RandomizedAblation(3)"), "that are not finite; is it of a training that diverged?"),
+        ("nan", ("--scheme", "RandomizedAblation(3)"), "expected finite ones; did training diverge?"),
         ("state", ("--scheme", "RandomizedAblation(3)", "--model", "vgg"), "model: got 'vgg'"),
     ],
 )
@@ -111,7 +111,7 @@ def test_networks_that_take_no_such_images_and_give_no_scores(tmp_path, monkeypa
             return (x,)
 
     torch.save(Wrong(1, 1, (1, 1)).state_dict(), tmp_path / "mine.pt")
-    for kind, message in ((Wrong, "does not take these images"), (Tuple, "got scores tuple for 2 images")):
+    for kind, message in ((Wrong, "does not accept these images"), (Tuple, "got scores tuple for 2 images")):
         monkeypatch.setitem(MODELS, "wrong", kind)
         with pytest.raises(SystemExit):
             call(tmp_path / "run", tmp_path / "mine.pt", "--model", "wrong")

@@ -58,7 +58,7 @@ def test_certified_accuracy_is_below_accuracy_under_attack(runs, tmp_path, capsy
     assert attacked["attacked_accuracy"] == [(magnitude > r).mean() for r in radii]
     assert attacked["attacked_accuracy"][0] > 0.5
     assert attacked["attacked_accuracy"][-1] < 0.5
-    assert "0 got another class within the certified radius, 0 an abstention" in printed
+    assert "0 changed class within the certified radius, 0 led to an abstention" in printed
     assert (tmp_path / "certified_accuracy.png").stat().st_size > 10_000
 
 
@@ -75,7 +75,7 @@ def test_broken_certificates_are_told(runs, tmp_path, capsys):
     certified, attacked = json.loads((tmp_path / "report.json").read_text())
     broken = round(8 * (certified["certified_accuracy"][0] - attacked["attacked_accuracy"][-1]))
     assert broken > 0
-    assert f" {broken} got another class within the certified radius" in capsys.readouterr().out
+    assert f" {broken} changed class within the certified radius" in capsys.readouterr().out
 
 
 def test_runs_of_the_library_beside_attacks(runs, tmp_path, capsys):
@@ -132,7 +132,7 @@ def test_reports_that_make_no_sense(runs, tmp_path):
             report_script.main(args)
     apart = tmp_path / "apart"
     attack(apart, runs / "ablated", skip=20, shard="1/2", max=2, restarts=1)
-    with pytest.raises(ValueError, match="no image is in all runs"):
+    with pytest.raises(ValueError, match="the runs share no image"):
         report_script.main(report_script.Args([runs / "certified"], attack=[apart]))
 
 

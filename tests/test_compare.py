@@ -65,8 +65,8 @@ def test_two_runs_and_a_log(tmp_path, capsys):
     assert [run["certified_accuracy"] for run in result["runs"]] == [[0.5, 0.25, 0], [0.5, 0.5, 0.25], [0.5, 0.25, 0]]
     printed = capsys.readouterr().out
     assert "reduced: took 4,000 forward passes per image" in printed
-    assert "with 250 samples (n0 + n) the former would cost as much" in printed
-    assert "its number of forward passes is not known" in printed
+    assert "with 250 samples (n0 + n), the former would cost the same" in printed
+    assert "its number of forward passes is unknown" in printed
     assert str(log) in printed
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
 

@@ -108,7 +108,7 @@ def test_idx_names_with_a_dot(tmp_path):
 
 
 def test_idx_of_other_values_is_refused():
-    with pytest.raises(ValueError, match="some-file: got a file that does not start as IDX with 8-bit values"):
+    with pytest.raises(ValueError, match="some-file: got no IDX header, expected an IDX file of 8-bit values"):
         parse_idx(b"\x00\x00\x0d\x01" + struct.pack(">If", 1, 0.5), "some-file")
 
 
@@ -122,7 +122,7 @@ def test_truncated_idx(length):
 
 
 def test_truncated_idx_says_how_much_is_missing():
-    with pytest.raises(ValueError, match=r"got 59 bytes of data, the header announces 60 \(3 x 4 x 5\).*truncated"):
+    with pytest.raises(ValueError, match=r"got 59 bytes of data, but the header announces 60 \(3 x 4 x 5\).*truncated"):
         parse_idx(IDX_FILE[:-1], "some-file")
 
 
@@ -446,7 +446,7 @@ def test_the_table_without_labels_is_not_enough(tmp_path):
     images = tmp_path / "gtsrb" / "Final_Test" / "Images"
     save_sign(images / "00000.ppm", (1, 2, 3))
     (images / "GT-final_test.test.csv").write_text(";".join(GTSRB_HEADER[:-1]) + "\n")
-    with pytest.raises(FileNotFoundError, match="fetch the ground truth"):
+    with pytest.raises(FileNotFoundError, match="download the benchmark's ground truth"):
         load("gtsrb", "test", tmp_path)
 
 
@@ -803,7 +803,7 @@ def test_fetch_from_one_source(monkeypatch, tmp_path):
     with pytest.raises(OSError, match="source2: offline"):
         fetch("mnist", tmp_path, source="source2", report=str)
     assert fetch("mnist", tmp_path, source="source1", report=str)
-    with pytest.raises(ValueError, match="source: got 'source3', mnist has source1, source2"):
+    with pytest.raises(ValueError, match="source: got 'source3', expected one of source1, source2"):
         fetch("mnist", tmp_path, source="source3", report=str)
 
 
@@ -962,7 +962,7 @@ def test_fetch_mnist(tmp_path):
         (torch.zeros(4, 1, dtype=torch.int64), r"labels torch.int64 \(4, 1\), expected an int64 tensor \[N\]"),
         (torch.zeros(4), "labels torch.float32"),
         ([0, 1, 2, 3], "labels list"),
-        (torch.tensor([1, 2, 3, 10]), r"labels in \[1, 10\], expected 0..9; classes are counted from 0"),
+        (torch.tensor([1, 2, 3, 10]), r"labels in \[1, 10\], expected 0..9; count classes from 0"),
     ],
 )
 def test_labels_of_ones_own_data(labels, message):

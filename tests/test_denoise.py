@@ -265,8 +265,8 @@ def test_parts_that_do_not_fit(tmp_path, clean):
     larger = DenoisedSpec("dncnn", 1, CLASSIFIER)
     other = DenoisedSpec("dncnn_small", 1, replace(CLASSIFIER, mean=None, std=None))
     rgb = DenoisedSpec("dncnn_small", 2, replace(CLASSIFIER, in_channels=2))
-    refused("stability compares noised copies", CLASSIFIER, scheme=None, loss="stability")
-    refused("denoiser_mse compares noised copies", DENOISED, scheme=None, **mse)
+    refused("the loss stability needs noised copies", CLASSIFIER, scheme=None, loss="stability")
+    refused("the loss denoiser_mse needs noised copies", DENOISED, scheme=None, **mse)
     refused("which has no denoiser; denoiser_mse needs a DenoisedSpec", CLASSIFIER, **mse)
     refused("the model tiny has no denoiser", CLASSIFIER, denoiser=denoised)
     refused("holds no denoiser; train one with", DENOISED, denoiser=clean)
@@ -274,7 +274,9 @@ def test_parts_that_do_not_fit(tmp_path, clean):
     refused("expected a classifier of images", other, **mse)
     refused("expected a classifier of images", DENOISED, loss="denoiser_mse", classifier=denoised)
     refused("got 2 input channels, DeterministicSplittingNoise makes 1", wider, **mse)
-    refused("its denoiser makes 2 channels, expected the 1 of digits", rgb, scheme=RandomizedAblation(20), **mse)
+    refused(
+        "got a denoiser with 2 output channels, expected the 1 of digits", rgb, scheme=RandomizedAblation(20), **mse
+    )
     refused("no such checkpoint", DENOISED, loss="denoiser_mse", classifier=str(tmp_path / "nowhere"))
     refused("got 10 classes and 9x9 pixels, expected the 10 and 8x8", replace(CLASSIFIER, image_size=9))
 
@@ -293,7 +295,9 @@ def test_all_ways_through_the_command_lines(tmp_path, capsys):
     options = {"data": "few", "model": "tiny", "epochs": 1, "loss": "stability", "normalize": "images"}
     train_script.main(train_script.Args(out=retrained, scheme=scheme, denoiser=str(denoised), **options))
     printed = capsys.readouterr().out
-    assert len(re.findall(r"mean squared error on the test images: 0\.\d+ of a copy, 0\.\d+ after", printed)) == 2
+    assert (
+        len(re.findall(r"mean squared error on the test images: 0\.\d+ before denoising, 0\.\d+ after", printed)) == 2
+    )
     assert len(re.findall(r"base accuracy on one noised copy of each of 150 test images", printed)) == 3
     for folder in (denoised, stable, retrained):
         certify_script.main(certify_script.Args(out=folder / "test", checkpoint=folder, n0=20, n=100, max=3))
@@ -307,7 +311,7 @@ def test_all_ways_through_the_command_lines(tmp_path, capsys):
         (denoiser_script, ["--scheme", "SplittingNoise(lam=0.5)", "--model", "unet"], "denoiser: got 'unet'"),
         (denoiser_script, ["--scheme", "SplittingNoise(lam=0.5)", "--denoiser", "CLEAN"], "holds no denoiser"),
         (train_script, ["--scheme", "SplittingNoise(lam=0.5)", "--denoiser", "CLEAN"], "holds no denoiser"),
-        (train_script, ["--scheme", "none", "--loss", "stability"], "stability compares noised copies"),
+        (train_script, ["--scheme", "none", "--loss", "stability"], "the loss stability needs noised copies"),
         (train_script, ["--scheme", "none", "--normalize", "copies", "--denoiser", "CLEAN"], "use images"),
     ],
 )

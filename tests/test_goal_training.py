@@ -138,7 +138,7 @@ def test_interrupt_ends_all_seeds(tmp_path):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "--resume continues" in stderr
+    assert "with --resume to continue" in stderr
     assert "Traceback" not in stderr
     assert not (tmp_path / "seed-2/evaluations.npz").exists()
 
@@ -158,7 +158,7 @@ BAD = [
     (SEEK, "--lr 0", r"lr: got 0\.0, expected a number above 0"),
     (SEEK, "--lr nan", "lr: got nan"),
     (SEEK, "--goal-gradient-coef -1", r"goal_gradient_coef: got -1\.0"),
-    (SEEK, "--seeds 3 3", r"seeds: got \[3, 3\], expected one or more different ones"),
+    (SEEK, "--seeds 3 3", r"seeds: got \[3, 3\], expected one or more distinct numbers"),
     (SEEK, "--seeds", r"seeds: got \[\]"),
     (SEEK, "--seeds -1", r"seeds: got \[-1\]"),
     (SEEK, "--jobs 0", "jobs: got 0"),
@@ -170,7 +170,7 @@ BAD = [
     (SEEK, "--device warp", "device: got 'warp', which cannot be used here"),
     (BITS, "--d 0", "d: got 0"),
     (BITS, "--temperature -1", r"temperature: got -1\.0"),
-    (BITS, "--tensorboard logs", "tensorboard: is not installed"),
+    (BITS, "--tensorboard logs", "tensorboard: not installed"),
 ]
 
 
@@ -279,7 +279,7 @@ def test_rollout_with_bad_arguments(finished, options, message):
 
 
 def test_rollout_of_what_is_not_there(tmp_path, finished):
-    with pytest.raises(FileNotFoundError, match=r"no such file; expected the folder of one seed of a run"):
+    with pytest.raises(FileNotFoundError, match=r"no such file; give the folder of one seed of a run"):
         rollout.main(rollout.Args(run=finished[BITS]))
     config = (finished[BITS] / "seed-0/config.json").read_text()
     (tmp_path / "config.json").write_text(config)

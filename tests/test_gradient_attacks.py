@@ -358,7 +358,7 @@ def attack_with(**options):
                 "smoothed": Smoothed(Smooth(2), DeterministicSplittingNoise(0.5), 3, batch_size=16),
                 "images": torch.zeros((2, *SHAPE), dtype=torch.uint8),
             },
-            "made from quantized values",
+            "copies are quantized",
         ),
         ({"smoothed": Smoothed(lambda x: Smooth(4)(x).detach(), BandAblation(2), 3)}, "scores without a gradient"),
     ],
@@ -372,9 +372,9 @@ def test_bad_input(options, message):
 def test_bad_input_to_linf():
     smoothed, x, labels = smoothed_of(BandAblation(2)), images_of(2), torch.tensor([0, 1])
     for eps in ((), (0.2, 0.1), (0.1, 0.1), (0,), (1.5,), (math.nan,)):
-        with pytest.raises(ValueError, match="expected different numbers in"):
+        with pytest.raises(ValueError, match="expected distinct numbers in"):
             linf_attack(smoothed, x, labels, eps=eps)
-    with pytest.raises(TypeError, match="for a classifier without a defense"):
+    with pytest.raises(TypeError, match="for an undefended classifier"):
         linf_attack(Smooth(2), x, labels)  # pyright: ignore[reportArgumentType]
 
 
@@ -431,10 +431,10 @@ def test_runs_are_resumed_and_sharded(tmp_path, checkpoint, capsys, options):
     ("options", "message"),
     [
         (["--attack", "patch", "--patch", "0"], "patch: got '0'"),
-        (["--attack", "patch", "--eps", "0.1"], "eps: is no option of the patch attack, which has patch, restarts"),
-        (["--attack", "pointwise", "--step-size", "0.1"], "step-size: is no option of the pointwise attack"),
-        (["--attack", "linf", "--eps", "1/0"], "got '1/0', expected a number such as"),
-        (["--attack", "linf", "--eps", "2/255", "1/255"], "expected different numbers in"),
+        (["--attack", "patch", "--eps", "0.1"], "eps: is not an option of the patch attack, which has patch, restarts"),
+        (["--attack", "pointwise", "--step-size", "0.1"], "step-size: is not an option of the pointwise attack"),
+        (["--attack", "linf", "--eps", "1/0"], "got '1/0', expected a number or a fraction, such as"),
+        (["--attack", "linf", "--eps", "2/255", "1/255"], "expected distinct numbers in"),
         (["--attack", "patch", "--scheme", "RandomizedBandAblation(width=2)"], "whose copies are random"),
     ],
     ids=lambda value: str(value)[:50],

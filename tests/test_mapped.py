@@ -105,20 +105,24 @@ REFUSED = {
         TypeError,
         r"got a DataLoader, expected .* loader\.dataset",
     ),
-    "a stream": (Stream(), TypeError, "got Stream, expected one with numbered items"),
-    "a generator": (iter([(GREY, 0)]), TypeError, "expected one with numbered items"),
+    "a stream": (Stream(), TypeError, "got Stream, expected a map-style data set"),
+    "a generator": (iter([(GREY, 0)]), TypeError, "expected a map-style data set"),
     "nothing": ([], ValueError, "got no items"),
     "no labels": ([GREY], TypeError, r"got Tensor for item 0, expected \(image, label\)"),
     "normalized": ([(GREY.float() - 8, 0)], ValueError, "put any normalization inside the base classifier"),
     "later normalized": ([(GREY / 255, 0)] * 4 + [(GREY.float(), 0)], ValueError, r"got values in .*expected \[0, 1\]"),
-    "random": (Pictures(lambda image, i: torch.rand(1, 8, 8)), ValueError, "item 0 was another image when it was read"),
+    "random": (
+        Pictures(lambda image, i: torch.rand(1, 8, 8)),
+        ValueError,
+        "item 0 gave a different image when it was read",
+    ),
     "channels first": ([(np.zeros((3, 32, 32), np.uint8), 0)], ValueError, "transpose it"),
     "one channel first": ([(np.zeros((1, 28, 28), np.uint8), 0)], ValueError, "transpose it"),
-    "channels last": ([(torch.zeros(32, 32, 3), 0)], ValueError, r"\[32, 32, 3\]\); expected tensors \[C, H, W\]"),
-    "fractions as labels": ([(GREY, 1.9)], TypeError, r"got 1\.9 as label 0, expected a whole number"),
+    "channels last": ([(torch.zeros(32, 32, 3), 0)], ValueError, r"\[32, 32, 3\]\), expected tensors \[C, H, W\]"),
+    "fractions as labels": ([(GREY, 1.9)], TypeError, r"got 1\.9 as label 0, expected an integer"),
     "text as labels": ([(GREY, "2")], TypeError, "got '2' as label 0"),
-    "sizes": ([(GREY, 0)] * 4 + [(GREY[:, :5], 0)], ValueError, "as image 4 where the first is torch.uint8"),
-    "types": ([(GREY, 0)] * 4 + [(GREY / 255, 0)], ValueError, "as image 4 where the first is torch.uint8"),
+    "sizes": ([(GREY, 0)] * 4 + [(GREY[:, :5], 0)], ValueError, "as image 4, but the first one is torch.uint8"),
+    "types": ([(GREY, 0)] * 4 + [(GREY / 255, 0)], ValueError, "as image 4, but the first one is torch.uint8"),
     "flat": ([(GREY[0], 0)], ValueError, r"got shape \(8, 8\) as image 0"),
     "palette": ([(Image.new("P", (8, 8)), 0)], ValueError, "mode P as item 0, expected L or RGB"),
     "float arrays": ([(np.zeros((8, 8)), 0)], TypeError, "got an array of float64"),
@@ -150,7 +154,7 @@ def test_items_that_change_are_found_when_they_are_used():
     data = from_torch(Changing(FORMS["bytes"]), "mine", num_classes=10)
     later = True
     data.batch([4])
-    with pytest.raises(ValueError, match="item 5 was another image when it was read again"):
+    with pytest.raises(ValueError, match="item 5 gave a different image when it was read again"):
         data.batch([4, 5])
 
 

@@ -72,10 +72,12 @@ def test_errors(own):
     ):
         load("quarter-digits", "test")
     register_dataset("half-digits", module.halves)  # once more is no other
-    with pytest.raises(ValueError, match=r"got 'half-digits' of tests\.test_own_datasets, but own_data has one, too"):
+    with pytest.raises(
+        ValueError, match=r"got 'half-digits' of tests\.test_own_datasets, but own_data has one of that name, too"
+    ):
         register_dataset("half-digits", _other)
     for name in ("mnist", "npz", "two words", "a(b)", ""):
-        with pytest.raises(ValueError, match="and a new name"):
+        with pytest.raises(ValueError, match="expected a new name of letters"):
             register_dataset(name, _other)
     with pytest.raises(ValueError, match=r"data set: got .*lambda.*, expected a function"):
         register_dataset("mine", lambda root, split: load("digits", split))

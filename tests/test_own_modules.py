@@ -157,7 +157,7 @@ def test_a_new_process_reads_them_with_import(own, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no_such_module", "found no module no_such_module; is it in this folder, or on PYTHONPATH"),
+        ("no_such_module", "found no module no_such_module; put it in this folder or on PYTHONPATH"),
         ("own_things.py", "expected the name of a module: my_schemes for my_schemes.py"),
         ("own_things.sub", "found no module own_things.sub"),
     ],
@@ -211,7 +211,7 @@ def test_workers_know_own_models(own, tmp_path):
     assert files[0] == files[1]
     assert len(files[0]) == 1
     models.own_models["lambda_net"] = lambda channels, classes, size: torch.nn.Identity()
-    with pytest.raises(ValueError, match="have to be defined at the top level of a module"):
+    with pytest.raises(ValueError, match="define them at the top level of a module"):
         next(Processes(1).run(_other, None, [1]))
     models.own_models.pop("lambda_net")
 
@@ -232,7 +232,7 @@ def test_own_classes_with_a_name_that_is_taken(own):
     module = __import__(own)
     kind = dataclass(frozen=True)(type("NearestNeighbors", (module.Centroids,), {"__module__": own}))
     try:
-        with pytest.raises(ValueError, match="got a NearestNeighbors of own_things, but there is another one, too"):
+        with pytest.raises(ValueError, match="got a NearestNeighbors of own_things, but another class has that name"):
             ensemble_config(Ensemble(ContentHash(3), kind(), 10))
     finally:
         Learner.own.pop("NearestNeighbors", None)
@@ -241,10 +241,12 @@ def test_own_classes_with_a_name_that_is_taken(own):
 def test_names_of_models_are_unique(own):
     module = __import__(own)
     models.register_model("own_net", module.own_net)  # once more is no other
-    with pytest.raises(ValueError, match=r"got 'own_net' of tests\.test_own_modules, but own_things has one, too"):
+    with pytest.raises(
+        ValueError, match=r"got 'own_net' of tests\.test_own_modules, but own_things has one of that name, too"
+    ):
         models.register_model("own_net", _other)
     for name in ("mnist_cnn", "partition_mlp", "two words", ""):
-        with pytest.raises(ValueError, match="and a new name"):
+        with pytest.raises(ValueError, match="expected a new name"):
             models.register_model(name, _other)
 
 

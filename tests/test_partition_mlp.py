@@ -117,5 +117,5 @@ def test_the_ensemble_is_trained_and_certified_like_any_model(tmp_path):
 def test_what_the_ensemble_cannot_follow_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         build("partition_mlp", 2, 10, 8, **options)
-    with pytest.raises(ValueError, match="only partition_mlp follows a scheme"):
+    with pytest.raises(ValueError, match="only partition_mlp depends on a scheme"):
         build("mnist_cnn", 2, 10, 8, scheme="DeterministicAblation(alpha=3)")

@@ -93,7 +93,7 @@ def test_choosing_a_threshold_on_validation_images(tmp_path, checkpoint, capsys)
     text, summaries = report(capsys, *runs, patch=["1"])
     shares = [s["certified_accuracy"][0] for s in summaries if s["threat"] == "patch"]
     assert shares[1] == max(shares) > shares[0]
-    assert f"most at 1x1: digits, BandAblation(width=2), {VOTE}" in text
+    assert f"best at 1x1: digits, BandAblation(width=2), {VOTE}" in text
 
 
 def test_an_l0_certificate_is_one_against_patches(tmp_path, capsys):
@@ -114,7 +114,7 @@ def test_an_l0_certificate_is_one_against_patches(tmp_path, capsys):
     expected = [((again["correct"] > 0) & (again["radius"] >= area)).mean() for area in (1, 4, 3)]
     assert summaries[-1]["certified_accuracy"] == expected < shares
     assert summaries[-1]["name"].endswith(", alpha=1e-09")
-    with pytest.raises(ValueError, match="no run has several: those against patches"):
+    with pytest.raises(ValueError, match="no run has alternative certificates: only runs against patches"):
         report(capsys, tmp_path / "run", bound=["location"])
     with pytest.raises(ValueError, match="expected votes of a scheme against patches"):
         StoredRun(tmp_path / "run").certify_patch(2)

@@ -124,7 +124,7 @@ def test_chosen_on_images_that_are_not_reported(checkpoints, capsys, tmp_path):
     printed = capsys.readouterr().out
     chosen = classifier_runs.Args(out=tmp_path, checkpoint=paths[0], skip=2, shard="0/2")
     validated = set(classifier_runs.select(359, chosen))
-    assert f"chosen on {len(validated)} validation images, part 0 of 2" in printed
+    assert f"chosen on {len(validated)} validation images (part 0 of 2" in printed
     # the numbers are those of one run of the certifier per vote
     shares = []
     for path in paths:
@@ -166,7 +166,7 @@ def test_validation_is_reproducible_from_any_part(checkpoints, capsys):
         (["--shard", "0/1"], "leaves no test images to report"),
         (["--votes", "theta=2"], "theta: got 2"),
         (["--votes", "top2"], "vote|got 'top2'"),
-        (["--votes", "top1", "top1"], "expected different ones"),
+        (["--votes", "top1", "top1"], "expected one or more distinct"),
         (["--patch", "x"], "expected a side in pixels"),
     ],
 )

@@ -216,9 +216,9 @@ def test_certificate_counts_points():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="in_channels: got 3; PointNet tells NULL points by the multichannel encoding"):
+    with pytest.raises(ValueError, match="in_channels: got 3, expected two for each coordinate: PointNet"):
         build("pointnet", 3, 40, (128, 1))
-    with pytest.raises(ValueError, match="which it would hide"):
+    with pytest.raises(ValueError, match="which normalization would hide"):
         build("pointnet_small", 6, 40, (128, 1), mean=(0.5,), std=(0.2,))
     with pytest.raises(ValueError, match="copies: got 4 channels, expected 6"):
         small()(torch.rand(2, 4, 9, 1))

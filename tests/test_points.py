@@ -98,14 +98,14 @@ GOOD = ["OFF", "3 1 0", "0 0 0", "1 0 0", "0 1 0", "3 0 1 2"]
         (1, "three 1 0", "got counts b'three 1 0', expected 'vertices faces edges'"),
         (1, "3", "got counts b'3'"),
         (1, "3 0 0", "got 3 vertices and 0 faces"),
-        (1, "4 1 0", "got 4 lines, the header announces 4 vertices and 1 faces; the file is truncated"),
-        (2, "0 0", "a vertex with less than 3 coordinates"),
+        (1, "4 1 0", "got 4 lines, but the header announces 4 vertices and 1 faces; the file is truncated"),
+        (2, "0 0", "a vertex has fewer than 3 coordinates"),
         (2, "0 0 x", "not a mesh"),
         (2, "0 0 nan", "NaN or infinite vertices"),
         (5, "3 0 1 3", "got vertex numbers 0 to 3, expected 0 to 2"),
         (5, "3 0 1 -1", "got vertex numbers -1 to 1"),
-        (5, "3 0 1", "a face b'3 0 1' of 3 corners"),
-        (5, "2 0 1 1", "of 2 corners"),
+        (5, "3 0 1", "got the face b'3 0 1' with 3 corners"),
+        (5, "2 0 1 1", "with 2 corners"),
         (5, "3 0 1 1.5", "not a mesh"),
     ],
 )
@@ -352,10 +352,10 @@ def test_text_with_two_columns_or_too_few_points(tmp_path):
 def test_missing_text_files(tmp_path):
     write_text(tmp_path)
     (tmp_path / "cube/cube_0002.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"cube_0002.txt: missing, though it is listed"):
+    with pytest.raises(FileNotFoundError, match=r"cube_0002.txt: listed, but missing"):
         read_modelnet40(tmp_path, "train", points=50)
     (tmp_path / "modelnet40_test.txt").write_text("lamp_0001\n")
-    with pytest.raises(ValueError, match="got 'lamp_0001', not of a class"):
+    with pytest.raises(ValueError, match="got 'lamp_0001', expected objects of the classes"):
         read_modelnet40(tmp_path, "test", points=50)
     (tmp_path / "modelnet40_shape_names.txt").unlink()
     with pytest.raises(FileNotFoundError, match="it numbers the classes"):

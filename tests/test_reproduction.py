@@ -617,7 +617,7 @@ def test_list_by_words_and_chapter(finished, capsys):
     text = capsys.readouterr().out
     assert "Dissertation, Chapter 3" in text
     assert re.search(r"table-3\.1 +l1 certificates +smoke cpu full", text)
-    with pytest.raises(ValueError, match="no entry is like that; chapters are 3"):
+    with pytest.raises(ValueError, match="no entry matches; use fewer words, or one of the chapters 3"):
         reproduce("list", "patches", folder=folder)
 
 
@@ -681,7 +681,7 @@ def test_collect_keeps_runs_that_are_on_another_disk(tmp_path, finished, capsys)
     )
     results.write(kept, tmp_path / "results")
     reproduce("collect", "table-3.1", folder=tmp_path, budget="cpu", runs=finished[1] / "runs")
-    assert "not on this disk, and so as kept before: others" in capsys.readouterr().out
+    assert "not on this disk, kept as stored before: others" in capsys.readouterr().out
     found = results.read(tmp_path / "results/table-3.1.cpu.json", catalogue)
     alone = results.read(results.write(digits, tmp_path), catalogue)
     assert found.values == {**values, **alone.values}
@@ -696,7 +696,7 @@ def test_run_does_what_is_left_and_collects(finished, capsys):
     reproduce("run", "table-3.1", folder=folder, budget="smoke")
     text = capsys.readouterr().out
     assert "is finished" in text
-    assert "its numbers are not kept" in text
+    assert "its numbers are not stored" in text
     assert not (folder / "results/table-3.1.smoke.json").exists()
     with pytest.raises(ValueError, match="budget: got none"):
         reproduce("run", "table-3.1", folder=folder)
@@ -727,7 +727,7 @@ def test_run_tells_all_that_is_missing_before_it_starts(tmp_path, monkeypatch):
     found = with_runs(tmp_path, ("a", "mnist", "cpu full"), ("b", "imagenet", "full"), ("c", "digits", "cpu"))
 
     def told(budget: str) -> list[str]:
-        with pytest.raises(ValueError, match="nothing was started, this is missing:") as error:
+        with pytest.raises(ValueError, match="nothing was started, because this is missing:") as error:
             reproduce("run", "table-3.1", folder=tmp_path, budget=budget)
         assert not (tmp_path / "runs").exists()
         return str(error.value).splitlines()[1:]
@@ -739,7 +739,7 @@ def test_run_tells_all_that_is_missing_before_it_starts(tmp_path, monkeypatch):
     imagenet = f"  imagenet: none of {root / 'imagenet/train'}, {root / 'train'} exists; put it there or point "
     imagenet += "$CERTIFY_DATA to the folder with the data sets (for b)"
     gpu = f"  cuda: torch {torch.__version__} finds no GPU that it can use"
-    assert told("cpu") == [mnist, "the other runs can be done: --only c"]
+    assert told("cpu") == [mnist, "the other runs are possible: --only c"]
     last = "no other run is left to do"
     assert told("full") == [mnist, f"{gpu}; --budget cpu does without (for a)", imagenet, f"{gpu} (for b)", last]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -121,7 +121,7 @@ def test_interrupt_ends_quietly_and_keeps_the_rows(tmp_path, checkpoints):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "--resume continues" in stderr
+    assert "with --resume to continue" in stderr
     assert "Traceback" not in stderr
     assert len(lines(tmp_path)) >= 1
 
@@ -221,9 +221,9 @@ BAD = [
     (["--at", "2", "--within", "2"], "at, within: got both"),
     (["--within", "0.9"], r"factor: got 0\.9"),
     (["--at", "2", "--max-n", "0"], "max-n: got 0"),
-    (["--at", "2", "--bounds", "simultaneous"], "are for a fixed number of samples"),
-    (["--at", "2", "--n", "50"], "n: got 50 and --at or --within"),
-    (["--max-n", "50"], "max-n: got 50, which is for --at and --within"),
+    (["--at", "2", "--bounds", "simultaneous"], "apply to a fixed number of samples"),
+    (["--at", "2", "--n", "50"], "n: got 50 with --at or --within"),
+    (["--max-n", "50"], "max-n: got 50 without --at or --within"),
     (["--scheme", "DeterministicAblation(alpha=5)", "--alpha", "0.01"], "alpha: got 0.01, but .* is exact"),
     (["--scheme", "DeterministicAblation(alpha=5)", "--n0", "10"], "n0: got 10, but DeterministicAblation is exact"),
 ]
@@ -258,7 +258,7 @@ def test_options_of_another_loss_are_refused_before_work(tmp_path, options, matc
 def test_a_model_of_clean_images_is_certified_with_an_explicit_scheme(tmp_path, capsys):
     train_script.main(train_script.Args(out=tmp_path / "clean", scheme="none", epochs=1))
     assert "base accuracy on the 359 test images" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="trained on clean images, give the --scheme"):
+    with pytest.raises(ValueError, match="trained on clean images; choose a --scheme"):
         certify(tmp_path / "a", tmp_path / "clean")
     assert not (tmp_path / "a").exists()
     certify(tmp_path / "a", tmp_path / "clean", scheme=SCHEMES["dssn"], max=2)
@@ -364,7 +364,7 @@ def test_agreement_of_sequential_and_fixed_sampling(tmp_path, checkpoints, capsy
     assert result.same.mean() >= 0.9
     assert len(set(result.fixed_samples)) == 1
     assert min(result.samples) < result.fixed_samples[0]
-    with pytest.raises(ValueError, match="not made with --at"):
+    with pytest.raises(ValueError, match="got a run without --at"):
         agreement_script.compare(tmp_path / "fixed", tmp_path / "at")
     certify(tmp_path / "other", checkpoints["dssn"])
     with pytest.raises(ValueError, match="got another scheme, checkpoint_sha256"):

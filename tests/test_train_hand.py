@@ -69,7 +69,7 @@ def test_a_run_that_is_continued_equals_one_that_was_not(tmp_path: Path, monkeyp
     [
         (
             {"env": "NoHand-v0"},
-            "not registered.*an id without a module is one of gymnasium_robotics, others are module:id",
+            "not registered.*an id without a module refers to gymnasium_robotics, write others as module:id",
         ),
         ({"env": "gymnasium:Nothing-v0"}, "not registered"),
         ({"workers": 0}, "workers: got 0"),
@@ -80,7 +80,7 @@ def test_a_run_that_is_continued_equals_one_that_was_not(tmp_path: Path, monkeyp
         ({"eval_episodes": -1}, "eval-episodes: got -1"),
         ({"checkpoint_every": 0}, "checkpoint-every: got 0"),
         ({"env": "gymnasium:Endless-v0"}, "no time limit"),
-        ({"env": "gymnasium:CartPole-v1"}, "which has no goals; expected observations with"),
+        ({"env": "gymnasium:CartPole-v1"}, "which has no goals, expected observations with"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ def test_a_run_from_training_to_pictures(tmp_path: Path, capsys: Any, env: str) 
     """A run that is made longer is one that was as long from the beginning."""
     train(tmp_path / "whole", f"--env {env}")
     train(tmp_path / "parts", f"--env {env} --steps 1000")
-    assert "note: nothing is learned in 1000 steps, the first update comes after step 1000" in capsys.readouterr().out
+    assert "note: nothing is learned in 1000 steps, as the first update follows step 1000" in capsys.readouterr().out
     train(tmp_path / "parts", f"--env {env} --resume")
     assert "--metric return" in capsys.readouterr().out
     assert log(tmp_path / "whole") == log(tmp_path / "parts")
@@ -87,9 +87,9 @@ def test_hyperparameters_of_table_g4() -> None:
     [
         ("--max-goals 0", "max_goals: got 0"),
         ("--layers 8 0", r"layers: got \[8, 0\]"),
-        ("--encoder attention --layers 8", "layers: has no effect on --encoder attention"),
-        ("--encoder cnn --width 8", "width: has no effect on --encoder cnn"),
-        ("--blocks 1", "blocks: has no effect on --encoder deep-sets"),
+        ("--encoder attention --layers 8", "layers: applies to --encoder deep-sets, not to attention"),
+        ("--encoder cnn --width 8", "width: applies to --encoder attention, not to cnn"),
+        ("--blocks 1", "blocks: applies to --encoder attention, not to deep-sets"),
         ("--num-envs 0", "num_envs: got 0"),
         ("--eval-every 0", "eval_every: got 0"),
         ("--batch-size 0", "batch-size: got 0"),

@@ -331,7 +331,7 @@ def test_a_model_without_its_state_is_not_replaced(resume, tmp_path, capsys):
     (tmp_path / "model.safetensors").write_bytes(b"precious")
     with pytest.raises(SystemExit):
         cli.run(train_script.main, train_script.Args, "scripts.train", [*words, *resume])
-    assert "holds a model without the state of its training; choose another folder" in capsys.readouterr().err
+    assert "holds a model, but no training state to resume; choose another folder" in capsys.readouterr().err
     assert (tmp_path / "model.safetensors").read_bytes() == b"precious"
 
 

@@ -256,7 +256,7 @@ def test_the_design_is_part_of_the_classifier(monkeypatch, tmp_path):
     save_checkpoint(tmp_path / "model.safetensors", spec.build(), Checkpoint(spec, scheme, "digits", {}))
     assert load_checkpoint(tmp_path)[1].scheme == scheme
     monkeypatch.setattr(VariableLambda, "increments", lambda self: (1,) * 255)
-    with pytest.raises(ValueError, match="was trained on another design of VariableLambda"):
+    with pytest.raises(ValueError, match="was trained with another design of VariableLambda"):
         load_checkpoint(tmp_path)
 
 

@@ -101,7 +101,7 @@ def test_options_are_part_of_the_name():
         ("moving-shapes(frames=8", "expected options as in"),
         ("moving-shapes(frames=open('x'))", "expected options as in"),
         ("moving-shapes(speed=2)", "expected options as in"),
-        ("digits(size=4)", "digits has no options"),
+        ("digits(size=4)", "digits takes no options"),
         ("films", "data set: got 'films', expected one of digits"),
     ],
 )
@@ -192,7 +192,7 @@ def test_published_lists(tmp_path):
     assert (labels, classes) == ([0, 1], 2)
     assert video_files(tmp_path, "test")[1] == [0]
     with pytest.raises(
-        FileNotFoundError, match=r"v_Archery_g09_c01: no such folder of frames.*testlist02.txt names the clip"
+        FileNotFoundError, match=r"v_Archery_g09_c01: no such folder of frames.*testlist02.txt lists the clip"
     ):
         video_files(tmp_path, "test", fold=2)
     with pytest.raises(FileNotFoundError, match=r"trainlist03.txt: no such list"):
@@ -220,9 +220,9 @@ def test_damaged_videos(tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"x")
     for name, message in {
         "gap": r"frame 3 of 1 to 5 is missing \(1 in all\)",
-        "empty": "holds no frames, expected files such as frame_0001.jpg",
+        "empty": "got no frames, expected files such as frame_0001.jpg",
         "twice": "expected each frame once",
-        "unnumbered": "last.png: has no number at its end",
+        "unnumbered": "last.png: got a name without a number at its end",
         "broken": "frame_0001.png: cannot be decoded",
         "float.npz": r"got float64 \(2, 4, 4\), expected uint8",
         "two.npz": "got 2 arrays, expected one",
@@ -282,15 +282,15 @@ def test_specs_of_clips():
     spec = ModelSpec("cnn3d", 1, 8, (4, 10, 10), (0.5,), (0.25,))
     assert spec.size == (4, 10, 10)
     assert read_spec(json.loads(json.dumps(asdict(spec)))) == spec
-    with pytest.raises(ValueError, match="got cnn3d for inputs of size 10x10, expected a model of images"):
+    with pytest.raises(ValueError, match="got cnn3d for inputs of size 10x10, expected a model for images"):
         build("cnn3d", 1, 8, 10)
     with pytest.raises(
-        ValueError, match=r"got resnet18 for inputs of size 4x10x10, expected a model of clips \(cnn3d\)"
+        ValueError, match=r"got resnet18 for inputs of size 4x10x10, expected a model for clips \(cnn3d\)"
     ):
         build("resnet18", 1, 8, (4, 10, 10))
     with pytest.raises(ValueError, match="image_size: got"):
         ModelSpec("cnn3d", 1, 8, (2, 4, 10, 10))
-    with pytest.raises(ValueError, match="got a classifier of clips, cnn3d"):
+    with pytest.raises(ValueError, match="got cnn3d, a classifier of clips"):
         DenoisedSpec("dncnn_small", 1, spec)
 
 

@@ -1,8 +1,8 @@
-"""Empirical attacks: upper bounds on robustness, to set beside the lower bounds that certificates give.
+"""Empirical attacks: upper bounds on robustness, to compare with the lower bounds that certificates give.
 
-An attack never proves robustness. Against an exact certificate, or one from exact probabilities, it never succeeds
-within the certified radius, which is how the tests of this package check both. Against samples it may: abstention
-counts as success, and a classifier may abstain, for want of samples, where its class is certified to be the same.
+An attack never proves robustness. Against a certificate that is exact or computed from exact probabilities, it cannot
+succeed within the certified radius; the tests use this to check both. Against a sampled classifier it can: abstention
+counts as success, and with too few samples a classifier may abstain where its class is certified not to change.
 """
 
 from certify.attacks.attacked import Attacked

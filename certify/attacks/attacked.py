@@ -1,4 +1,4 @@
-"""What an attack found, for a batch of images."""
+"""The result of an attack on a batch of images."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from certify.threats import Threat
 class Attacked:
     """The smallest adversarial examples an attack found.
 
-    "Adversarial" means that the classifier returns another class than the label, or abstains. An abstention may lie
-    within a certified radius: the class is the same there, but ``n`` samples need not show it.
+    "Adversarial" means that the classifier returns a class other than the label, or abstains. It may abstain within a
+    certified radius: the class is the same there, but ``n`` samples may not be enough to show it.
 
     Attributes:
-        adversarial: like the images, ``[B, C, H, W]``, or float32 in [0, 1] (gradient attacks); the image itself where
-            ``magnitude`` is 0 or infinite.
-        magnitude: float64 ``[B]``, the distance to the image in the unit of ``threat``; 0 where the classifier
-            already is wrong or abstains on the image, infinity where the attack never succeeded.
-        success: bool ``[B]``, ``magnitude`` is finite.
-        clean: int64 ``[B]``, what the classifier returns for the image (-1: it abstains).
-        prediction: int64 ``[B]``, what it returns for ``adversarial``.
-        verified: float64 ``[B]``, the least magnitude at which *fresh* samples agree that an example is adversarial;
+        adversarial: ``[B, C, H, W]``, of the images' dtype, or float32 in [0, 1] (gradient attacks); the image itself
+            where ``magnitude`` is 0 or infinite.
+        magnitude: float64 ``[B]``, the distance to the image in the unit of ``threat``; 0 where the classifier is
+            already wrong or abstains on the image, infinity where the attack never succeeded.
+        success: bool ``[B]``, whether ``magnitude`` is finite.
+        clean: int64 ``[B]``, the classifier's prediction for the image (-1: it abstains).
+        prediction: int64 ``[B]``, its prediction for ``adversarial``.
+        verified: float64 ``[B]``, the smallest magnitude at which *fresh* samples agree that an example is adversarial;
             infinity if they never do. At least ``magnitude``, and equal to it for classifiers without sampling.
-        queries: int64 ``[B]``, classifications asked for; each costs as many copies as one prediction.
-        threat: what ``magnitude`` is measured in.
+        queries: int64 ``[B]``, the number of queries; each costs as many copies as one prediction.
+        threat: the threat model that measures ``magnitude``.
     """
 
     adversarial: Tensor
@@ -43,19 +43,19 @@ class Attacked:
 
 
 def attacked_of(jobs: Jobs, ends: Tensor, found: Tensor, clean: Tensor, threat: Threat) -> Attacked:
-    """The smallest example of each image's restarts, and the smallest that fresh samples confirm.
+    """The smallest example over each image's restarts, and the smallest that fresh samples confirm.
 
     Args:
-        ends: like the images, ``[J, C, H, W]``, each restart's adversarial example.
-        found: bool ``[J]``, whether it has one.
-        clean: int64 ``[B]``, what the classifier returns for the images.
-        threat: measures the examples.
+        ends: ``[J, C, H, W]``, of the images' dtype, each restart's adversarial example.
+        found: bool ``[J]``, whether the restart has one.
+        clean: int64 ``[B]``, the classifier's predictions for the images.
+        threat: the threat model that measures the examples.
     """
     oracle = jobs.oracle
     adversarial, prediction = oracle.images.clone(), clean.clone()
     magnitude = torch.where(clean == oracle.labels, torch.inf, 0.0).to(torch.float64)
     order = _by_size(jobs, ends, found, threat)
-    for i, row, size in reversed(order):  # the smallest of an image comes last
+    for i, row, size in reversed(order):  # an image's smallest example comes last
         adversarial[i], magnitude[i] = ends[row], size
     broken = (torch.isfinite(magnitude) & (magnitude > 0)).nonzero()[:, 0]
     if len(broken):
@@ -66,7 +66,7 @@ def attacked_of(jobs: Jobs, ends: Tensor, found: Tensor, clean: Tensor, threat: 
 
 
 def _by_size(jobs: Jobs, ends: Tensor, found: Tensor, threat: Threat) -> list[tuple[int, int, float]]:
-    """(image, job, magnitude) of every example, smallest first; of equal ones, that of the first restart."""
+    """(image, job, magnitude) of every example, smallest first; ties are ordered by restart."""
     rows = found.nonzero()[:, 0]
     if len(rows) == 0:
         return []
@@ -75,7 +75,7 @@ def _by_size(jobs: Jobs, ends: Tensor, found: Tensor, threat: Threat) -> list[tu
 
 
 def _verified(jobs: Jobs, ends: Tensor, clean: Tensor, order: list[tuple[int, int, float]]) -> Tensor:
-    """The least magnitude that fresh samples confirm: float64 ``[B]``."""
+    """The smallest magnitude that fresh samples confirm: float64 ``[B]``."""
     oracle = jobs.oracle
     verified = torch.full_like(oracle.labels, torch.inf, dtype=torch.float64)
     wrong = (clean != oracle.labels).nonzero()[:, 0]

@@ -1,10 +1,10 @@
 """The gradient of a smoothed classifier, through the soft-max of its copies.
 
-Votes have no gradient. The surrogate is N(x), the mean soft-max of all copies, and the objective ``-log N_y(x)`` for
-the true class y (dissertation, Section 6.3.1 and Appendix E.7). Its gradient is a positive multiple of that of minus
-the sum of ``p_y`` over the copies: signed steps need this sum alone. It falls apart into copies, so that they are
-classified in batches of any size, and those that no change can reach are left out. The random copies of Wasserstein
-smoothing are an image plus noise: of them a few, with fixed noise, give the gradient.
+Votes have no gradient. The surrogate is N(x), the mean soft-max over all copies, and the objective is ``-log N_y(x)``
+for the true class y (dissertation, Section 6.3.1 and Appendix E.7). Its gradient is a positive multiple of the gradient
+of minus the sum of ``p_y`` over the copies, so signed steps need only this sum. The sum separates over copies: they can
+be classified in batches of any size, and those that the perturbation cannot reach are skipped. The random copies of
+Wasserstein smoothing are the image plus noise; a few of them, with fixed noise, give the gradient.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from certify.smooth import Smoothed
 from certify.wasserstein import WassersteinNoise
 
 NO_GRADIENT = (
-    "base classifier: got scores without a gradient; pass a torch module, or a function of torch operations that does "
-    "not switch gradients off"
+    "base classifier: got scores without a gradient; pass a torch module, or a function of differentiable torch "
+    "operations that does not disable gradients"
 )
 
 
@@ -31,12 +31,12 @@ def check_differentiable(smoothed: Smoothed, x: Tensor) -> None:
     """Raise unless the scores of copies have a gradient with respect to the image.
 
     Args:
-        x: float32 ``[B, C, H, W]``, legal for the scheme, of which the first image is tried.
+        x: float32 ``[B, C, H, W]``, legal for the scheme; only the first image is tried.
     """
     scheme, base_classifier = smoothed.scheme, smoothed.engine.base_classifier
     if not isinstance(scheme, EnumeratedScheme):
         raise ValueError(
-            f"scheme: got {scheme}, whose copies are random; gradient attacks need one with a fixed list of copies"
+            f"scheme: got {scheme}, whose copies are random; gradient attacks need a scheme with a fixed list of copies"
         )
     smoothed.engine.prepare(x[:1])
     with exact_gradients(base_classifier):
@@ -44,8 +44,8 @@ def check_differentiable(smoothed: Smoothed, x: Tensor) -> None:
         copies = scheme.copies(leaf, torch.zeros((1, 1), dtype=torch.int64, device=x.device))
         if not copies.requires_grad:
             raise ValueError(
-                f"scheme: got {scheme}, whose copies are made from quantized values and have no gradient; gradient "
-                "attacks need another one"
+                f"scheme: got {scheme}, whose copies are quantized and therefore have no gradient; gradient attacks "
+                "need a scheme with differentiable copies"
             )
         if not base_classifier(copies.flatten(0, 1)).requires_grad:
             raise ValueError(NO_GRADIENT)
@@ -54,20 +54,20 @@ def check_differentiable(smoothed: Smoothed, x: Tensor) -> None:
 def votes_and_gradient(
     smoothed: Smoothed, x: Tensor, labels: Tensor, index: Tensor, *, gradient: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """What some copies of each image vote, and how the soft-max of the true class, summed over them, changes.
+    """The votes of some copies of each image, and the gradient of the true class's soft-max summed over these copies.
 
-    Forward passes have one fixed shape, as those of the vote engine: results for an image do not depend on the others.
-    The classifier's mode and its parameters' gradients stay as they are.
+    All forward passes have the same shape, as in the vote engine, so results for an image do not depend on the others.
+    The classifier's mode and its parameters' gradients are left unchanged.
 
     Args:
-        smoothed: of an enumerated, differentiable scheme, prepared (:func:`check_differentiable`).
+        smoothed: with an enumerated, differentiable scheme, prepared by :func:`check_differentiable`.
         x: float32 ``[J, C, H, W]``, on the device of the classifier.
         labels: int64 ``[J]``, the true classes.
-        index: int64 ``[J, K]``, numbers of copies of each image.
-        gradient: if not set, it is left zero, which is cheaper.
+        index: int64 ``[J, K]``, indices of the copies of each image.
+        gradient: whether to compute the gradient; if not, it is zero, which is cheaper.
 
     Returns:
-        votes, bool ``[J, K, classes]``; gradient, float32 like ``x``. To raise ``-log N_y``, go against it.
+        votes, bool ``[J, K, classes]``; gradient, float32 like ``x``. A step against it increases ``-log N_y``.
     """
     scheme = smoothed.scheme
     assert isinstance(scheme, EnumeratedScheme)
@@ -79,7 +79,7 @@ def votes_and_gradient(
 
 
 def check_samples_differentiable(smoothed: Smoothed, x: Tensor) -> None:
-    """Raise unless the scores of Wasserstein smoothing's copies have a gradient; see :func:`check_differentiable`."""
+    """:func:`check_differentiable` for Wasserstein smoothing, whose copies are random."""
     smoothed.engine.prepare(x[:1])
     draws = Draws.of(0, ATTACK, torch.zeros(1, dtype=torch.int64, device=x.device), range(1))
     with exact_gradients(smoothed.engine.base_classifier):
@@ -91,12 +91,12 @@ def check_samples_differentiable(smoothed: Smoothed, x: Tensor) -> None:
 def gradient_of_samples(
     smoothed: Smoothed, x: Tensor, labels: Tensor, items: Tensor, *, samples: int, seed: int
 ) -> Tensor:
-    """How the soft-max of the true class, summed over random copies, changes with the image: float32 like ``x``.
+    """The gradient of the true class's soft-max, summed over random copies of each image: float32 like ``x``.
 
     Args:
-        smoothed: of Wasserstein smoothing, prepared (:func:`check_samples_differentiable`).
+        smoothed: with Wasserstein smoothing, prepared by :func:`check_samples_differentiable`.
         x, labels: as for :func:`votes_and_gradient`.
-        items: int64 ``[J]``, indices of the images in their data set: always the same noise for each.
+        items: int64 ``[J]``, each image's index in its data set; it determines the image's noise.
         samples: number of copies.
         seed: of the noise, which votes never use.
     """
@@ -108,7 +108,7 @@ def gradient_of_samples(
 
 
 def _noised(scheme: Scheme, leaf: Tensor, draws: Draws) -> Tensor:
-    """Copies as the scheme samples them, with the gradient of what the noise is added to."""
+    """Copies as the scheme samples them, with the gradient of the values that the noise is added to."""
     assert isinstance(scheme, WassersteinNoise)
     expected = scheme.expected(leaf)[:, None].float()
     return scheme.sample(leaf.detach(), draws) + (expected - expected.detach())
@@ -126,7 +126,7 @@ def _over_copies(
     """Votes and gradient of ``count`` copies of each image, in passes of one fixed shape.
 
     Args:
-        copies: makes some, from images, the rows of ``x`` that they are, and numbers of copies in 0..count - 1.
+        copies: makes copies from images, the rows of ``x`` they came from, and copy indices in 0..count - 1.
     """
     engine = smoothed.engine
     assert engine.batch_size is not None
@@ -137,7 +137,7 @@ def _over_copies(
         votes = torch.zeros((len(x), count, engine.num_classes), dtype=torch.bool, device=x.device)
         total = torch.zeros_like(x)
         for begin in range(0, len(x), plan.images):
-            # filled up with the last image and the last copy, so that every pass has the same shape
+            # padded with the last image and the last copy, so that every pass has the same shape
             group = torch.arange(begin, begin + plan.images, device=x.device).clamp(max=len(x) - 1)
             part = slice(begin, min(begin + plan.images, len(x)))
             real = part.stop - begin
@@ -149,7 +149,7 @@ def _over_copies(
                 found = engine.one_hot(scores.detach()).view(plan.images, plan.rows, -1)
                 votes[part, first : first + left] = found[:real, :left]
                 if gradient:
-                    # in float64, where a copy that is very sure of itself still has a slope
+                    # in float64, where the gradient of a very confident copy does not vanish
                     shares = scores.double().softmax(1).view(plan.images, plan.rows, -1)
                     own = shares[:, :left].gather(2, labels[group][:, None, None].expand(-1, left, 1))
                     total[part] += torch.autograd.grad(own.sum(), leaf)[0][:real]

@@ -1,9 +1,9 @@
-"""Iterative fast gradient sign method (IFGSM) in a box, for smoothed classifiers; what gradient attacks share.
+"""Iterative fast gradient sign method (IFGSM) in a box, for smoothed classifiers; shared code of the gradient attacks.
 
 A step moves every feature by one step size against the gradient of the true class's mean soft-max
-(:mod:`certify.attacks.gradient`), and clips it to the box. As in Appendix E.7 of the dissertation the *votes* are
-looked at before every step and after the last one, and an attack counts only if the smoothed classifier itself, its
-votes and its tie rule, is wrong.
+(:mod:`certify.attacks.gradient`), and clips it to the box. As in Appendix E.7 of the dissertation, the *votes* are
+checked before every step and after the last one, and an attack succeeds only if the smoothed classifier itself (its
+votes and its tie rule) is wrong.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from certify.votes import Votes
 
 
 def check_steps(steps: int, step_size: float) -> None:
-    """Raise unless this is a legal number of steps and a legal step."""
+    """Raise unless the number of steps and the step size are legal."""
     check_integer("steps", steps, 0)
     if not (math.isfinite(step_size) and step_size > 0):
         raise ValueError(f"step_size: got {step_size!r}, expected a positive number (features are in [0, 1])")
@@ -35,14 +35,14 @@ def check_steps(steps: int, step_size: float) -> None:
 
 @dataclass(frozen=True)
 class Starts:
-    """Where the attack begins, and what it may change. Rows are ordered by image, then by restart.
+    """Where the attack starts, and what it may change. Rows are ordered by image, then by restart.
 
     Attributes:
-        which: int64 ``[J]``, the image of the batch that each start belongs to.
-        x: float32 ``[J, C, H, W]``.
-        low, high: like ``x``, the least and largest legal value of each feature.
-        copies: int64 ``[J, K]``, different copies, among them all whose votes can change.
-        outside: int64 ``[J, classes]``, the votes of all other copies.
+        which: int64 ``[J]``, each start's image in the batch.
+        x: float32 ``[J, C, H, W]``, the starting points.
+        low, high: like ``x``, the smallest and largest legal value of each feature.
+        copies: int64 ``[J, K]``, distinct copies, including all whose votes can change.
+        outside: int64 ``[J, classes]``, vote counts of all other copies.
     """
 
     which: Tensor
@@ -59,13 +59,13 @@ class Starts:
 
 @dataclass
 class Found:
-    """The images of a batch that are broken so far.
+    """The adversarial examples found so far.
 
     Attributes:
-        adversarial: float32 ``[B, C, H, W]``, the image where it is not broken.
-        prediction: int64 ``[B]``, what the smoothed classifier returns for ``adversarial``.
-        broken: bool ``[B]``.
-        clean: int64 ``[B]``, what it returns for the image.
+        adversarial: float32 ``[B, C, H, W]``; the image itself where there is none yet.
+        prediction: int64 ``[B]``, the smoothed classifier's prediction for ``adversarial``.
+        broken: bool ``[B]``, whether the attack has succeeded.
+        clean: int64 ``[B]``, the prediction for the image.
     """
 
     adversarial: Tensor
@@ -91,10 +91,10 @@ def prepare(
     *,
     check: Callable[[Smoothed, Tensor], None] = check_differentiable,
 ) -> Oracle:
-    """The images as floats on the device of the classifier; raise unless a gradient attack can be made on them."""
+    """An oracle for the images, as floats on the classifier's device; raises unless a gradient attack can run."""
     if not isinstance(smoothed, Smoothed):
         raise TypeError(
-            f"smoothed: got {type(smoothed).__name__}, expected a Smoothed; for a classifier without a defense that is "
+            f"smoothed: got {type(smoothed).__name__}, expected a Smoothed; for an undefended classifier, use "
             "Smoothed(model, Undefended(), num_classes)"
         )
     smoothed.scheme.check(images)
@@ -105,7 +105,7 @@ def prepare(
 
 
 def clean_votes(oracle: Oracle) -> tuple[Votes, Found]:
-    """The votes of the images themselves, and what is known before an attack."""
+    """The votes of the clean images, and the state before an attack."""
     smoothed = oracle.classifier
     assert isinstance(smoothed, Smoothed)
     votes = smoothed.votes(oracle.images)
@@ -115,10 +115,10 @@ def clean_votes(oracle: Oracle) -> tuple[Votes, Found]:
 
 
 def ifgsm(oracle: Oracle, starts: Starts, found: Found, *, steps: int, step_size: float) -> None:
-    """Attack all images of ``starts`` side by side, and enter into ``found`` what succeeds.
+    """Attack all images of ``starts`` in parallel, and enter successes into ``found``.
 
-    All restarts of an image advance together; it is done at the first step at which one of them succeeds, of several
-    the first. What happens to an image does not depend on the others of the batch.
+    All restarts of an image advance together; the image is done at the first step at which one of them succeeds (if
+    several do, the first counts). The result for an image does not depend on the rest of the batch.
     """
     smoothed = oracle.classifier
     assert isinstance(smoothed, Smoothed)
@@ -138,18 +138,18 @@ def ifgsm(oracle: Oracle, starts: Starts, found: Found, *, steps: int, step_size
 
 
 def _predictions(smoothed: Smoothed, starts: Starts, votes: Tensor) -> Tensor:
-    """What the smoothed classifier returns, from the votes of the copies that were looked at: int64 ``[J]``."""
+    """The smoothed classifier's predictions, from the votes of the copies that were evaluated: int64 ``[J]``."""
     shape = tuple(starts.x.shape[1:])
     n = smoothed.copies_per_image(shape)
-    # copy by copy only if all were looked at; schemes that allow to leave some out predict from the counts
+    # copy by copy only if all were evaluated; schemes that allow some to be skipped predict from the counts
     by_copy = votes if getattr(smoothed.scheme, "positional", False) and votes.shape[1] == n else None
     return smoothed.prediction(Votes(starts.outside + votes.sum(1), None, shape, n, by_copy=by_copy))
 
 
 def _confirm(oracle: Oracle, starts: Starts, wrong: Tensor, found: Found) -> None:
-    """Enter the first start of each image that is ``wrong`` (bool ``[J]``), if ``Smoothed.predict`` agrees.
+    """Enter each image's first start that is ``wrong`` (bool ``[J]``), if ``Smoothed.predict`` agrees.
 
-    It only disagrees where rounding, in batches of another shape, decides a vote.
+    They only disagree where a vote is decided by rounding, which may differ between batch shapes.
     """
     pending = wrong.nonzero()[:, 0]
     while len(pending):

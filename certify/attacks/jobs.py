@@ -1,4 +1,4 @@
-"""The restarts of an attack on a batch of images, worked on side by side."""
+"""The restarts of an attack on a batch of images, run in parallel."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from certify.threats import Unit
 
 
 class Jobs:
-    """One job per (image, restart); what a job does depends on its image, its restart and the seed alone.
+    """One job per (image, restart); a job depends only on its image, its restart and the seed.
 
     Args:
         oracle: answers the queries.
-        which: int64 ``[K]``, the images of the batch that are attacked.
+        which: int64 ``[K]``, indices in the batch of the images to attack.
         restarts: jobs per image.
         unit: what counts as one change.
         seed: of the attack's own random choices.
-        share: most queries of one job; None for no limit.
+        share: maximum number of queries per job; None for no limit.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Jobs:
         return torch.ones_like(self.spent, dtype=torch.bool) if self._share is None else self.spent < self._share
 
     def adversarial(self, rows: Tensor, candidates: Tensor) -> Tensor:
-        """Whether the classifier errs or abstains on a candidate of each job of ``rows`` (int64 ``[N]``)."""
+        """Whether the classifier is wrong or abstains on one candidate for each job in ``rows`` (int64 ``[N]``)."""
         if len(rows) == 0:
             return torch.zeros(0, dtype=torch.bool, device=rows.device)
         self.spent[rows] += 1
@@ -47,10 +47,10 @@ class Jobs:
         return self.oracle.classes(candidates, which) != self.oracle.labels[which]
 
     def uniforms(self, rows: Tensor, number: Tensor | int, part: int) -> Tensor:
-        """Random numbers for each unit of the images of the jobs ``rows``: float64 ``[N, units]``.
+        """A random number for each unit of the images of the jobs ``rows``: float64 ``[N, units]``.
 
         Args:
-            number: which numbers of this ``part``, below 2^16, so that no two restarts share any.
+            number: selects the numbers within ``part``; below 2^16, so that no two restarts share any.
         """
         if len(rows) == 0:
             return torch.empty((0, self.units), dtype=torch.float64, device=rows.device)

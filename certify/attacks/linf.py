@@ -1,7 +1,7 @@
-"""The l-inf attack that structured ablation was tested with: IFGSM from the image itself.
+"""The l-inf attack used to evaluate structured ablation: IFGSM, starting at the image itself.
 
-Source: Levine and Feizi (NeurIPS 2020; dissertation, Section 6.3.1 and Appendix E.7). Patch defenses promise nothing
-against it; it shows whether they are *more* vulnerable than a usual classifier.
+Source: Levine and Feizi (NeurIPS 2020; dissertation, Section 6.3.1 and Appendix E.7). Patch defenses guarantee nothing
+against it; it shows whether they are *more* vulnerable than an undefended classifier.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ def linf_attack(
     index: Tensor | None = None,
     on_queries: Callable[[int], None] | None = None,
 ) -> Attacked:
-    """Look for the smallest of some ``eps`` at which the smoothed classifier is wrong.
+    """Find the smallest of several ``eps`` at which the attack makes the smoothed classifier wrong.
 
     For each ``eps``, smallest first, images that no smaller one broke are attacked by signed gradient steps, clipped to
-    ``eps`` around the image and to [0, 1]. Nothing is random. Empirical accuracy at an ``eps`` is the share of images
-    with a larger ``magnitude``.
+    the l-inf ball of radius ``eps`` around the image and to [0, 1]. Nothing is random. Empirical accuracy at an ``eps``
+    is the share of images with a larger ``magnitude``.
 
     Args:
-        smoothed: of a scheme with a fixed list of differentiable copies; :class:`~certify.undefended.Undefended` for a
-            classifier without a defense.
+        smoothed: with a scheme that has a fixed list of differentiable copies;
+            :class:`~certify.undefended.Undefended` for an undefended classifier.
         images: ``[B, C, H, W]``, uint8 or floats in [0, 1].
         labels: int64 ``[B]``, the true classes.
-        eps: radii in units of the full range, ascending.
-        steps, step_size: as published, for each ``eps``.
-        index: int64 ``[B]``, each image's index in its data set; plays no part.
+        eps: radii, ascending; pixel values are in [0, 1].
+        steps, step_size: for each ``eps``; the defaults are the published ones.
+        index: int64 ``[B]``, each image's index in its data set; has no effect on the result.
         on_queries: called with the number of queries just answered, to show progress.
 
     Returns:
-        ``magnitude`` is the least of ``eps`` that broke an image. ``adversarial`` is float32 in [0, 1], within ``eps``
-        up to the rounding of one addition.
+        ``magnitude`` is the smallest of ``eps`` that broke an image. ``adversarial`` is float32 in [0, 1], within
+        ``eps`` up to the rounding of one addition.
     """
     check_linf_options(eps, steps, step_size)
     oracle = prepare(smoothed, images, labels, index, on_queries)
@@ -71,5 +71,5 @@ def check_linf_options(eps: Sequence[float], steps: int, step_size: float) -> No
     """Raise unless these are legal arguments of :func:`linf_attack`."""
     legal = len(eps) > 0 and all(math.isfinite(e) and 0 < e <= 1 for e in eps)
     if not legal or list(eps) != sorted(set(eps)):
-        raise ValueError(f"eps: got {list(eps)}, expected different numbers in (0, 1], ascending, such as 2/255")
+        raise ValueError(f"eps: got {list(eps)}, expected distinct numbers in (0, 1], ascending, such as 2/255")
     check_steps(steps, step_size)

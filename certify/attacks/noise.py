@@ -1,4 +1,4 @@
-"""Starting points: images with just enough salt-and-pepper noise to be adversarial."""
+"""Starting points: images with roughly the least salt-and-pepper noise that makes them adversarial."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from certify.attacks.jobs import Jobs
 
 LEVELS = 64  # noise levels, each a share of pixels; a power of two
 ATTEMPTS = 3  # draws of noise before the fallback
-NOISE = 0  # part of the random numbers
+NOISE = 0  # substream of the random numbers
 
 
 def salt_and_pepper(images: Tensor, uniforms: Tensor, level: Tensor) -> Tensor:
-    """Images with a share ``level / LEVELS`` of the pixels set to white or black, with equal probability.
+    """Images in which each unit is set to black or white, each with probability ``level / LEVELS / 2``.
 
-    With the same ``uniforms``, a higher level only adds noise to other pixels.
+    With the same ``uniforms``, a higher level adds noise to further units and keeps the noise that is there.
 
     Args:
         images: ``[N, C, H, W]``, uint8 or floats in [0, 1].
@@ -31,15 +31,14 @@ def salt_and_pepper(images: Tensor, uniforms: Tensor, level: Tensor) -> Tensor:
 def find_starts(jobs: Jobs, fallback: Tensor | None) -> tuple[Tensor, Tensor]:
     """An adversarial starting point for each job.
 
-    The noise level doubles until the image is adversarial and is bisected down from there. A job that no noise makes
-    adversarial, in ``ATTEMPTS`` draws, takes the first adversarial image of ``fallback``, beginning with the one of
-    its restart's number.
+    The noise level doubles until the image is adversarial, then bisection lowers it. A job for which ``ATTEMPTS`` draws
+    of noise all fail takes the first adversarial image of ``fallback``, beginning at the index of its restart.
 
     Args:
         fallback: ``[S, C, H, W]``, images of several classes.
 
     Returns:
-        the starting points ``[J, C, H, W]`` and bool ``[J]``, whether there is one.
+        the starting points ``[J, C, H, W]``, and bool ``[J]``, whether one was found.
     """
     starts = jobs.original.clone()
     found = torch.zeros(len(jobs), dtype=torch.bool, device=starts.device)
@@ -63,13 +62,13 @@ def find_starts(jobs: Jobs, fallback: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def _least_level(jobs: Jobs, rows: Tensor, uniforms: Tensor) -> Tensor:
-    """A small level at which the noise is adversarial, int64 ``[N]``; above LEVELS where none was."""
+    """A small level at which the noise is adversarial, int64 ``[N]``; above LEVELS where none is."""
 
     def ask(some: Tensor, level: Tensor) -> Tensor:
         images = salt_and_pepper(jobs.original[rows[some]], uniforms[some], level[some])
         return jobs.adversarial(rows[some], images)
 
-    high = torch.full_like(rows, 2 * LEVELS)  # the least level known to be adversarial
+    high = torch.full_like(rows, 2 * LEVELS)  # the lowest level known to be adversarial
     low = torch.zeros_like(rows)
     level = 1
     while level <= LEVELS:

@@ -21,9 +21,9 @@ class Oracle:
     """Answers the queries of an attack on a batch of images, and counts them.
 
     A sampled classifier is attacked as :meth:`Smoothed.predict <certify.smooth.Smoothed.predict>` with its own seed:
-    every candidate for image i meets the same ``n`` samples of noise, those that ``predict`` and the certificate of
-    image i use. During an attack it is therefore a deterministic function, and every reported adversarial example can
-    be shown again. :meth:`fresh` asks the same question of independent samples.
+    every candidate for image i gets the same ``n`` noise samples, those that ``predict`` and the certificate of image i
+    use. During an attack it is therefore a deterministic function, and every reported adversarial example can be
+    reproduced. :meth:`fresh` answers the same query with independent samples.
 
     Args:
         classifier: a :class:`~certify.smooth.Smoothed`, or any callable from floats in [0, 1] ``[N, C, H, W]`` to
@@ -57,7 +57,7 @@ class Oracle:
         self._on_queries = on_queries or (lambda count: None)
 
     def check(self, images: Tensor) -> None:
-        """Raise unless the classifier takes these images."""
+        """Raise unless the classifier accepts these images."""
         if isinstance(self.classifier, Smoothed):
             self.classifier.scheme.check(images)
         else:
@@ -65,15 +65,15 @@ class Oracle:
 
     @property
     def sampled(self) -> bool:
-        """Whether other samples may give another answer."""
+        """Whether other noise samples may change the answer."""
         return isinstance(self.classifier, Smoothed) and isinstance(self.classifier.scheme, SampledScheme)
 
     def classes(self, candidates: Tensor, which: Tensor) -> Tensor:
-        """What the classifier returns: int64 ``[N]``, -1 for "abstained".
+        """The classifier's predictions: int64 ``[N]``, -1 where it abstains.
 
         Args:
             candidates: ``[N, C, H, W]``.
-            which: int64 ``[N]``, the image of the batch that each candidate was made from.
+            which: int64 ``[N]``, the index in the batch of the image that each candidate was made from.
         """
         if isinstance(self.classifier, Smoothed):
             answer = self.classifier.predict(candidates, index=self.index[which])
@@ -83,7 +83,7 @@ class Oracle:
         return answer
 
     def fresh(self, candidates: Tensor, which: Tensor) -> Tensor:
-        """Like :meth:`classes`, with independent samples of noise; the same where nothing is sampled."""
+        """Like :meth:`classes`, with independent noise samples; identical to it for classifiers without sampling."""
         if not self.sampled:
             return self.classes(candidates, which)
         smoothed = self.classifier
@@ -95,7 +95,7 @@ class Oracle:
         return predict_or_abstain(counts, smoothed.alpha)
 
     def count(self, which: Tensor) -> None:
-        """Note that a candidate for each of the images ``which`` was classified."""
+        """Count one classified candidate for each of the images ``which``."""
         self.queries += torch.bincount(which, minlength=len(self.queries))
         self._on_queries(len(which))
 

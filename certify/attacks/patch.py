@@ -1,7 +1,7 @@
-"""The patch attack that structured ablation was tested with: IFGSM on the pixels of randomly placed patches.
+"""The patch attack used to evaluate structured ablation: IFGSM on the pixels of randomly placed patches.
 
-Sources: Chiang et al., "Certified Defenses for Adversarial Patches" (ICLR 2020), the attack on a classifier; Levine and
-Feizi (NeurIPS 2020; dissertation, Section 6.3.1 and Appendix E.7), on the soft-max of a smoothed one.
+Sources: Chiang et al., "Certified Defenses for Adversarial Patches" (ICLR 2020), for the attack on a plain classifier;
+Levine and Feizi (NeurIPS 2020; dissertation, Section 6.3.1 and Appendix E.7), for that on a smoothed one's soft-max.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from certify.smooth import Smoothed
 from certify.threats import Patch
 from certify.votes import Votes
 
-PLACE, CONTENT = 2, 3  # parts of the random numbers
+PLACE, CONTENT = 2, 3  # substreams of the random numbers
 MAX_RESTARTS = 1 << 16
 
 
@@ -42,21 +42,22 @@ def patch_attack(
 ) -> Attacked:
     """Look for a patch that makes the smoothed classifier wrong.
 
-    Each restart takes a place, uniformly at random among all inside the image, fills it with uniformly random values,
-    and moves them by signed gradient steps; nothing but [0, 1] bounds them. All restarts of an image advance together
-    until one succeeds. The result depends on an image, its label, its ``index`` and the seed, not on the batch.
+    Each restart places the patch uniformly at random inside the image, fills it with uniformly random values, and
+    optimizes them by signed gradient steps, clipped to [0, 1] only. All restarts of an image advance together until one
+    succeeds. The result depends on an image, its label, its ``index`` and the seed, not on the rest of the batch.
 
-    Cost: a query runs the copies that the patch can meet, forwards and backwards; the others have the votes they have.
+    Cost: a query is a forward and a backward pass of the copies that the patch can reach; the votes of the others
+    cannot change.
 
     Args:
-        smoothed: of a scheme with a fixed list of differentiable copies; :class:`~certify.undefended.Undefended` for a
-            classifier without a defense.
+        smoothed: with a scheme that has a fixed list of differentiable copies;
+            :class:`~certify.undefended.Undefended` for an undefended classifier.
         images: ``[B, C, H, W]``, uint8 or floats in [0, 1].
         labels: int64 ``[B]``, the true classes.
         patch_size: m for m x m pixels, or (height, width).
-        restarts, steps, step_size: as published.
-        seed: of places and contents.
-        index: int64 ``[B]``, each image's index in its data set, on which they depend; by default 0..B-1.
+        restarts, steps, step_size: the defaults are the published ones.
+        seed: of the patches' locations and initial contents.
+        index: int64 ``[B]``, each image's index in its data set, on which these depend, too; by default 0..B-1.
         on_queries: called with the number of queries just answered, to show progress.
 
     Returns:
@@ -85,7 +86,7 @@ def check_patch_options(
 
 
 def copies_reached(smoothed: Smoothed, shape: Shape, patch_size: PatchSize) -> int:
-    """The number of copies that one query of :func:`patch_attack` runs."""
+    """The number of copies that one query of :func:`patch_attack` evaluates."""
     scheme = smoothed.scheme
     if isinstance(scheme, StructuredAblation):
         return scheme.most_touched(shape, clip(shape, height_and_width(patch_size)))
@@ -111,7 +112,7 @@ def _starts(oracle: Oracle, votes: Votes, which: Tensor, patch: tuple[int, int],
         return Starts(which, x, low, high, copies, torch.zeros_like(votes.counts)[which])
     assert isinstance(smoothed.scheme, StructuredAblation)
     assert votes.by_copy is not None
-    # those at risk come first; where a place has fewer, others whose gradient is zero fill the row
+    # copies at risk come first; where a location has fewer, the row is filled with others, whose gradient is zero
     risk = at_risk(smoothed.scheme, shape, covers).to(torch.uint8)
     copies = risk.argsort(dim=1, descending=True, stable=True)[:, :count]
     outside = votes.counts[which] - votes.by_copy[which[:, None], copies].sum(1)

@@ -1,12 +1,12 @@
-"""The Pointwise attack, the l0 attack that randomized ablation was tested with.
+"""The Pointwise attack, the l0 attack used to evaluate randomized ablation.
 
-Start from an adversarial image far away, and set changed pixels back to their original values, one at a time and in
-random order, wherever the image stays adversarial, until no single pixel can be set back.
+It starts from a distant adversarial image and resets changed pixels to their original values, one at a time and in
+random order, wherever the image stays adversarial, until no single pixel can be reset.
 
 Source: Schott, Rauber, Bethge and Brendel, "Towards the first adversarially robust neural network model on MNIST"
 (ICLR 2019); used by Levine and Feizi (AAAI 2020) with 10 restarts, 10,000 samples per query and abstention counted as
-success. The published attack then moves the values of the pixels that are left towards the original ones, which makes
-the perturbation smaller in l2, not in l0; that part is left out.
+success. The published attack then moves the remaining changed pixels towards their original values, which shrinks the
+perturbation in l2 but not in l0; that part is omitted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from certify.smooth import Smoothed
 from certify.threats import L0, Unit
 
 Implementation = Literal["own", "foolbox"]
-ORDER = 1  # part of the random numbers
+ORDER = 1  # substream of the random numbers
 MAX_RESTARTS = 1 << 16
 
 
@@ -46,30 +46,31 @@ def pointwise_attack(
     implementation: Implementation = "own",
     on_queries: Callable[[int], None] | None = None,
 ) -> Attacked:
-    """Attack each image, best of ``restarts``.
+    """Attack each image and keep the best of ``restarts``.
 
-    What is attacked is described in :class:`~certify.attacks.oracle.Oracle`: ``Smoothed.predict`` with fixed samples.
-    Success is a wrong class or an abstention. The result depends on an image, its label, its ``index`` and the seeds,
-    not on the other images of the batch.
+    The target is ``Smoothed.predict`` with fixed samples, see :class:`~certify.attacks.oracle.Oracle`. A wrong class or
+    an abstention counts as success. The result depends on an image, its label, its ``index`` and the seeds, not on the
+    other images of the batch.
 
     Cost: a restart takes up to about 15 queries to find a start, and then one or two for each pixel it changed. Each
-    query of a smoothed classifier runs the base classifier on ``n`` copies (or on all of an enumerated scheme).
+    query of a smoothed classifier runs the base classifier on ``n`` copies (on all copies of an enumerated scheme).
 
     Args:
         classifier: a smoothed classifier, or any callable from floats in [0, 1] ``[N, C, H, W]`` to scores.
-        images: ``[B, C, H, W]``, uint8 or floats in [0, 1]; pixels become 0, the largest value, or stay as they are
-            (or come from ``fallback``).
+        images: ``[B, C, H, W]``, uint8 or floats in [0, 1]; the attack sets pixels to 0 or to the largest value (or to
+            those of ``fallback``), or leaves them unchanged.
         labels: int64 ``[B]``, the true classes.
-        restarts: independent attempts per image; the one with fewest changes counts.
-        seed: of the attack's own choices; the samples of noise have the seed of the smoothed classifier.
+        restarts: independent attempts per image; the one with the fewest changes counts.
+        seed: of the attack's own choices; the noise samples use the seed of the smoothed classifier.
         index: int64 ``[B]``, each image's index in its data set, on which noise and choices depend; by default 0..B-1.
-        unit: what is counted, ``"pixel"`` or ``"feature"``; by default that of the scheme's l0 threat, else pixels.
-        max_queries: most queries per image for all restarts, which get equal shares; a restart that runs out keeps
-            what it has. One query of the image itself and those that verify the results come on top.
+        unit: what counts as one change, ``"pixel"`` or ``"feature"``; by default that of the scheme's l0 threat, else
+            pixels.
+        max_queries: maximum number of queries per image, shared equally by all restarts; a restart that runs out keeps
+            its result so far. One query of the clean image and those that verify the results are not included.
         fallback: ``[S, C, H, W]``, dtype of the images: starting points for images that no noise makes adversarial,
             such as one of each class.
-        implementation: ``"own"``; ``"foolbox"`` sets pixels back with ``foolbox.attacks.PointwiseAttack`` instead,
-            from the same starting points (needs the extra "attacks"; by feature, and without ``max_queries``).
+        implementation: ``"own"``; ``"foolbox"`` resets features with ``foolbox.attacks.PointwiseAttack`` instead, from
+            the same starting points (needs the extra "attacks"; resets features, not pixels; no ``max_queries``).
         on_queries: called with the number of queries just answered, to show progress.
     """
     check_options(restarts, seed, max_queries, implementation)
@@ -90,10 +91,10 @@ def pointwise_attack(
 
 
 def reset(jobs: Jobs, starts: Tensor, found: Tensor) -> Tensor:
-    """Set changed units back one at a time while the image stays adversarial: the end points ``[J, C, H, W]``.
+    """Reset changed units one at a time while the image stays adversarial: the end points ``[J, C, H, W]``.
 
-    A pass tries every changed unit once, in random order; passes follow until one changes nothing. Queries whose answer
-    is known are left out: units that failed since the last success, and the last changed unit of an image.
+    A pass tries every changed unit once, in random order; passes repeat until one changes nothing. Queries whose answer
+    is known are skipped: units that failed since the last success, and the last changed unit of an image.
     """
     changed = jobs.changed(starts) & found[:, None]
     everyone = torch.arange(len(jobs), device=starts.device)
@@ -124,7 +125,7 @@ def reset(jobs: Jobs, starts: Tensor, found: Tensor) -> Tensor:
 
 
 def check_options(restarts: int, seed: int, max_queries: int | None, implementation: str) -> None:
-    """Raise unless these are legal arguments of :func:`pointwise_attack`, and foolbox is there if it is asked for."""
+    """Raise unless these are legal arguments of :func:`pointwise_attack`, and foolbox is installed if requested."""
     check_integer("restarts", restarts, 1, MAX_RESTARTS - 1)
     check_integer("seed", seed, 0, (1 << 64) - 1)
     if max_queries is not None:
@@ -133,7 +134,7 @@ def check_options(restarts: int, seed: int, max_queries: int | None, implementat
         raise ValueError(f"implementation: got {implementation!r}, expected 'own' or 'foolbox'")
     if implementation == "foolbox":
         if max_queries is not None:
-            raise ValueError("max_queries: got a limit, but foolbox cannot keep one; use implementation='own'")
+            raise ValueError("max_queries: got a limit, but foolbox cannot enforce one; use implementation='own'")
         import_foolbox()
 
 

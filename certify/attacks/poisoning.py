@@ -1,8 +1,8 @@
-"""Planning an attack on models that are trained on parts of a training set: which parts to poison, and how much.
+"""Planning an attack on an ensemble trained on parts of a training set: which parts to poison, and how much.
 
-Whoever knows everything can try each part on its own, since a model depends on its part alone: how many poisoned
-samples does it take until its model votes as wanted? The rest is a knapsack. So the attack concentrates on few parts or
-spreads over many, whichever changes more votes.
+Each model depends on its own part alone, so an attacker who knows everything can treat the parts separately: how many
+poisoned samples does it take to make the part's model vote as desired? The rest is a knapsack problem: the attack
+concentrates on a few parts or spreads over many, whichever changes more votes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from certify.poisoning.partition import Partitioner
 
 
 def amounts_up_to(largest: int) -> list[int]:
-    """Amounts of poison that are worth a try: 1, 2, 3, 5, 8, 13, ..., and the largest."""
+    """Amounts of poison worth trying: 1, 2, 3, 5, 8, 13, ..., and the largest."""
     amounts = [1, 2]
     while amounts[-1] < largest:
         amounts.append(amounts[-1] + amounts[-2])
@@ -23,13 +23,13 @@ def amounts_up_to(largest: int) -> list[int]:
 
 
 def best_plan(votes: Tensor, poisoned: dict[int, Tensor], label: int, wrong: int, budget: int) -> list[int]:
-    """How much poison each part gets: what brings ``wrong`` closest to ``label``, or furthest ahead of it.
+    """How much poison each part gets, to bring ``wrong`` as close to ``label`` as possible, or as far ahead of it.
 
     Args:
         votes: int ``[models]``, without poison.
         poisoned: amount -> int ``[models]``, the votes when every part has that much poison.
-        label, wrong: the classes in question; a vote that leaves the first or comes to the second gains 1 each.
-        budget: the sum of all amounts at most.
+        label, wrong: the classes in question; a vote gains 1 for leaving ``label`` and 1 for moving to ``wrong``.
+        budget: upper bound on the sum of all amounts.
     """
 
     def lead(of: Tensor) -> np.ndarray:
@@ -37,7 +37,7 @@ def best_plan(votes: Tensor, poisoned: dict[int, Tensor], label: int, wrong: int
 
     amounts = sorted(amount for amount in poisoned if amount <= budget)
     gains = np.array([lead(votes) - lead(poisoned[amount]) for amount in amounts]).reshape(len(amounts), len(votes))
-    best = np.zeros(budget + 1, dtype=np.int64)  # the largest gain with at most so much poison, of the parts so far
+    best = np.zeros(budget + 1, dtype=np.int64)  # largest gain of the parts so far, with at most this much poison
     choices = np.zeros((len(votes), budget + 1), dtype=np.int64)
     for part in range(len(votes)):
         before = best.copy()
@@ -54,10 +54,10 @@ def best_plan(votes: Tensor, poisoned: dict[int, Tensor], label: int, wrong: int
 
 
 def near_copies(x: Tensor, partitioner: Partitioner, count: int) -> list[Tensor]:
-    """For each part, ``count`` images that are like ``x`` and belong to it: uint8 ``[count, C, H, W]`` each.
+    """For each part, ``count`` near copies of ``x`` that are assigned to it: uint8 ``[count, C, H, W]`` each.
 
-    Single pixels are changed where that is enough, otherwise more; where few images are found, they are repeated, and
-    where none is, the part gets an empty list.
+    A single value is changed where that is enough, otherwise more; a part for which too few copies are found repeats
+    them, and a part for which none is found gets an empty tensor.
 
     Args:
         x: uint8 ``[C, H, W]``.
@@ -80,12 +80,12 @@ def near_copies(x: Tensor, partitioner: Partitioner, count: int) -> list[Tensor]
 
 
 def nearest_in_parts(samples: Tensor, among: Tensor, x: Tensor, buckets: Tensor, parts: int) -> list[Tensor]:
-    """For each part, its samples in the order of their distance to ``x``, of those that may be chosen.
+    """For each part, its eligible samples, ordered by their distance to ``x``.
 
     Args:
         samples: uint8 ``[N, C, H, W]``.
-        among: bool ``[N]``, which may be chosen.
-        buckets: int64 ``[N]``, the part of each.
+        among: bool ``[N]``, which samples are eligible.
+        buckets: int64 ``[N]``, the part of each sample.
 
     Returns:
         int64 indices of samples.

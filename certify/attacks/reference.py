@@ -1,9 +1,9 @@
-"""Foolbox's implementation of the Pointwise attack, to compare with.
+"""Foolbox's implementation of the Pointwise attack, for comparison.
 
 ``foolbox.attacks.PointwiseAttack`` comes with foolbox 3.3.2 and later. It only sees whether an image is adversarial, so
-that abstention can count as success, but it sets back features, not pixels; asks about every image of a batch until the
-last one is finished; takes its order from NumPy's global generator; and stops with an assertion if one starting point
-is not adversarial. So it gets one image at a time, a starting point that is adversarial, and a generator seeded for it.
+abstention can count as success. But it resets features, not pixels; queries every image of a batch until the last one
+is finished; takes its order from NumPy's global generator; and fails an assertion if a starting point is not
+adversarial. It is therefore given one image at a time, an adversarial starting point, and a freshly seeded generator.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from certify.images import to_float
 
 
 def import_foolbox() -> Any:
-    """The module, or a clear error."""
+    """The foolbox module; raises ImportError, saying how to install it, if it cannot be used."""
     try:
         with warnings.catch_warnings():
             # foolbox 3.3.4 imports a SciPy name that is deprecated
@@ -40,10 +40,10 @@ def _missing(reason: str, cause: BaseException | None = None) -> Any:
 
 
 def reset_with_foolbox(jobs: Jobs, starts: Tensor, found: Tensor, seed: int) -> Tensor:
-    """Set changed features back as foolbox does: the end points ``[J, C, H, W]``, the images where not ``found``."""
+    """Reset changed features with foolbox: the end points ``[J, C, H, W]``, or the images where not ``found``."""
     foolbox = import_foolbox()
     ends = jobs.original.clone()
-    state = np.random.get_state()  # noqa: NPY002 - foolbox knows no other generator
+    state = np.random.get_state()  # noqa: NPY002 - foolbox uses no other generator
     try:
         for row in found.nonzero():
             item, restart = int(jobs.oracle.index[jobs.which[row]]), int(jobs.restart[row])
@@ -56,7 +56,7 @@ def reset_with_foolbox(jobs: Jobs, starts: Tensor, found: Tensor, seed: int) -> 
 
 
 def _reset_one(foolbox: Any, jobs: Jobs, row: Tensor, start: Tensor) -> Tensor:
-    """The features that are still changed in the end: bool ``[1, C, H, W]``."""
+    """The features that remain changed: bool ``[1, C, H, W]``."""
 
     class Decision(foolbox.models.base.Model):
         """Class 1 for "adversarial", class 0 for everything else."""

@@ -1,7 +1,7 @@
-"""The Wasserstein attack that Wasserstein smoothing was tested with: projected gradient descent in a growing ball.
+"""The Wasserstein attack used to evaluate Wasserstein smoothing: projected gradient descent in a growing ball.
 
-Source: Wong, Schmidt and Kolter (ICML 2019); for smoothed classifiers, the gradient of Salman et al. (NeurIPS 2019);
-Section 5.5.2 of the dissertation. The projection is in :mod:`certify.attacks.sinkhorn`.
+Source: Wong, Schmidt and Kolter (ICML 2019), with the gradient of Salman et al. (NeurIPS 2019) for smoothed
+classifiers; Section 5.5.2 of the dissertation. The projection is in :mod:`certify.attacks.sinkhorn`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from certify.transport import path_distance
 from certify.wasserstein import WassersteinNoise
 
 _GRID = 2**FLOAT_BITS  # adversarial images are multiples of 2^-24: Wasserstein smoothing rounds floats to them
-_BYTE = (_GRID - 1) // 255  # steps of a level of 8 bits, without remainder
+_BYTE = (_GRID - 1) // 255  # grid steps per 8-bit level; the division is exact
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Growth:
     """Steps of the attack, and how fast the ball grows.
 
     Attributes:
-        steps: of the gradient; the classifier is asked before every step and after the last one.
+        steps: number of gradient steps; the classifier is queried before every step and after the last one.
         step_size: of each feature, against the sign of the gradient, before the projection.
-        start: the first radius of the ball.
-        factor: the ball grows by it ..
-        every: .. after so many steps. The default reaches 1.5 in 200 steps.
-        samples: copies with fixed noise that give the gradient of a sampled scheme.
+        start: initial radius of the ball.
+        factor: growth factor of the radius.
+        every: number of steps between increases of the radius. The defaults reach 1.5 in 200 steps.
+        samples: number of copies, with fixed noise, that estimate the gradient of a sampled scheme.
     """
 
     steps: int = 200
@@ -63,7 +63,7 @@ class Growth:
         check_integer("samples", self.samples, 1)
 
     def radius(self, step: int) -> float:
-        """Of the ball after step number ``step``."""
+        """Radius of the ball at step number ``step``."""
         return self.start * self.factor ** (step // self.every)
 
 
@@ -78,27 +78,27 @@ def wasserstein_attack(
     index: Tensor | None = None,
     on_queries: Callable[[int], None] | None = None,
 ) -> Attacked:
-    """Look for an image at a small Wasserstein distance at which the smoothed classifier is wrong or abstains.
+    """Look for an image at a small Wasserstein distance on which the smoothed classifier is wrong or abstains.
 
-    Every step goes against the gradient of the true class's mean soft-max and is projected on the ball, which grows
-    slowly; the attack on an image ends at the first step at which the classifier (its votes, of a sampled scheme the
-    same samples as ``predict``) fails. The mass of each channel stays as it is, to the last step of 2^-24. 8-bit images
-    are scaled by 1 - 2^-24 to be multiples of it, which leaves their normalized form as it is.
+    Every step goes against the gradient of the true class's mean soft-max and is projected onto the ball, which grows
+    slowly. The attack on an image ends at the first step at which the classifier fails (judged by its votes; for a
+    sampled scheme, on the same samples as ``predict``). The mass of each channel is preserved exactly, in units of
+    2^-24. 8-bit images are scaled by 1 - 2^-24 to become multiples of it, which does not change their normalized form.
 
     Args:
-        smoothed: of :class:`~certify.wasserstein.WassersteinNoise`, or of a scheme with a fixed list of differentiable
-            copies, such as :class:`~certify.undefended.Undefended`.
+        smoothed: with :class:`~certify.wasserstein.WassersteinNoise`, or with a scheme that has a fixed list of
+            differentiable copies, such as :class:`~certify.undefended.Undefended`.
         images: ``[B, C, H, W]``, uint8 or floats in [0, 1], each with a positive sum.
         labels: int64 ``[B]``, the true classes.
-        growth: steps of the attack, and how fast the ball grows; by default those of ``Growth()``.
-        metric: between pixels; by default that of the scheme's certificate, or l2.
-        seed: of the samples that give the gradient.
+        growth: steps of the attack, and how fast the ball grows; by default ``Growth()``.
+        metric: ground metric between pixels; by default that of the scheme's certificate, or l2.
+        seed: of the samples that estimate the gradient.
         index: int64 ``[B]``, each image's index in its data set.
         on_queries: called with the number of queries just answered, to show progress.
 
     Returns:
-        ``magnitude`` is the cost of the transport plan that made ``adversarial``, with its rounding to multiples of
-        2^-24: an upper bound of the distance, at most the radius of the ball up to that rounding.
+        ``magnitude`` is the cost of the transport plan that made ``adversarial``, including its rounding to multiples
+        of 2^-24: an upper bound on the distance, and at most the radius of the ball up to that rounding.
     """
     growth = growth or Growth()
     threat = Wasserstein(metric or default_metric(smoothed))
@@ -128,7 +128,7 @@ def default_metric(smoothed: Smoothed) -> GroundMetric:
 
 
 def _descend(oracle: Oracle, found: Found, magnitude: Tensor, growth: Growth, threat: Wasserstein, seed: int) -> None:
-    """Attack all images that are classified right, and enter into ``found`` and ``magnitude`` what succeeds."""
+    """Attack all correctly classified images, and enter successes into ``found`` and ``magnitude``."""
     smoothed = oracle.classifier
     assert isinstance(smoothed, Smoothed)
     left = (found.clean == oracle.labels).nonzero()[:, 0]
@@ -155,12 +155,12 @@ def _descend(oracle: Oracle, found: Found, magnitude: Tensor, growth: Growth, th
 
 
 def in_steps(images: Tensor) -> Tensor:
-    """The images, or floats in multiples of 2^-24 whose normalized form is that of 8-bit ones, exactly."""
+    """Floats unchanged; 8-bit images as multiples of 2^-24 that have exactly the same normalized form."""
     return images.float() * (_BYTE / _GRID) if images.dtype == torch.uint8 else images
 
 
 def _with_totals(steps: Tensor, totals: Tensor) -> Tensor:
-    """Images of whole numbers ``[B, C, H, W]``, 0 to 2^24, brought to the sums ``[B, C]`` by a step here and there."""
+    """Integer-valued images ``[B, C, H, W]``, 0 to 2^24, adjusted by single steps to have the sums ``[B, C]``."""
     values = steps.flatten(2)
     while (missing := totals - values.sum(2)).any():
         sign = missing.sign()[:, :, None]
@@ -170,7 +170,7 @@ def _with_totals(steps: Tensor, totals: Tensor) -> Tensor:
 
 
 def _gradient(smoothed: Smoothed, x: Tensor, labels: Tensor, items: Tensor, samples: int, seed: int) -> Tensor:
-    """How the mean soft-max of the true class changes, up to a positive factor: float32 like ``x``."""
+    """The gradient of the true class's mean soft-max, up to a positive factor: float32 like ``x``."""
     if isinstance(smoothed.scheme, WassersteinNoise):
         return gradient_of_samples(smoothed, x, labels, items, samples=samples, seed=seed)
     every = torch.arange(smoothed.copies_per_image(tuple(x.shape[1:])), device=x.device)
@@ -178,7 +178,7 @@ def _gradient(smoothed: Smoothed, x: Tensor, labels: Tensor, items: Tensor, samp
 
 
 def _verified(oracle: Oracle, result: Attacked) -> Attacked:
-    """The result with the magnitudes that fresh samples confirm."""
+    """The result, with ``verified`` set to the magnitudes that fresh samples confirm."""
     verified = torch.full_like(result.magnitude, torch.inf)
     broken = result.success.nonzero()[:, 0]
     if len(broken):

@@ -1,7 +1,7 @@
 """CIFAR-10 in its binary and its Python layout.
 
-The Python layout is a pickle. It is read with an unpickler that knows nothing but the NumPy array constructors, so a
-file cannot run code.
+The Python layout is a pickle. The unpickler used here knows only the NumPy array constructors, so a file cannot run
+code.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _ArrayUnpickler(pickle.Unpickler):
             import codecs
 
             return codecs.encode
-        raise pickle.UnpicklingError(f"{module}.{name} is not part of an array; the file was refused")
+        raise pickle.UnpicklingError(f"{module}.{name} is not part of a NumPy array; the file was refused")
 
 
 def parse_binary(data: bytes, source: str) -> tuple[np.ndarray, np.ndarray]:
@@ -54,7 +54,7 @@ def parse_python(data: bytes, source: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cifar10_files(root: Path, split: str) -> tuple[list[Path], Callable[[bytes, str], tuple[np.ndarray, np.ndarray]]]:
-    """The files of either layout, directly or in ``cifar10/``, and what parses them."""
+    """The files of whichever layout is present, in ``cifar10/`` or directly in ``root``, and their parser."""
     names = ["test_batch"] if split == "test" else [f"data_batch_{i}" for i in range(1, 6)]
     layouts = [("cifar-10-batches-bin", ".bin", parse_binary), ("cifar-10-batches-py", "", parse_python)]
     for base in (root / "cifar10", root):
@@ -64,7 +64,7 @@ def cifar10_files(root: Path, split: str) -> tuple[list[Path], Callable[[bytes, 
                 return paths, parse
     raise FileNotFoundError(
         f"cifar10: no cifar-10-batches-bin or cifar-10-batches-py with {names[0]} in {root / 'cifar10'} or {root}; "
-        "run 'python -m scripts.fetch cifar10' or point --data-root or $CERTIFY_DATA to the files"
+        "run 'python -m scripts.fetch cifar10', or point --data-root or $CERTIFY_DATA to the files"
     )
 
 

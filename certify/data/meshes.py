@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Mesh:
-    """A surface of triangles.
+    """A triangle mesh.
 
     Attributes:
         vertices: float64 ``[V, 3]``.
@@ -22,10 +22,10 @@ class Mesh:
 
 
 def parse_off(data: bytes, source: str) -> Mesh:
-    """The mesh in an OFF file; polygons become fans of triangles, colours and comments are skipped.
+    """The mesh in an OFF file; polygons are split into triangle fans, colours and comments are ignored.
 
     Some published files of ModelNet have the counts on the first line, without even a space: ``OFF490 518 0``. They
-    are read like the others.
+    are accepted, too.
     """
     lines = [line for line in (line.split(b"#")[0].strip() for line in data.splitlines()) if line]
     if not lines or not lines[0].startswith(b"OFF"):
@@ -41,7 +41,7 @@ def parse_off(data: bytes, source: str) -> Mesh:
         raise ValueError(f"{source}: got {num_vertices} vertices and {num_faces} faces, expected a surface")
     if len(body) < num_vertices + num_faces:
         raise ValueError(
-            f"{source}: got {len(body)} lines, the header announces {num_vertices} vertices and {num_faces} faces; "
+            f"{source}: got {len(body)} lines, but the header announces {num_vertices} vertices and {num_faces} faces; "
             "the file is truncated, fetch it again"
         )
     try:
@@ -60,10 +60,10 @@ def parse_off(data: bytes, source: str) -> Mesh:
 
 def _vertices(lines: list[bytes]) -> np.ndarray:
     numbers = b" ".join(lines).split()
-    if len(numbers) != 3 * len(lines):  # colours behind the coordinates
+    if len(numbers) != 3 * len(lines):  # colours follow the coordinates
         rows = [line.split()[:3] for line in lines]
         if any(len(row) < 3 for row in rows):
-            raise ValueError("a vertex with less than 3 coordinates")
+            raise ValueError("a vertex has fewer than 3 coordinates")
         numbers = [number for row in rows for number in row]
     return np.array(numbers, dtype=np.float64).reshape(-1, 3)
 
@@ -80,7 +80,7 @@ def _triangles(lines: list[bytes]) -> np.ndarray:
         corners = int(words[0])
         face = [int(word) for word in words[1 : corners + 1]]  # a colour may follow
         if corners < 3 or len(face) < corners:
-            raise ValueError(f"a face {line[:40]!r} of {corners} corners")
+            raise ValueError(f"got the face {line[:40]!r} with {corners} corners")
         fans += [(face[0], face[i], face[i + 1]) for i in range(1, corners - 1)]
     return np.array(fans, dtype=np.int64)
 
@@ -90,7 +90,7 @@ def sample_surface(mesh: Mesh, uniforms: np.ndarray, source: str = "mesh") -> np
 
     Args:
         uniforms: ``[N, 3]``, independent and uniform on (0, 1).
-        source: what to call the mesh in messages.
+        source: name of the mesh in error messages.
     """
     a, b, c = (mesh.vertices[mesh.triangles[:, i]] for i in range(3))
     cross = np.cross(b - a, c - a)
@@ -98,7 +98,7 @@ def sample_surface(mesh: Mesh, uniforms: np.ndarray, source: str = "mesh") -> np
     total = area.sum()
     if not (math.isfinite(total) and total > 0):
         raise ValueError(f"{source}: got a surface of area {total / 2:g}, expected a finite one above 0")
-    # divided before it is summed up: the last entry is 1 up to rounding whatever the scale
+    # divided before the sum, so that the last entry is 1 up to rounding at any scale
     cumulative = np.cumsum(area / total)
     chosen = np.searchsorted(cumulative, uniforms[:, 0] * cumulative[-1], side="right").clip(max=len(area) - 1)
     root = np.sqrt(uniforms[:, 1])[:, None]
@@ -107,11 +107,11 @@ def sample_surface(mesh: Mesh, uniforms: np.ndarray, source: str = "mesh") -> np
 
 
 def revolve(profile: np.ndarray, segments: int) -> Mesh:
-    """The surface that a curve sweeps around the second axis.
+    """The surface of revolution of a curve around the second axis.
 
     Args:
         profile: ``[P, 2]``, points (distance from the axis, height) of the curve.
-        segments: steps of a full turn; 4 turn a cylinder into a box.
+        segments: number of segments of a full turn; with 4, a cylinder becomes a box.
     """
     turn = 2 * np.pi * np.arange(segments) / segments
     radius, height = profile[:, 0][:, None], profile[:, 1][:, None]

@@ -5,9 +5,9 @@
   ``modelnet40_test.txt``, ``modelnet40_shape_names.txt``
 * ``ModelNet40/``: the original meshes, ``class/train/*.off`` and ``class/test/*.off``
 
-Of the first two, the first points of an object are taken, as is usual. On meshes, points are sampled uniformly by area,
-always the same ones. Each cloud is scaled before the threat model begins, see :mod:`~certify.data.points`. The second
-axis is the vertical one in all three: the meshes, whose third axis it is, are turned.
+From the first two, the first points of an object are taken, as is usual. On meshes, points are sampled uniformly by
+area, always the same ones. Each cloud is scaled before the threat model applies, see :mod:`~certify.data.points`. The
+second axis is vertical in all three: meshes, whose third axis is vertical, are rotated.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CLASSES = 40
 
 
 def modelnet40_reader(root: Path, split: str) -> Callable[[int, int], tuple[Tensor, Tensor, int]]:
-    """What reads the files that are there, given the number of points and the seed."""
+    """A reader of whichever format is present; takes the number of points and the seed."""
     bases = [root / "modelnet40", root]
     for folder in [base / name for base in bases for name in ("modelnet40_ply_hdf5_2048", "")]:
         parts = sorted(folder.glob(f"ply_data_{split}*.h5"))
@@ -58,8 +58,8 @@ def modelnet40_reader(root: Path, split: str) -> Callable[[int, int], tuple[Tens
 def read_modelnet40(root: Path, split: str, *, points: int = 1024, seed: int = 0) -> tuple[Tensor, Tensor, int]:
     """Images ``[M, 3, points, 1]``, labels ``[M]`` and the number of classes.
 
-    Reading all meshes or text files takes minutes; the result is kept beside them (``clouds-train-1024.npz``) and used
-    again as long as names and sizes of the files are the same.
+    Reading all meshes or text files takes minutes; the result is cached next to them (``clouds-train-1024.npz``) and
+    reused as long as the files' names and sizes are unchanged.
 
     Args:
         root: folder that holds one of the three formats, directly, in ``modelnet40/``, or in its usual folder.
@@ -103,13 +103,15 @@ def _listed_files(folder: Path, split: str) -> tuple[list[Path], list[int], int]
     """Files and labels of the text version: object ``night_stand_0001`` is ``night_stand/night_stand_0001.txt``."""
     names = folder / "modelnet40_shape_names.txt"
     if not names.exists():
-        raise FileNotFoundError(f"{names}: missing, it numbers the classes; fetch the data set again")
+        raise FileNotFoundError(f"{names}: not found, but it numbers the classes; fetch the data set again")
     number = {name: i for i, name in enumerate(names.read_text().split())}
     files, labels = [], []
     for entry in (folder / f"modelnet40_{split}.txt").read_text().split():
         name = entry.rpartition("_")[0]
         if name not in number:
-            raise ValueError(f"{folder / f'modelnet40_{split}.txt'}: got {entry!r}, not of a class in {names.name}")
+            raise ValueError(
+                f"{folder / f'modelnet40_{split}.txt'}: got {entry!r}, expected objects of the classes in {names.name}"
+            )
         files.append(folder / name / f"{entry}.txt")
         labels.append(number[name])
     return files, labels, len(number)
@@ -153,10 +155,10 @@ def _read_files(
     points: int,
     seed: int,
 ) -> tuple[Tensor, Tensor, int]:
-    """All clouds, from the cache if it is of these files."""
+    """All clouds, from the cache if it was made from these files."""
     missing = next((path for path in files if not path.exists()), None)
     if missing is not None:
-        raise FileNotFoundError(f"{missing}: missing, though it is listed; fetch the data set again")
+        raise FileNotFoundError(f"{missing}: listed, but missing; fetch the data set again")
     listing = "\n".join(f"{path.relative_to(folder)} {path.stat().st_size}" for path in files)
     digest = hashlib.sha256(f"{seed}\n{listing}".encode()).hexdigest()
     cache = folder / f"clouds-{split}-{points}.npz"
@@ -165,7 +167,7 @@ def _read_files(
         levels = np.stack([normalized_levels(read(path, points, seed), str(path)) for path in files])
         buffer = io.BytesIO()
         np.savez_compressed(buffer, levels=levels, digest=np.array(digest))
-        with contextlib.suppress(OSError):  # a read-only folder: the files are read again next time
+        with contextlib.suppress(OSError):  # in a read-only folder, the files are read again next time
             write_atomically(cache, buffer.getvalue())
     return as_images(levels), torch.tensor(labels), classes
 
@@ -176,5 +178,5 @@ def _cached(path: Path, digest: str, shape: tuple[int, ...]) -> np.ndarray | Non
             if str(stored["digest"]) == digest and stored["levels"].shape == shape:
                 return stored["levels"]
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
-        pass  # none yet, or a damaged one
+        pass  # no cache yet, or a damaged one
     return None

@@ -1,4 +1,4 @@
-"""Generated clips of moving shapes: no single frame shows the class.
+"""Generated clips of moving shapes; no single frame reveals the class.
 
     python -m scripts.train runs/moving --data moving-shapes --model cnn3d --scheme "UniformNoise.from_sigma(0.25)" \\
         --epochs 6 --batch-size 32 --lr 0.05
@@ -20,16 +20,16 @@ _COUNT = {"train": 800, "test": 200}
 
 
 def moving_shapes(split: str, *, frames: int = 8, size: int = 16, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Bright squares and diamonds that move by a pixel a frame in four directions: the same clips on every machine.
+    """Bright squares and diamonds that move one pixel per frame in one of four directions; the same on every machine.
 
-    A shape that leaves at one side comes back at the other. Place, brightness (128 to 255) and background (0 to 63) are
-    random, and so is the size of the shape: about a third to half of the frame.
+    A shape that leaves on one side re-enters on the opposite one. Position, brightness (128 to 255) and background
+    (0 to 63) are random, and so is the size of the shape: about a third to half of the frame.
 
     Args:
         split: ``"train"`` (800 clips) or ``"test"`` (200 others).
-        frames: of a clip, at least 2.
+        frames: frames per clip, at least 2.
         size: height and width, at least 8.
-        seed: of what is random.
+        seed: of the random numbers.
 
     Returns:
         uint8 ``[N, 1, frames, size, size]`` and labels, see ``CLASSES``.
@@ -45,7 +45,7 @@ def moving_shapes(split: str, *, frames: int = 8, size: int = 16, seed: int = 0)
     side = size // 3 + words[:, 4] % (size // 2 - size // 3 + 1)
     steps = torch.tensor(list(DIRECTIONS.values()))[labels % len(DIRECTIONS)]
     at = torch.stack((row, column), 1)[:, None] + torch.arange(frames)[None, :, None] * steps[:, None]
-    # twice the distance from the centre of the shape, on a frame whose opposite sides touch: [N, frames, 2, size]
+    # twice the distance from the centre of the shape, on a frame that wraps around: [N, frames, 2, size]
     apart = 2 * ((torch.arange(size) - at[..., None]) % size) - (side[:, None, None, None] - 1)
     apart = torch.minimum(apart.abs(), (2 * size - apart).abs())
     down, right = apart[:, :, 0, :, None], apart[:, :, 1, None, :]

@@ -1,4 +1,4 @@
-"""Data of one's own for the command lines: arrays in an NPZ file, or image files with one folder per class."""
+"""The user's own data, for the command lines: arrays in an NPZ file, or image files in one folder per class."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def npz_file(path: str) -> Path:
 
 
 def check_labels(labels: np.ndarray, classes: Any, name: str) -> None:
-    """Raise unless ``classes`` is a number of classes, and labels are among them."""
+    """Raise unless ``classes`` is an integer of at least 2, and all labels are below it."""
     if type(classes) is not int or classes < 2:
-        raise ValueError(f"npz: got classes={classes!r}, expected a number of at least 2")
+        raise ValueError(f"npz: got classes={classes!r}, expected an integer, at least 2")
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"{name}: got labels in [{labels.min()}, {labels.max()}], expected 0..{classes - 1}")
 
 
 def read_npz(path: str, split: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Images ``[N, C, H, W]``, labels int64 ``[N]``, and the number of classes in both parts.
+    """Images ``[N, C, H, W]``, labels int64 ``[N]``, and the number of classes in both splits.
 
-    The file holds ``train_images``, ``train_labels``, ``test_images`` and ``test_labels``, or one part only; images are
-    uint8 ``[N, H, W]`` or ``[N, C, H, W]``, or floats in [0, 1]; vectors ``[N, D]`` are images of one pixel with D
-    channels. Labels are whole numbers from 0 on. No pickled objects are read.
+    The file holds ``train_images``, ``train_labels``, ``test_images`` and ``test_labels``, or one split only; images
+    are uint8 or floats in [0, 1], ``[N, H, W]`` or ``[N, C, H, W]``; vectors ``[N, D]`` become images of one pixel with
+    D channels. Labels are integers, counted from 0. Pickled objects are never loaded.
     """
     file = npz_file(path)
     try:
@@ -51,23 +51,23 @@ def read_npz(path: str, split: str) -> tuple[np.ndarray, np.ndarray, int]:
     for name, labels in parts.items():
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) == 0:
             raise ValueError(
-                f"{file}: got {name}_labels {labels.dtype} {labels.shape}, expected whole numbers [N], at least one"
+                f"{file}: got {name}_labels {labels.dtype} {labels.shape}, expected integers [N], at least one"
             )
     if images.dtype.kind == "f" and images.dtype.itemsize in (4, 8):
         images = images.astype(images.dtype.newbyteorder("="))
     if images.dtype not in (np.uint8, np.float32, np.float64) or images.ndim not in (2, 3, 4):
         kind = images.dtype.kind
-        advice = "; 0 to 255 become bytes by .astype('uint8')" if kind in "iu" else ""
-        advice = "; True and False become bytes by 255 * x.astype('uint8')" if kind == "b" else advice
+        advice = "; convert 0 to 255 with .astype('uint8')" if kind in "iu" else ""
+        advice = "; convert booleans with 255 * x.astype('uint8')" if kind == "b" else advice
         raise ValueError(
-            f"{file}: got {split}_images {images.dtype} {images.shape}, expected uint8, or floats in [0, 1]: images "
-            f"[N, H, W] or [N, C, H, W], or vectors [N, D]{advice}"
+            f"{file}: got {split}_images {images.dtype} {images.shape}, expected uint8 or floats in [0, 1], as images "
+            f"[N, H, W] or [N, C, H, W], or as vectors [N, D]{advice}"
         )
     if images.ndim == 2:
         images = images[:, :, None, None]
     if images.ndim == 4 and not channels_first(images.shape[1:]):
         raise ValueError(
-            f"{file}: got {split}_images {images.shape}, which looks like channels last; expected [N, C, H, W], use "
+            f"{file}: got {split}_images {images.shape}, which looks like channels last, expected [N, C, H, W]; use "
             "images.transpose(0, 3, 1, 2)"
         )
     classes = 1 + max(int(labels.max()) for labels in parts.values())
@@ -75,7 +75,7 @@ def read_npz(path: str, split: str) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def class_folders(path: str, split: str) -> Path:
-    """``PATH/train``, or ``PATH/test`` (``PATH/val`` where there is no such folder)."""
+    """``PATH/train``, or ``PATH/test`` (``PATH/val`` if that does not exist)."""
     names = ("train",) if split == "train" else ("test", "val")
     found = [Path(path) / name for name in names if (Path(path) / name).is_dir()]
     if not found:
@@ -93,7 +93,7 @@ def read_folder(path: str, split: str, names: Any = None) -> tuple[list[Path], l
     """Files, labels and the number of classes.
 
     Args:
-        names: of the classes, in order; by default the folders of the training part, numbered alphabetically.
+        names: of the classes, in order; by default the training set's folders, in alphabetical order.
     """
     given = names is not None
     if given and not (isinstance(names, tuple) and len(set(names)) == len(names) >= 2):
@@ -111,7 +111,7 @@ def read_folder(path: str, split: str, names: Any = None) -> tuple[list[Path], l
         if not found and not given:
             raise FileNotFoundError(
                 f"folder: no image files ({', '.join(sorted(IMAGE_SUFFIXES))}) in {class_folders(path, split) / name}; "
-                "remove it if it is no class"
+                "remove the folder if it is not a class"
             )
         files += found
         labels += [classes.index(name)] * len(found)
@@ -121,8 +121,8 @@ def read_folder(path: str, split: str, names: Any = None) -> tuple[list[Path], l
 
 
 def image_size(size: Any, resize: Any) -> tuple[int, int | None]:
-    """Checked sizes, in pixels, of square images."""
+    """Validated sizes of square images, in pixels."""
     for name, value in (("size", size), ("resize", resize)):
         if not (type(value) is int and value >= 1) and not (name == "resize" and value is None):
-            raise ValueError(f"{name}: got {value!r}, expected a number of pixels, at least 1")
+            raise ValueError(f"{name}: got {value!r}, expected an integer number of pixels, at least 1")
     return size, resize

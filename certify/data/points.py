@@ -1,8 +1,8 @@
 """Point clouds as images ``[3, N, 1]`` with values in [0, 1], and a small generated set of them.
 
 Ablation then keeps whole points (``RandomizedAblation(keep=16)``), and an l0 certificate counts points. A cloud is
-centred and scaled *before* the threat model begins: the certificate is about the cloud that the classifier is given,
-of which an adversary changes some points, to any place in the unit cube, and not about points that change the scale.
+centred and scaled *before* the threat model applies: the adversary moves some points of the cloud that the classifier
+is given to anywhere in the unit cube; points that would change the scaling are outside the certificate.
 
     python -m scripts.train runs/shapes --data shapes --model pointnet_small --scheme "RandomizedAblation(keep=16)" \\
         --epochs 10 --batch-size 32 --lr 0.05
@@ -25,7 +25,7 @@ STEPS = 1 << 15  # coordinates are multiples of 2^-15: a cloud is the same on ev
 
 
 def normalized_levels(points: np.ndarray, source: str) -> np.ndarray:
-    """A cloud ``[N, 3]``, its mean moved to the centre and its farthest point to the surface of the unit cube's
+    """A cloud ``[N, 3]`` with its mean moved to the centre of the unit cube and its farthest point scaled to the
     inscribed sphere, in steps of 2^-15: uint16 ``[N, 3]``, each in [0, 2^15]."""
     if not np.isfinite(points).all():
         raise ValueError(f"{source}: got NaN or infinite coordinates, expected numbers")
@@ -43,7 +43,7 @@ def as_images(levels: np.ndarray) -> Tensor:
 
 
 def uniforms(items: list[int], points: int, seed: int) -> np.ndarray:
-    """Random numbers that choose the points of clouds, a function of each cloud's number: ``[M, points, 3]``."""
+    """Random numbers that select the points of clouds, a function of each cloud's index: ``[M, points, 3]``."""
     return Draws.of(seed, DATA, torch.tensor(items), range(points)).uniforms(3).numpy()
 
 
@@ -65,9 +65,9 @@ _COUNT = {"train": 1000, "test": 250}
 
 
 def shapes(split: str, *, points: int = 128, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Clouds on the surfaces of stretched and turned solids: images ``[M, 3, points, 1]`` and labels, see ``SHAPES``.
+    """Clouds on the surfaces of stretched, rotated solids: images ``[M, 3, points, 1]`` and labels, see ``SHAPES``.
 
-    Every solid is stretched by a factor of 0.7 to 1.3 along each axis and turned about the second one.
+    Every solid is stretched by a factor of 0.7 to 1.3 along each axis and rotated about the second one.
     """
     count = _COUNT[split]
     items = list(range(count) if split == "train" else range(_COUNT["train"], _COUNT["train"] + count))

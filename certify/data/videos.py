@@ -1,7 +1,7 @@
 """Videos in folders: ``class/clip/frame_0001.jpg``, ``class/clip.npz`` or ``class/clip.gif``.
 
-No video codec is needed: frames are extracted once, with any tool. The layout is that of UCF-101, with its published
-lists of training and test clips, or with a folder for each part:
+No video codec is needed: extract the frames once, with any tool. The layout is that of UCF-101, with its published
+lists of training and test clips, or with one folder per split:
 
     ROOT/ucf101/frames/ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01/frame_0001.jpg
     ROOT/ucf101/ucfTrainTestlist/trainlist01.txt
@@ -40,12 +40,12 @@ class Sampling:
     """Which frames of a video make a clip, and how they are resized.
 
     Attributes:
-        frames: of a clip.
-        stride: take every N-th frame.
+        frames: frames per clip.
+        stride: take every ``stride``-th frame.
         size: height and width of the result.
         resize: if given, the shorter side is first resized to this and the centre is cropped; otherwise the whole
             frame is resized to ``size``, bilinearly.
-        short: a video with fewer than ``(frames - 1) * stride + 1`` frames is refused, or played again from the start.
+        short: whether a video with fewer than ``(frames - 1) * stride + 1`` frames is refused or looped.
     """
 
     frames: int = 16
@@ -64,16 +64,16 @@ class Sampling:
 
     @property
     def span(self) -> int:
-        """Frames of the video from the first to the last one of a clip."""
+        """Number of video frames from the first to the last frame of a clip."""
         return (self.frames - 1) * self.stride + 1
 
     def chosen(self, count: int, start: float, source: Path) -> list[int]:
-        """Numbers of the frames of a clip.
+        """Indices of the frames of a clip.
 
         Args:
-            count: frames of the video.
-            start: where the clip starts, as a share of the places where it can; one half is the centre.
-            source: of the video, for the message.
+            count: number of frames of the video.
+            start: where the clip starts, as a share (in [0, 1)) of the possible starts; one half is the centre.
+            source: path of the video, for error messages.
         """
         if count < 1 or (count < self.span and self.short == "refuse"):
             raise ValueError(
@@ -85,11 +85,11 @@ class Sampling:
 
 
 class FolderClips:
-    """Videos as a uint8 tensor ``[N, 3, frames, size, size]`` that reads what is indexed: the central clip of each.
+    """The central clip of each video, as a uint8 tensor ``[N, 3, frames, size, size]`` that reads clips when indexed.
 
     Args:
         videos: one folder of frames, ``.npz`` or ``.gif`` file per video.
-        sampling: which frames, at which size.
+        sampling: which frames, and at which size.
     """
 
     def __init__(self, videos: Sequence[Path], sampling: Sampling) -> None:
@@ -103,13 +103,13 @@ class FolderClips:
         return len(self.videos)
 
     def check(self) -> None:
-        """Raise if a folder of frames has gaps or too few of them; ``.npz`` and ``.gif`` show that when read."""
+        """Raise if a folder of frames has gaps or too few frames; ``.npz`` and ``.gif`` files are checked when read."""
         for video in self.videos:
             if video.is_dir():
                 self.sampling.chosen(len(_frame_files(video)), 0.5, video)
 
     def listing(self) -> bytes:
-        """Names of the videos, their numbers of frames and the sizes of the first and last file, and how clips are cut.
+        """Names of the videos, their numbers of frames, the sizes of their first and last files, and the sampling.
 
         Not the sizes of all files: UCF-101 has two million frames.
         """
@@ -124,7 +124,7 @@ class FolderClips:
         return self._read_all([(int(i), 0.5) for i in index])
 
     def random_clips(self, index: Tensor, generator: torch.Generator) -> Tensor:
-        """Training clips: each starts at a random frame of its video."""
+        """Training clips, each starting at a random frame of its video."""
         starts = torch.rand(len(index), generator=generator, dtype=torch.float64).tolist()
         return self._read_all(list(zip(map(int, index), starts, strict=True)))
 
@@ -137,7 +137,7 @@ class FolderClips:
         """One clip, uint8 ``[frames, size, size, 3]``."""
         video, sampling = self.videos[i], self.sampling
         if not video.exists():
-            raise FileNotFoundError(f"{video}: no such video; it was there when the data set was listed")
+            raise FileNotFoundError(f"{video}: no such video, but it existed when the data set was listed")
         if video.is_dir():
             files = _frame_files(video)
             frames = [_decoded(files[j], _first_frame) for j in sampling.chosen(len(files), start, video)]
@@ -180,15 +180,15 @@ def _npz_frames(path: Path) -> list[Image.Image]:
 
 
 def _frame_files(folder: Path) -> list[Path]:
-    """The frames of a video by their numbers, which must follow one another."""
+    """The frames of a video in the order of their numbers, which must be consecutive."""
     files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
-        raise ValueError(f"{folder}: holds no frames, expected files such as frame_0001.jpg; extract the video again")
+        raise ValueError(f"{folder}: got no frames, expected files such as frame_0001.jpg; extract the video again")
     numbers: dict[int, Path] = {}
     for path in files:
         digits = re.search(r"(\d+)$", path.stem)
         if digits is None:
-            raise ValueError(f"{path}: has no number at its end, expected a name such as frame_0001.jpg")
+            raise ValueError(f"{path}: got a name without a number at its end, expected one such as frame_0001.jpg")
         number = int(digits.group(1))
         if number in numbers:
             raise ValueError(f"{folder}: got {numbers[number].name} and {path.name}, expected each frame once")
@@ -213,12 +213,12 @@ def _videos_in(folder: Path) -> list[tuple[str, Path]]:
 
 
 def video_files(root: Path, split: str, *, fold: int = 1) -> tuple[list[Path], list[int], int]:
-    """Videos, labels and the number of classes, which are numbered alphabetically.
+    """Videos, labels and the number of classes; classes are numbered alphabetically.
 
     Args:
         root: folder that holds ``ucf101``.
         split: ``"train"`` or ``"test"``.
-        fold: which of the published lists (1 to 3), where there are such.
+        fold: which of the published lists to use (1 to 3), where there are lists.
     """
     check_integer("fold", fold, 1)
     base = existing([root / "ucf101"], "ucf101")
@@ -239,7 +239,7 @@ def _listed(base: Path, frames: Path, split: str, fold: int) -> list[tuple[str, 
     """The videos of a published list: lines such as ``Archery/v_Archery_g01_c01.avi 3``."""
     path = base / "ucfTrainTestlist" / f"{split}list{fold:02d}.txt"
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such list; put the published lists there, or make {base / split}")
+        raise FileNotFoundError(f"{path}: no such list; put the published lists there, or create {base / split}")
     found = []
     for line in path.read_text().splitlines():
         if not line.strip():
@@ -249,6 +249,6 @@ def _listed(base: Path, frames: Path, split: str, fold: int) -> list[tuple[str, 
         candidates = [beside, *(beside.with_name(beside.name + suffix) for suffix in _FILES)]
         video = next((candidate for candidate in candidates if candidate.exists()), None)
         if video is None:
-            raise FileNotFoundError(f"{beside}: no such folder of frames, nor .npz or .gif; {path.name} names the clip")
+            raise FileNotFoundError(f"{beside}: no such folder of frames, .npz or .gif, but {path.name} lists the clip")
         found.append((name.parent.name, video))
     return found

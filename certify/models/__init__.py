@@ -1,8 +1,8 @@
 """Base classifiers of the papers, for any number of input channels.
 
-``build(name, in_channels, num_classes, image_size)`` makes one by name, ``register_model`` gives a name to your own.
-Normalization, if any, is the first layer of the model, so that noise always comes before it. ``Denoised`` puts a
-denoiser in front of one.
+``build(name, in_channels, num_classes, image_size)`` builds one by name; ``register_model`` names one of your own.
+Normalization, if any, is the first layer of the model, so noise is always added before it. ``Denoised`` puts a denoiser
+in front of a classifier.
 """
 
 from certify.models.build import (

@@ -23,7 +23,7 @@ from certify.models.wide_resnet import wide_resnet40_2
 from certify.registry import check_same_place
 from certify.spec import parse_scheme
 
-Size = tuple[int, ...]  # height, width; of clips frames, height, width
+Size = tuple[int, ...]  # height, width; for clips frames, height, width
 
 Builder = Callable[[int, int, Any], nn.Module]  # channels of a copy, classes, size of an image
 
@@ -42,39 +42,39 @@ MODELS: dict[str, Builder] = {
     "pointnet_small": pointnet_small,
     "cnn3d": cnn3d,
 }
-PARTITION_MLP = "partition_mlp"  # needs to know the scheme, see ModelSpec
+PARTITION_MLP = "partition_mlp"  # depends on the scheme, see ModelSpec
 POINT_CLOUDS = ("pointnet", "pointnet_basic", "pointnet_small")  # models of [C, N, 1] clouds, in any order of points
 CLIPS = ("cnn3d",)  # models of clips [C, T, H, W]
-own_models: dict[str, Builder] = {}  # those of register_model, which are in MODELS, too
+own_models: dict[str, Builder] = {}  # added by register_model; also in MODELS
 
 
 def register_model(name: str, build: Builder) -> None:
-    """Make an architecture of your own known by a name: to :class:`ModelSpec`, checkpoints and command lines.
+    """Register an architecture of your own under a name, for :class:`ModelSpec`, checkpoints and command lines.
 
-    Call it in a module of yours, which a command line reads with ``--import MODULE``; a checkpoint holds the name and
-    parameters, so the module has to be imported wherever it is loaded, too.
+    Call it in a module of yours, which command lines import with ``--import MODULE``. A checkpoint holds only the name
+    and the parameters, so the module must also be imported wherever the checkpoint is loaded.
 
     Args:
         name: as in ``--model NAME``; letters, digits and underscores.
-        build: ``build(in_channels, num_classes, (height, width))`` makes a new network, copies ``[N, C, H, W]`` ->
+        build: ``build(in_channels, num_classes, (height, width))`` returns a new network, copies ``[N, C, H, W]`` ->
             scores ``[N, num_classes]``; a function or class at the top level of its module, so that worker processes
-            find it.
+            can import it.
     """
     if not name.isidentifier() or name in (PARTITION_MLP, *MODELS.keys() - own_models.keys()):
-        raise ValueError(f"model: got the name {name!r}, expected letters, digits and underscores, and a new name")
+        raise ValueError(f"model: got the name {name!r}, expected a new name of letters, digits and underscores")
     check_same_place("model", name, own_models.get(name, build), build)
     own_models[name] = MODELS[name] = build
 
 
 def is_typed(build: Builder) -> bool:
-    """Whether a builder is defined in no file, but in a notebook, say."""
+    """Whether a builder is not defined in a file, but in a notebook, for example."""
     function: Any = build.func if isinstance(build, partial) else build
     return function.__module__ == "__main__" and not hasattr(sys.modules["__main__"], "__file__")
 
 
 class Normalize(nn.Module):
-    """``(x - mean) / std`` per channel, of images or clips; channels beyond the given ones repeat them (two images in
-    one input)."""
+    """``(x - mean) / std`` per channel of images or clips; the statistics repeat if an input has more channels (two
+    images in one)."""
 
     mean: Tensor
     std: Tensor
@@ -82,7 +82,10 @@ class Normalize(nn.Module):
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
         super().__init__()
         if len(mean) != len(std) or channels % len(mean):
-            raise ValueError(f"normalization: got {len(mean)} means and {len(std)} stds for {channels} channels")
+            raise ValueError(
+                f"normalization: got {len(mean)} means and {len(std)} stds for {channels} channels, expected equally "
+                "many, and a divisor of the channels"
+            )
         repeat = channels // len(mean)
         self.register_buffer("mean", torch.tensor(mean).repeat(repeat)[:, None, None])
         self.register_buffer("std", torch.tensor(std).repeat(repeat)[:, None, None])
@@ -95,16 +98,16 @@ class Normalize(nn.Module):
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything needed to build a model again.
+    """Everything needed to rebuild a model.
 
     Attributes:
         name: one of ``MODELS``.
         in_channels: channels of a *copy*, see :meth:`certify.Scheme.channels`.
         num_classes: number of classes.
-        image_size: ``(height, width)``; one number for square images, which is also how they are kept and stored; of
-            clips ``(frames, height, width)``.
+        image_size: ``(height, width)``, for clips ``(frames, height, width)``; for square images a single number,
+            which is also how their size is kept and stored.
         mean, std: normalization inside the model; None for none.
-        scheme: text of the deterministic ablation whose partition a ``partition_mlp`` follows; None for other models.
+        scheme: text of the deterministic ablation whose partition a ``partition_mlp`` uses; None for other models.
     """
 
     name: str
@@ -123,23 +126,23 @@ class ModelSpec:
 
     @property
     def size(self) -> Size:
-        """(height, width), or (frames, height, width) of clips."""
+        """(height, width), for clips (frames, height, width)."""
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
     def build(self) -> nn.Module:
-        """The network, with new parameters."""
+        """The network, freshly initialized."""
         if self.name == PARTITION_MLP:
             return self._build_partition_mlp()
         if self.name not in MODELS:
             raise ValueError(
-                f"model: got {self.name!r}, expected one of {', '.join((*MODELS, PARTITION_MLP))}; one of your own is "
-                "known once the module that calls certify.models.register_model is imported (--import MODULE)"
+                f"model: got {self.name!r}, expected one of {', '.join((*MODELS, PARTITION_MLP))}; for one of your "
+                "own, import the module that calls certify.models.register_model (--import MODULE)"
             )
         if self.scheme is not None:
-            raise ValueError(f"scheme: got {self.scheme}, expected none; only {PARTITION_MLP} follows a scheme")
+            raise ValueError(f"scheme: got {self.scheme}, expected none; only {PARTITION_MLP} depends on a scheme")
         if (len(self.size) == 3) != (self.name in CLIPS):
             got, what = "x".join(map(str, self.size)), "clips (cnn3d)" if len(self.size) == 3 else "images"
-            raise ValueError(f"model: got {self.name} for inputs of size {got}, expected a model of {what}")
+            raise ValueError(f"model: got {self.name} for inputs of size {got}, expected a model for {what}")
         model = MODELS[self.name](self.in_channels, self.num_classes, self.size)
         if self.mean is None and self.std is None:
             return model
@@ -147,8 +150,8 @@ class ModelSpec:
             raise ValueError(f"normalization: got mean={self.mean}, std={self.std}, expected both or neither")
         if self.name in POINT_CLOUDS:
             raise ValueError(
-                f"normalization: {self.name} tells NULL points by their zeros, which it would hide; clouds are already "
-                "scaled to the unit cube, train without it"
+                f"normalization: got mean and std, but {self.name} recognizes NULL points by their zeros, which "
+                "normalization would hide; train without it, as clouds are already scaled to the unit cube"
             )
         return nn.Sequential(Normalize(self.mean, self.std, self.in_channels), model)
 
@@ -160,9 +163,12 @@ class ModelSpec:
                 f"{PARTITION_MLP} has one network for each of its copies"
             )
         if self.mean is not None or self.std is not None:
-            raise ValueError(f"normalization: {PARTITION_MLP} tells ablated units by their zeros; train without it")
+            raise ValueError(
+                f"normalization: got mean or std, but {PARTITION_MLP} recognizes ablated units by their zeros; train "
+                "without it"
+            )
         if len(self.size) == 3:
-            raise ValueError(f"model: got {PARTITION_MLP} for clips, expected a model of clips (cnn3d)")
+            raise ValueError(f"model: got {PARTITION_MLP} for clips, expected a model for clips (cnn3d)")
         height, width = self.size
         return PartitionMLP(
             self.in_channels,

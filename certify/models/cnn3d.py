@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 
 class ConvNet3d(nn.Module):
-    """Four 3x3x3 convolutions, each with batch normalization and a rectifier; the mean over all places; one layer.
+    """Four 3x3x3 convolutions, each with batch normalization and ReLU, then global average pooling and a linear layer.
 
-    The second and third halve height and width, the last two the number of frames. Clips of every size are legal.
+    The second and third convolution halve height and width, the last two the number of frames. Clips may have any size.
 
     Args:
         in_channels: channels of a frame.
@@ -26,7 +26,7 @@ class ConvNet3d(nn.Module):
             (4 * width, (2, 2, 2)),
             (4 * width, (2, 1, 1)),
         ):
-            # strides instead of pooling: its gradient is not deterministic on every device
+            # strides instead of pooling, whose gradient is not deterministic on every device
             conv = nn.Conv3d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
             layers += [conv, nn.BatchNorm3d(outputs), nn.ReLU(inplace=True)]
@@ -39,5 +39,5 @@ class ConvNet3d(nn.Module):
 
 
 def cnn3d(in_channels: int, num_classes: int, size: tuple[int, int, int]) -> nn.Module:
-    """A network of clips ``[B, C, T, H, W]``; it takes clips of other sizes, too."""
+    """A network for clips ``[B, C, T, H, W]`` of any size."""
     return ConvNet3d(in_channels, num_classes)

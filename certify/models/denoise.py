@@ -16,12 +16,12 @@ from certify.models.build import ModelSpec
 
 
 class DnCNN(nn.Module):
-    """A residual denoiser: it estimates what has to be subtracted from a copy (Zhang et al., TIP 2017).
+    """A residual denoiser: it estimates the noise to subtract from a copy (Zhang et al., TIP 2017).
 
-    ``depth`` 3x3 convolutions with ``width`` channels, batch normalization in all but the first and the last, weights
-    orthogonal at first. The last starts at zero, so an untrained denoiser returns the copy's first ``out_channels``
-    channels. Of a copy with twice the channels of the image these are the image with its ablated pixels at zero
-    (ablation), or the lower ends of the cells (Variable-Lambda smoothing).
+    ``depth`` 3x3 convolutions with ``width`` channels, with batch normalization in all but the first and the last, and
+    orthogonal initialization. The last one is initialized to zero, so an untrained denoiser returns the copy's first
+    ``out_channels`` channels. If a copy has twice the channels of the image, these are the image with its ablated
+    pixels at zero (ablation), or the lower ends of the cells (Variable-Lambda smoothing).
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, depth: int = 17, width: int = 64) -> None:
@@ -49,7 +49,7 @@ def dncnn(in_channels: int, out_channels: int) -> nn.Module:
 
 
 def dncnn_small(in_channels: int, out_channels: int) -> nn.Module:
-    """6 layers of 32 channels, a fiftieth of the work: for small images and for a CPU."""
+    """6 layers of 32 channels, at a fiftieth of the cost: for small images and for CPUs."""
     return DnCNN(in_channels, out_channels, depth=6, width=32)
 
 
@@ -57,9 +57,9 @@ DENOISERS: dict[str, Callable[[int, int], nn.Module]] = {"dncnn": dncnn, "dncnn_
 
 
 class Denoised(nn.Module):
-    """A base classifier made of a denoiser, from copies ``[N, C', H, W]`` to images ``[N, C, H, W]``, and a classifier.
+    """A base classifier: a denoiser, from copies ``[N, C', H, W]`` to images ``[N, C, H, W]``, then a classifier.
 
-    A certificate of it is one of the whole: it needs nothing from the denoiser.
+    Certificates are for this composition, and assume nothing about the denoiser.
     """
 
     def __init__(self, denoiser: nn.Module, classifier: nn.Module) -> None:
@@ -72,12 +72,12 @@ class Denoised(nn.Module):
 
 @dataclass(frozen=True)
 class DenoisedSpec:
-    """Everything needed to build a :class:`Denoised` again; used like a :class:`~certify.models.ModelSpec`.
+    """Everything needed to rebuild a :class:`Denoised`; used like a :class:`~certify.models.ModelSpec`.
 
     Attributes:
         denoiser: one of ``DENOISERS``.
         in_channels: channels of a *copy*, see :meth:`certify.Scheme.channels`.
-        classifier: takes images: ``classifier.in_channels`` are the image's.
+        classifier: a classifier of images: ``classifier.in_channels`` are the image's channels.
     """
 
     denoiser: str
@@ -88,31 +88,31 @@ class DenoisedSpec:
         if self.denoiser not in DENOISERS:
             raise ValueError(f"denoiser: got {self.denoiser!r}, expected one of {', '.join(DENOISERS)}")
         if len(self.classifier.size) == 3:
-            raise ValueError(f"denoiser: got a classifier of clips, {self.classifier.name}, expected one of images")
+            raise ValueError(f"denoiser: got {self.classifier.name}, a classifier of clips, expected one of images")
 
     @property
     def name(self) -> str:
-        """Of both networks."""
+        """Names of both networks, as one."""
         return f"{self.denoiser}+{self.classifier.name}"
 
     @property
     def num_classes(self) -> int:
-        """Of the classifier."""
+        """Number of classes."""
         return self.classifier.num_classes
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Of the images."""
+        """Size of the images."""
         return self.classifier.size
 
     def build(self) -> Denoised:
-        """The networks, with new parameters."""
+        """The networks, freshly initialized."""
         denoiser = DENOISERS[self.denoiser](self.in_channels, self.classifier.in_channels)
         return Denoised(denoiser, self.classifier.build())
 
 
 def read_spec(fields: dict[str, Any]) -> ModelSpec | DenoisedSpec:
-    """The specification whose ``dataclasses.asdict`` went through JSON."""
+    """The specification, from its ``dataclasses.asdict`` after a round trip through JSON."""
     if "classifier" in fields:
         parts: dict[str, Any] = fields | {"classifier": _plain(fields["classifier"])}
         return DenoisedSpec(**parts)

@@ -8,7 +8,7 @@ from torch import nn
 def mnist_cnn(in_channels: int, num_classes: int, image_size: tuple[int, int]) -> nn.Module:
     """Two 4x4 convolutions of stride 2 (64 and 128 channels), then 500, 100 and ``num_classes`` units.
 
-    At 28x28 pixels the flattened features are the table's 6,272; other sizes (at least 4) work alike.
+    At 28x28 pixels, the flattened features are the table's 6,272; any other size of at least 4 works, too.
     """
     height, width = image_size
     if min(image_size) < 4:

@@ -24,10 +24,10 @@ def _pooled_linear(num_classes: int) -> list[nn.Module]:
 def network_in_network(
     in_channels: int, num_classes: int, image_size: tuple[int, int], *, blocks: int = 3
 ) -> nn.Sequential:
-    """Three blocks of one spatial and two 1x1 convolutions with pooling between them; any image size from 8.
+    """Three blocks of one spatial and two 1x1 convolutions, with pooling in between; any image size from 8.
 
     Args:
-        blocks: 4 in the networks that learn to tell rotations (Gidaris et al., 2018); the last ones without pooling.
+        blocks: 3, or 4 for rotation prediction (Gidaris et al., 2018); there is no pooling between the last two then.
     """
     check_integer("blocks", blocks, 3, 4)
     return nn.Sequential(
@@ -41,5 +41,5 @@ def network_in_network(
 
 
 def nin_block(in_channels: int, num_classes: int, image_size: tuple[int, int]) -> nn.Sequential:
-    """The last block of a Network-in-Network: a classifier of the features that its first two blocks have learned."""
+    """The last block of a Network-in-Network: a classifier on top of the features of its first two blocks."""
     return nn.Sequential(*_block(in_channels, (192, 192, 192), 3), *_pooled_linear(num_classes))

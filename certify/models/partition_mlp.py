@@ -1,8 +1,8 @@
 """One small network per partition of the pixels: an ensemble of models on disjoint features.
 
-With deterministic ablation every pixel is retained in exactly one copy. If each copy also has a model of its own, the
-vote is that of an ensemble on a partition of the features, and a changed pixel changes at most one vote: the
-certificate of partition aggregation, with pixels in the place of training samples. Sources: Levine and Feizi
+With deterministic ablation, every pixel is retained in exactly one copy. If each copy also has its own model, the vote
+is that of an ensemble on a partition of the features, and a changed pixel changes at most one vote: the certificate of
+partition aggregation, with pixels instead of training samples. Sources: Levine and Feizi
 (AISTATS 2022, l0 section); Hammoudeh and Lowd, "Feature partition aggregation" (arXiv 2302.11628).
 """
 
@@ -21,9 +21,9 @@ from certify.threats import Unit
 class PartitionMLP(nn.Module):
     """``alpha`` networks with two hidden layers; each reads only the pixels (or features) of its own partition.
 
-    Takes the copies of :class:`~certify.ablation.DeterministicAblation` in the multichannel encoding, (x, 1 - x) where
-    a unit is retained and (0, 0) elsewhere, and tells from the retained units which partition a copy shows: that does
-    not depend on the image, so neither does the choice of the network.
+    The inputs are copies of :class:`~certify.ablation.DeterministicAblation` in the multichannel encoding, (x, 1 - x)
+    where a unit is retained and (0, 0) elsewhere. The retained units reveal which partition a copy shows; since they do
+    not depend on the image, neither does the choice of the network.
 
     Args:
         in_channels: of a copy, twice those of the image.
@@ -61,7 +61,7 @@ class PartitionMLP(nn.Module):
             mine = (offsets == t).nonzero()[:, 0]
             units[t, : len(mine)], present[t, : len(mine)] = mine, True
         self.unit, self.channels = unit, channels
-        # all of these follow from the arguments, but a checkpoint that holds them cannot be read with other ones
+        # all of these follow from the arguments; as buffers, they keep a checkpoint from loading with other arguments
         self.register_buffer("partition", offsets)
         self.register_buffer("units", units)
         self.register_buffer("present", present)
@@ -79,7 +79,7 @@ class PartitionMLP(nn.Module):
             values, retained = image.flatten(2), retained[:, 0].flatten(1)
         else:
             values, retained = image.flatten(1)[:, None], retained.flatten(1)
-        # a partition may be empty: its copy shows nothing, and any fixed network may have it
+        # a partition may be empty: its copy shows nothing, and any fixed network may classify it
         which = self.partition[retained.to(torch.uint8).argmax(1)]
         index = self.units[which][:, None].expand(-1, values.shape[1], -1)
         shown = (2 * values.gather(2, index) - 1) * self.present[which][:, None]

@@ -1,4 +1,4 @@
-"""PointNet for point clouds of which ablation has left a few points.
+"""PointNet for point clouds of which ablation retains a few points.
 
 Source: Qi, Su, Mo and Guibas, "PointNet: Deep Learning on Point Sets for 3D Classification and Segmentation"
 (CVPR 2017). A cloud of N points is an image ``[3, N, 1]``; the base classifier sees its copies in the multichannel
@@ -16,10 +16,10 @@ from torch.nn import functional
 
 
 class KeptPoints:
-    """The points of a batch that are not NULL, as one list of M points, cloud after cloud.
+    """The M points of a batch that are not NULL, concatenated cloud by cloud.
 
-    Which points are kept is read from the encoding (x and 1 - x are never both 0), so it depends on the copy's mask and
-    never on the values of the image: under the same masks, all tensors have the same shapes for every image.
+    The encoding shows which points are kept (x and 1 - x are never both 0), so this depends on the copy's mask alone
+    and never on the values of the image: for the same masks, all tensors have the same shapes for every image.
 
     Args:
         kept: bool ``[B, N]``.
@@ -36,11 +36,11 @@ class KeptPoints:
         )  # all clouds keep equally many, as randomized ablation does
 
     def take(self, points: Tensor) -> Tensor:
-        """The kept ones of ``[B, N, C]``: ``[M, C]``."""
+        """The kept points of ``[B, N, C]``: ``[M, C]``."""
         return points[self.row, self.column]
 
     def pad(self, listed: Tensor) -> Tensor:
-        """``[M, C]`` as ``[B, most, C]``, with zeros behind the points of a cloud that has fewer."""
+        """``[M, C]`` as ``[B, most, C]``; clouds with fewer points are padded with zeros."""
         if self.full:
             return listed.view(self.clouds, self.most, -1)
         padded = listed.new_zeros(self.clouds, self.most, listed.shape[1])
@@ -57,7 +57,7 @@ class KeptPoints:
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalization over rows; a single row, which has no variance, is normalized as in evaluation."""
+    """Batch normalization over rows; a single row, which has no variance, is normalized as in evaluation mode."""
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training and len(input) < 2:
@@ -68,7 +68,7 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 def layers(inputs: int, widths: Sequence[int]) -> nn.Sequential:
-    """Fully connected layers, each with batch normalization and a rectifier. Rows are points, or clouds."""
+    """Fully connected layers, each with batch normalization and ReLU. Rows are points or clouds."""
     modules: list[nn.Module] = []
     for width in widths:
         modules += [nn.Linear(inputs, width, bias=False), BatchNorm(width), nn.ReLU(inplace=True)]
@@ -77,7 +77,7 @@ def layers(inputs: int, widths: Sequence[int]) -> nn.Sequential:
 
 
 class _AddedLoss(torch.autograd.Function):
-    """The identity in ``value``; in the backward pass, ``penalty`` counts as a term of the loss."""
+    """The identity in ``value``; in the backward pass, ``penalty`` acts as an additional term of the loss."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, penalty: Tensor) -> Tensor:
@@ -91,8 +91,8 @@ class _AddedLoss(torch.autograd.Function):
 class TransformNet(nn.Module):
     """T-Net: a small PointNet that predicts a matrix for each cloud and applies it to the cloud's points.
 
-    It starts as the identity. With ``orthogonality`` > 0, training adds ``orthogonality * mean |I - A A^T|^2`` to
-    whatever loss is used (its gradient, not the reported value).
+    It is initialized to the identity. With ``orthogonality`` > 0, training adds ``orthogonality * mean |I - A A^T|^2``
+    to the loss (to its gradient, not to its reported value).
     """
 
     def __init__(self, size: int, point: Sequence[int], head: Sequence[int], orthogonality: float) -> None:
@@ -115,26 +115,26 @@ class TransformNet(nn.Module):
 
 
 class PointNet(nn.Module):
-    """Classifies a *set* of points: the same network on every point that is not NULL, the maximum over them, a head.
+    """Classifies a *set* of points: a shared network on every point that is not NULL, max pooling, then a head.
 
-    NULL points take no part in anything, neither in the maximum nor in batch statistics, and cost nothing. The scores
-    do not depend on the order of the points; the rows of a batch are independent in evaluation mode. A copy without
-    any point is legal.
+    NULL points are ignored everywhere, in the maximum as in batch statistics, and cost nothing. The scores do not
+    depend on the order of the points; the rows of a batch are independent in evaluation mode. A copy without any points
+    is legal.
 
     Args:
-        coordinates: of a point; copies have ``2 * coordinates`` channels.
+        coordinates: coordinates per point; copies have ``2 * coordinates`` channels.
         num_classes: number of classes.
         local: widths of the layers before the feature transform.
-        point: widths of the layers after it, the last one is pooled; also those of both T-Nets.
+        point: widths of the layers after it, of which the last is pooled; also those of both T-Nets.
         head: hidden widths of the classifier; also those of both T-Nets.
-        input_transform: a T-Net on the coordinates.
-        feature_transform: a T-Net on the local features.
-        dropout: before the last layer.
+        input_transform: whether to use a T-Net on the coordinates.
+        feature_transform: whether to use a T-Net on the local features.
+        dropout: dropout probability before the last layer.
         orthogonality: weight of the feature transform's regularization, see :class:`TransformNet`.
 
     Attributes:
-        lists_by_mask: how many rows a matrix product has depends on the masks of all copies in a batch, which are the
-            same for all images (see :class:`KeptPoints`): only copies with the same masks can stand for others.
+        lists_by_mask: the number of rows in a matrix product depends on the masks of all copies in a batch, which are
+            the same for all images (see :class:`KeptPoints`): only copies with the same masks can stand for others.
     """
 
     lists_by_mask: ClassVar[bool] = True
@@ -180,14 +180,14 @@ class PointNet(nn.Module):
 def _coordinates(in_channels: int) -> int:
     if in_channels < 2 or in_channels % 2:
         raise ValueError(
-            f"in_channels: got {in_channels}; PointNet tells NULL points by the multichannel encoding, which has two "
-            "channels for each coordinate: use an ablation scheme with null='multichannel'"
+            f"in_channels: got {in_channels}, expected two for each coordinate: PointNet recognizes NULL points by the "
+            "multichannel encoding; use an ablation scheme with null='multichannel'"
         )
     return in_channels // 2
 
 
 def pointnet(in_channels: int, num_classes: int, image_size: tuple[int, int]) -> nn.Module:
-    """The published network: both T-Nets, a pooled feature of 1,024, and 512 and 256 hidden units."""
+    """The published network: both T-Nets, 1,024 pooled features, and 512 and 256 hidden units."""
     return PointNet(_coordinates(in_channels), num_classes)
 
 
@@ -197,7 +197,7 @@ def pointnet_basic(in_channels: int, num_classes: int, image_size: tuple[int, in
 
 
 def pointnet_small(in_channels: int, num_classes: int, image_size: tuple[int, int]) -> nn.Module:
-    """A small one without T-Nets, for tests and CPUs."""
+    """A small PointNet without T-Nets, for tests and CPUs."""
     return PointNet(
         _coordinates(in_channels),
         num_classes,

@@ -22,7 +22,7 @@ class ResidualBlock(nn.Module):
         modules: list[nn.Module] = []
         for layer in layers:
             modules += [he_conv(*layer), nn.BatchNorm2d(layer[1]), nn.ReLU(inplace=True)]
-        self.body = nn.Sequential(*modules[:-1])  # the last rectifier comes after the sum
+        self.body = nn.Sequential(*modules[:-1])  # the last ReLU comes after the sum
         self.shortcut = nn.Sequential()
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(he_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))

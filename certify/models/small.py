@@ -1,4 +1,4 @@
-"""Models for few samples: a small convolutional network, and a linear one."""
+"""Models for small training sets: a small convolutional network, and a linear one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 def small_cnn(in_channels: int, num_classes: int, image_size: tuple[int, int]) -> nn.Sequential:
-    """Two 3x3 convolutions (16 and 32 channels), each with pooling by 2, then a linear layer; sizes from 4."""
+    """Two 3x3 convolutions (16 and 32 channels), each followed by 2x2 pooling, then a linear layer; sizes from 4."""
     height, width = image_size
     if min(image_size) < 4:
         raise ValueError(f"image_size: got {height}x{width}, small_cnn needs at least 4 pixels each way")
@@ -23,6 +23,6 @@ def small_cnn(in_channels: int, num_classes: int, image_size: tuple[int, int]) -
 
 
 def linear(in_channels: int, num_classes: int, image_size: tuple[int, int]) -> nn.Sequential:
-    """A linear layer: multinomial logistic regression, once trained with cross-entropy."""
+    """A linear layer: multinomial logistic regression, if trained with cross-entropy."""
     height, width = image_size
     return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * height * width, num_classes))

@@ -8,7 +8,8 @@ from certify.models.convolution import he_conv
 
 
 class PreActivationBlock(nn.Module):
-    """Normalization and rectifier before each of two 3x3 convolutions; a changed width is projected after them."""
+    """Batch normalization and ReLU before each of two 3x3 convolutions; if width or resolution changes, the shortcut is
+    a projection of the first activation."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

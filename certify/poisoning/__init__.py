@@ -1,12 +1,12 @@
 """Certified robustness against poisoned training data.
 
-An :class:`Ensemble` trains one model on each partition of the training set; a change of the training set then reaches
-few models, and :func:`certify_counts` says of each prediction how many changes it withstands.
+An :class:`Ensemble` trains one model on each partition of the training set; a change of the training set then affects
+few models, and :func:`certify_counts` returns how many changes each prediction withstands.
 
-* partitions: :class:`PixelSum`, :class:`ContentHash` - inserted and deleted samples, and flipped labels;
-  :class:`SortedIndex` - flipped labels
+* partitions: :class:`PixelSum`, :class:`ContentHash` (against inserted and deleted samples, and flipped labels);
+  :class:`SortedIndex` (against flipped labels)
 * base learners: :class:`Network`, :class:`NearestNeighbors`
-* features that are learned once without labels, for SS-DPA: :class:`RotNet`, :class:`SimCLR`, in
+* features learned once, without labels, for SS-DPA: :class:`RotNet`, :class:`SimCLR`, in
   :mod:`certify.poisoning.features`
 * certificates from votes: :func:`certify_counts` (DPA, SS-DPA), :func:`certify_finite`, :func:`certify_run_off`
 """

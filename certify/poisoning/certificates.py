@@ -1,7 +1,7 @@
 """Certificates against poisoning: pure functions of the integer votes of models on partitions of the training set.
 
-The only fact about training that they use: whatever the adversary does within a radius r, at most r models (or, with
-finite aggregation, the models of at most r buckets) change, and these may then vote for anything.
+They use a single fact about training: whatever the adversary does within a radius r, at most r models (or, with finite
+aggregation, the models fed by at most r buckets) change, and these may then vote for any class.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ _CHUNK = 1 << 22  # elements of the largest temporary tensor
 
 
 def certify_counts(counts: Tensor, *, threat: PoisoningThreat | None = None) -> Certified:
-    """Partition aggregation (DPA, SS-DPA): the plurality of models that have no training sample in common.
+    """Partition aggregation (DPA, SS-DPA): the plurality of models that share no training samples.
 
-    Guarantee: after at most ``radius`` changes in the unit of ``threat``, each of which reaches one partition, the
+    Guarantee: after at most ``radius`` changes in the unit of ``threat``, each of which affects one partition, the
     ensemble still returns ``prediction``. No larger radius follows from the votes. Source: dissertation, Theorems 7.1
     and 7.2 (Levine and Feizi, ICLR 2021).
 
     Args:
         counts: int64 ``[B, C]``, how many models vote for each class.
-        threat: what the partitions were made for, by default :class:`~certify.threats.TrainingSamples`.
+        threat: the threat model of the partitions, by default :class:`~certify.threats.TrainingSamples`.
 
     Returns:
-        the class with most votes (ties to the lower index; never abstains) and its inclusive radius.
+        the class with the most votes (ties to the lower index; never abstains) and its inclusive radius.
     """
     prediction, gap = leader_and_gap(counts)
     return Certified(prediction, (gap // 2).to(torch.float64), threat or TrainingSamples())
@@ -36,13 +36,14 @@ def certify_counts(counts: Tensor, *, threat: PoisoningThreat | None = None) -> 
 def certify_finite(
     votes: Tensor, feeds: Tensor, num_classes: int, *, threat: PoisoningThreat | None = None
 ) -> Certified:
-    """Finite aggregation: the plurality of models each of which is trained on several buckets of the training set.
+    """Finite aggregation: the plurality of models, each of which is trained on several buckets of the training set.
 
-    Guarantee: that of :func:`certify_counts`. A poisoned bucket changes the models it feeds. If model j votes for the
-    predicted class c, its change can narrow the gap between c and a rival by 2; if it votes for neither, by 1; if for
-    the rival, by 0. The radius is the largest r for which no r buckets can close the gap, when the sums of their models
-    are added up: models that two of them feed are counted twice, which only makes the radius smaller. With one bucket
-    for each model this is :func:`certify_counts`. Source: Wang, Levine and Feizi (ICML 2022, arXiv 2202.02628).
+    Guarantee: that of :func:`certify_counts`. A poisoned bucket changes the models it feeds. A changed model can narrow
+    the gap between the predicted class c and a rival by 2 if it voted for c, by 0 if it voted for the rival, and by 1
+    otherwise. The radius is the largest r for which no r buckets can close the gap, where the contributions of each
+    bucket's models are summed: a model fed by two of these buckets counts twice, which can only make the radius
+    smaller. With one bucket per model this is :func:`certify_counts`. Source: Wang, Levine and Feizi (ICML 2022, arXiv
+    2202.02628).
 
     Args:
         votes: int ``[B, models]``, the class that each model votes for.
@@ -52,7 +53,9 @@ def certify_finite(
     """
     _check_votes(votes, num_classes)
     if feeds.ndim != 2 or feeds.numel() == 0 or feeds.min() < 0 or feeds.max() >= votes.shape[1]:
-        raise ValueError(f"feeds: got shape {tuple(feeds.shape)}, expected models below {votes.shape[1]} per bucket")
+        raise ValueError(
+            f"feeds: got shape {tuple(feeds.shape)}, expected [buckets, d] with model indices below {votes.shape[1]}"
+        )
     predictions, radii = [], []
     for part in votes.long().split(max(1, _CHUNK // feeds.numel())):
         one_hot = torch.nn.functional.one_hot(part, num_classes)
@@ -64,7 +67,7 @@ def certify_finite(
             gap = counts.gather(1, leader[:, None])[:, 0] - counts[:, rival] - (rival < leader).long()
             narrowed = (own + 1 - one_hot[..., rival])[:, feeds].sum(2)
             reach = narrowed.sort(1, descending=True).values.cumsum(1)
-            steps = (reach <= gap[:, None]).sum(1)  # reach is nondecreasing: this counts the radii that hold
+            steps = (reach <= gap[:, None]).sum(1)  # the number of radii that hold, as reach is nondecreasing
             radius = torch.where(leader == rival, radius, torch.minimum(radius, steps))
         predictions.append(leader)
         radii.append(radius)
@@ -72,21 +75,22 @@ def certify_finite(
 
 
 def certify_run_off(rankings: Tensor, *, threat: PoisoningThreat | None = None) -> Certified:
-    """Run-off election: the two classes with most first votes meet in a second round among all models.
+    """Run-off election: the two classes with the most first votes meet in a second round among all models.
 
-    In the second round each model votes for the one of the two that it ranks higher. All ties go to the lower class.
+    In the second round, each model votes for whichever of the two it ranks higher. All ties go to the lower class.
 
     Guarantee: that of :func:`certify_counts`. Source of the rule: Rezaei, Banihashem, Chegini and Feizi (ICML 2023,
-    arXiv 2302.02300). The radius here is the largest that follows from the rankings, never below theirs: one less than
-    the fewest models whose change alters the prediction c, which happens in one of two ways.
+    arXiv 2302.02300). The radius here is the largest that follows from the rankings, and never below theirs. It is one
+    less than the smallest number of changed models that can alter the prediction c, which happens in one of two ways.
 
-    * c misses the second round: two classes get ahead of it, which lack g1 <= g2 votes. A model that leaves c for one
-      of them brings it 2 votes closer and the other 1, so ``max(ceil(g2 / 2), ceil((g1 + g2) / 3))`` models do it.
-    * another class a reaches the second round and wins it. It is best to have s models rank a first: as many that
+    * c misses the second round: two classes, which lack g1 <= g2 votes, get ahead of it. A model that leaves c for one
+      of them brings that class 2 votes closer and the other one 1, so ``max(ceil(g2 / 2), ceil((g1 + g2) / 3))`` models
+      suffice.
+    * another class a reaches the second round and wins it. The best strategy makes s models rank a first: as many that
       preferred c to a as a lacks in the second round, and enough voters of each class that is ahead of a in the first.
 
     Args:
-        rankings: int ``[B, models, C]``, the classes from a model's best to its worst.
+        rankings: int ``[B, models, C]``, each model's classes from best to worst.
         threat: see :func:`certify_counts`.
     """
     if rankings.ndim != 3 or rankings.shape[2] < 2 or rankings.shape[1] < 1 or rankings.is_floating_point():
@@ -96,7 +100,7 @@ def certify_run_off(rankings: Tensor, *, threat: PoisoningThreat | None = None) 
     for part in rankings.split(max(1, _CHUNK // (models * classes + classes**2))):
         ranking = part.long()
         if not torch.equal(ranking.sort(2).values, torch.arange(classes, device=ranking.device).expand_as(ranking)):
-            raise ValueError(f"rankings: expected every class 0..{classes - 1} once in each")
+            raise ValueError(f"rankings: got repeated or unknown classes, expected each of 0..{classes - 1} once")
         winner, first, narrow = _elect(ranking)
         fewest = torch.minimum(_to_eliminate(first, winner), _to_replace(first, narrow, winner, models))
         predictions.append(winner)
@@ -130,7 +134,7 @@ def _elect(ranking: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _to_eliminate(first: Tensor, winner: Tensor) -> Tensor:
-    """The fewest models by which two classes get ahead of the winner in the first round: int64 ``[B]``."""
+    """The fewest changed models that put two classes ahead of the winner in the first round: int64 ``[B]``."""
     classes = first.shape[1]
     if classes < 3:
         return torch.full_like(winner, torch.iinfo(torch.int64).max)
@@ -142,9 +146,9 @@ def _to_eliminate(first: Tensor, winner: Tensor) -> Tensor:
 
 
 def _to_replace(first: Tensor, joint: Tensor, winner: Tensor, models: int) -> Tensor:
-    """The fewest models by which another class reaches the second round and wins it: int64 ``[B]``.
+    """The fewest changed models that make another class reach the second round and win it: int64 ``[B]``.
 
-    The search is over the number s of models that come to rank the class a first; more of them never do less.
+    Binary search over the number s of models that come to rank the class a first; success is monotone in s.
 
     Args:
         joint: see :func:`_elect`.
@@ -154,7 +158,7 @@ def _to_replace(first: Tensor, joint: Tensor, winner: Tensor, models: int) -> Te
     for_winner = joint.sum(1)  # [B, a]: models that prefer the winner to a
     margin = 2 * for_winner - models - (index < winner[:, None]).long()  # the winner wins iff it is not negative
     to_win = (margin // 2 + 1).clamp(min=0)
-    # [B, a, b]: how many voters of b have to go before a, with its own first votes, is ahead of b
+    # [B, a, b]: how many votes a, with its own first votes, lacks to be ahead of b
     before = first[:, None, :] - first[:, :, None] + (index[:, None] > index)
     rivals = ~torch.eye(classes, dtype=torch.bool, device=first.device) & (index != winner[:, None, None])
     before = before.masked_fill(~rivals, torch.iinfo(torch.int64).min // 2)
@@ -164,7 +168,7 @@ def _to_replace(first: Tensor, joint: Tensor, winner: Tensor, models: int) -> Te
     while (low < high).any():
         s = (low + high) // 2
         go = (before - s[..., None]).clamp(min=0)
-        of_winner = torch.minimum(go, voters).sum(2)  # those who go and preferred the winner
+        of_winner = torch.minimum(go, voters).sum(2)  # those who switch and preferred the winner
         free = s - go.sum(2)
         enough = (free >= 0) & (of_winner + torch.minimum(free, for_winner - of_winner) >= to_win)
         high, low = torch.where(enough, s, high), torch.where(enough, low, torch.minimum(s + 1, high))

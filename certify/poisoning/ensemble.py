@@ -1,4 +1,4 @@
-"""An ensemble on partitions of a training set: what is trained on what, and what its votes certify."""
+"""An ensemble on partitions of a training set: which model is trained on what, and what its votes certify."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ Method = Literal["plurality", "run-off"]
 class Ensemble:
     """As many models as the partitioner has buckets, each a function of its own part of the training set.
 
-    Guarantee: a training set within distance r (in one of ``threats``) of another one gives the same models
-    but for those that r buckets feed; :meth:`certify` turns their votes into radii. The training set is a multiset: its
-    order does not matter, and one copy of a sample more is an insertion like any other.
+    Guarantee: two training sets within distance r of each other (in one of ``threats``) yield the same models, except
+    for those that some r buckets feed; :meth:`certify` turns their votes into radii. The training set is a multiset:
+    its order does not matter, and another copy of a sample is an insertion like any other.
 
     Attributes:
-        partitioner: which samples go together.
-        learner: how a model is trained on them.
-        num_classes: number of classes, fixed beforehand: a class that no sample has is still a class.
-        spread: how many models each bucket feeds. 1: partition aggregation; more: finite aggregation, whose models see
-            ``spread`` buckets each.
+        partitioner: assigns samples to buckets.
+        learner: trains a model on its part.
+        num_classes: number of classes, fixed in advance; classes without samples count, too.
+        spread: number of models that each bucket feeds. 1: partition aggregation; more: finite aggregation, where each
+            model is trained on ``spread`` buckets.
         seeds: ``"distinct"``: a model's seed is its index; ``"shared"``: all have the seed 0
             (dissertation, Appendix F.6).
-        learned: models see features that were learned from all training samples without their labels (SS-DPA). One
-            sample more or less may change the features that every model sees, so only flipped labels are certified.
+        learned: models are trained on features that were learned from all training samples without labels (SS-DPA). An
+            inserted or deleted sample may change these features for every model, so certificates are against flipped
+            labels only.
     """
 
     partitioner: Partitioner
@@ -60,7 +61,7 @@ class Ensemble:
 
     @property
     def threats(self) -> tuple[PoisoningThreat, ...]:
-        """What the ensemble has certificates against; the first is the usual one."""
+        """The threat models that the ensemble has certificates against; the first is the default."""
         known = self.partitioner.threats
         return tuple(threat for threat in known if not (self.learned and isinstance(threat, TrainingSamples)))
 
@@ -86,12 +87,11 @@ class Ensemble:
 
         Args:
             data: samples ``[N, ...]`` and their labels, int64 ``[N]``, in any order.
-            inputs: what the learner gets to see of each sample, a function of the sample alone ``[N, ...]``; by default
-                the samples.
-            features: the same, but learned from all samples without their labels; only for an ensemble with
-                ``learned``.
-            originals: what samples were before they were resized, each of its own shape: the partition then depends on
-                these, so that certificates speak of them (dissertation, Appendix F.10).
+            inputs: ``[N, ...]``, what the learner is given for each sample, which must be a function of that sample
+                alone; by default the samples.
+            features: the same, but learned from all samples without labels; only for an ensemble with ``learned``.
+            originals: the samples before resizing, each of its own shape: the partition then depends on these, so that
+                certificates are about them (dissertation, Appendix F.10).
         """
         samples, labels = data
         check_training_set(data, self.num_classes)
@@ -112,10 +112,10 @@ class Ensemble:
         return [Part(seen[part], labels[part], i if distinct else 0) for i, part in enumerate(index)]
 
     def _seen(self, samples: Tensor, inputs: Tensor | None, features: Tensor | None) -> Tensor:
-        """What models see of the samples."""
+        """The inputs of the learner."""
         if self.learned != (features is not None) or (self.learned and inputs is not None):
             got = [name for name, given in (("inputs", inputs), ("features", features)) if given is not None]
-            expected = "features alone" if self.learned else "none that are learned from all samples"
+            expected = "features alone" if self.learned else "no features learned from all samples"
             raise ValueError(
                 f"features: got {' and '.join(got) or 'none'} for an ensemble with learned={self.learned}, expected "
                 f"{expected}; whether features are learned decides what is certified"
@@ -128,8 +128,8 @@ class Ensemble:
     def fit(self, parts: Sequence[Part], *, at_once: int = 1, device: torch.device | str = "cpu") -> list[State]:
         """Train on ``parts``, ``at_once`` of them together (1: one after the other, the reference).
 
-        Which models are trained together changes their last bits, so it has to be the same for all training sets that a
-        certificate speaks of: groups of consecutive indices, as here.
+        Grouping affects the last bits of a model, so it must be the same for all training sets that a certificate
+        covers: groups of consecutive indices, as here.
         """
         check_integer("at_once", at_once, 1)
         options = {"num_classes": self.num_classes, "device": torch.device(device)}
@@ -139,7 +139,7 @@ class Ensemble:
         return [state for group in groups for state in self.learner.fit_many(group, **options)]
 
     def check_certificate(self, method: str, threat: PoisoningThreat | None = None) -> PoisoningThreat:
-        """Raise unless there is such a certificate; returns its threat model, see :meth:`certify`."""
+        """Raise unless :meth:`certify` has a certificate for these arguments; returns its threat model."""
         if method not in get_args(Method):
             raise ValueError(f"method: got {method!r}, expected one of {', '.join(get_args(Method))}")
         if method == "run-off" and self.spread > 1:
@@ -153,7 +153,7 @@ class Ensemble:
         return threat
 
     def rankings(self, states: Sequence[State], x: Tensor) -> Tensor:
-        """The classes from each model's best to its worst: uint8 or int16 ``[models, B, C]``; the first is its vote."""
+        """Each model's classes from best to worst: uint8 or int16 ``[models, B, C]``; the first is its vote."""
         return rank_classes(self.learner.scores(states, x, num_classes=self.num_classes)).cpu()
 
     def certify(
@@ -162,9 +162,9 @@ class Ensemble:
         """Predictions and certified radii from the rankings of all models.
 
         Args:
-            rankings: int ``[size, B, C]``, those of model i first to last.
-            method: ``"plurality"`` counts votes (with a spread: finite aggregation); ``"run-off"`` holds a second round
-                between the two best classes (only without a spread).
+            rankings: int ``[size, B, C]``, in the order of the models.
+            method: ``"plurality"`` counts votes (finite aggregation if ``spread`` is above 1); ``"run-off"`` holds a
+                second round between the two best classes (only with a ``spread`` of 1).
             threat: one of ``threats``, by default the first.
         """
         if rankings.ndim != 3 or (rankings.shape[0], rankings.shape[2]) != (self.size, self.num_classes):

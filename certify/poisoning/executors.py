@@ -1,8 +1,8 @@
-"""Where the tasks of a job run: here, in processes of this machine, or on a Ray cluster.
+"""Where the tasks of a job run: in this process, in other processes of this machine, or on a Ray cluster.
 
-A task is a function of what all tasks share and of what is its own, and returns the content of a file. The three give
-the same bytes: they differ in who computes, never in what. A worker that dies takes nothing with it but the tasks that
-it had at the moment; others do these again.
+A task is a function of data shared by all tasks and of its own, and returns the contents of a file. All three executors
+return the same bytes: they differ in who computes, never in the result. If a worker dies, only the tasks it was running
+are lost, and others repeat them.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Any
 from certify.models import MODELS, is_typed, own_models
 from certify.scheme import check_integer
 
-_DONE = "What was finished is on disk, --resume continues"
-Work = Callable[[Any, Any], bytes]  # of what is shared and of a task; importable by its name
+_DONE = "Finished work is on disk; use --resume to continue"
+Work = Callable[[Any, Any], bytes]  # function of the shared data and of a task; must be importable by name
 
 
 class Executor(ABC):
@@ -35,15 +35,15 @@ class Executor(ABC):
 
     @abstractmethod
     def run(self, work: Work, shared: Any, tasks: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
-        """``work(shared, task)`` of every task with the task's number, in any order, as they are done.
+        """Yields ``(number, work(shared, task))`` for every task, in order of completion.
 
-        Tasks are taken from the iterable only shortly before they are started. What a task raises is raised here.
+        Tasks are taken from the iterable only shortly before they start. Exceptions of a task are raised here.
         """
 
 
 @dataclass(frozen=True)
 class Sequential(Executor):
-    """Here, one after the other: the reference."""
+    """In this process, one after the other: the reference."""
 
     def run(self, work: Work, shared: Any, tasks: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
         for number, task in enumerate(tasks):
@@ -55,8 +55,8 @@ class Processes(Executor):
     """Processes on this machine.
 
     Attributes:
-        count: how many.
-        retries: how many times in a row, without any task done in between, a process may die.
+        count: number of processes.
+        retries: how often a process may die in a row, without a task finished in between.
     """
 
     count: int
@@ -67,7 +67,7 @@ class Processes(Executor):
         check_integer("retries", self.retries, 0)
 
     def run(self, work: Work, shared: Any, tasks: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
-        # Tensors in plain pickles, which stay in memory: what torch does by default needs shared memory and many files.
+        # Tensors in plain pickles, which stay in memory: torch's default needs shared memory and many open files.
         common = _common(work, shared)
         waiting = ((number, pickle.dumps(task)) for number, task in enumerate(tasks))
         running: dict[Future[bytes], tuple[int, bytes]] = {}
@@ -80,7 +80,7 @@ class Processes(Executor):
                 if not running:
                     return
                 alive = True
-                # what succeeded comes first: it is kept whatever the others raise
+                # successes come first: they are kept whatever the others raise
                 done = wait(running, return_when=FIRST_COMPLETED).done
                 for future in sorted(done, key=lambda future: future.exception() is not None):
                     try:
@@ -96,7 +96,7 @@ class Processes(Executor):
                     pool.shutdown(wait=False, cancel_futures=True)
                     if deaths > self.retries:
                         raise ChildProcessError(
-                            f"workers: died {deaths} times in a row, for want of memory perhaps; try fewer workers, or "
+                            f"workers: died {deaths} times in a row, possibly for lack of memory; use fewer workers or "
                             f"smaller groups of models. {_DONE}"
                         )
                     lost, running = list(running.values()), {}
@@ -110,14 +110,14 @@ class Processes(Executor):
 
 
 def _common(work: Work, shared: Any) -> bytes:
-    """What all tasks share, and the models of one's own, which a new process does not know."""
-    # what is typed into a notebook, or on standard input, is nowhere for a new process to find
+    """The data shared by all tasks, and the user's own models, which a new process does not know."""
+    # a new process cannot import what is defined in a notebook or on standard input
     found = {name: build for name, build in own_models.items() if not is_typed(build)}
     try:
         own = pickle.dumps(found)
     except (pickle.PicklingError, AttributeError) as error:
         raise ValueError(
-            f"workers: models of your own have to be defined at the top level of a module ({error})"
+            f"workers: cannot send models of your own to workers ({error}); define them at the top level of a module"
         ) from error
     return pickle.dumps((own, pickle.dumps((work, shared))))
 
@@ -125,16 +125,16 @@ def _common(work: Work, shared: Any) -> bytes:
 def _of_common(common: bytes) -> tuple[Work, Any]:
     own, work_and_shared = pickle.loads(common)
     for name, build in pickle.loads(own).items():
-        own_models[name] = MODELS[name] = build  # checked where it was registered
+        own_models[name] = MODELS[name] = build  # checked on registration
     return pickle.loads(work_and_shared)
 
 
-_shared: dict[str, Any] = {}  # in a worker: the work and what its tasks share
+_shared: dict[str, Any] = {}  # in a worker: the work function and the data shared by its tasks
 
 
 def _begin(common: bytes) -> None:
     """Prepare a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _shared["work"], _shared["of"] = _of_common(common)
 
@@ -152,12 +152,12 @@ def _of_shared(task: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class RayCluster(Executor):
-    """A Ray cluster, on whose machines this project is installed (extra ``ray``).
+    """A Ray cluster; this project must be installed on its machines (extra ``ray``).
 
     Attributes:
-        address: of the cluster, or ``"auto"``; None: one on this machine, which ends with the work.
-        count: processors of a cluster on this machine; None: all.
-        retries: how many times a task whose worker died is started again.
+        address: of the cluster, or ``"auto"``; None starts a local cluster, which is shut down after the work.
+        count: number of processors of a local cluster; None for all.
+        retries: how often a task is restarted after its worker died.
         gpus: share of a GPU that a task needs.
     """
 
@@ -168,7 +168,7 @@ class RayCluster(Executor):
 
     def __post_init__(self) -> None:
         if importlib.util.find_spec("ray") is None:
-            raise ImportError("ray: is not installed; install the extra 'ray' (pip install -e '.[ray]')")
+            raise ImportError("ray: not installed; install the extra 'ray' (pip install -e '.[ray]')")
 
     def run(self, work: Work, shared: Any, tasks: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
         ray: Any = importlib.import_module("ray")

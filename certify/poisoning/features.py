@@ -1,11 +1,10 @@
-"""Features that are learned once from all training samples without their labels (SS-DPA).
+"""Features that are learned once, from all training samples without labels (SS-DPA).
 
 Source: dissertation, Section 7.2.3.1.
 
-No label comes near: what learns gets images and nothing else, in the order of their content. The features are then the
-same, bit by bit, whatever labels the samples have, so that a flipped label reaches the models of one part only. An
-inserted or deleted sample may change the features that every model sees: :class:`~certify.poisoning.Ensemble` refuses
-to certify against those.
+Training is given nothing but the images, sorted by content. The features are then bit-identical whatever the labels, so
+a flipped label affects the models of one part only. An inserted or deleted sample may change the features that every
+model sees: :class:`~certify.poisoning.Ensemble` refuses to certify against those.
 
 A folder holds ``config.json``, ``state.safetensors`` to resume from, and ``features.safetensors``, the result.
 """
@@ -38,8 +37,8 @@ from certify.training.checkpoint import read_tensors, write_tensors
 from certify.training.trainer import generator_for
 
 FILE = "features.safetensors"
-_PURPOSE = 4  # of random numbers
-_ROWS = 64  # images at once, always this many
+_PURPOSE = 4  # substream of the random numbers
+_ROWS = 64  # images per forward pass, always this many
 _FORMAT = 1
 
 
@@ -48,9 +47,9 @@ class Pretraining:
 
     Args:
         images: uint8 ``[N, C, H, W]``, or floats in [0, 1], in any order.
-        method: what is learned, and how.
+        method: the pretext task and its training settings.
         folder: where the state and the result go.
-        device: where to learn.
+        device: where to train.
     """
 
     def __init__(self, images: Tensor, method: Pretext, folder: str | Path, *, device: str = "cpu") -> None:
@@ -67,7 +66,7 @@ class Pretraining:
             weight_decay=method.weight_decay,
             nesterov=method.nesterov and method.momentum > 0,
         )
-        self.losses: list[float] = []  # of the epochs so far
+        self.losses: list[float] = []  # of all epochs so far
         self.identity = {
             "format": _FORMAT,
             "method": spec.to_text(method),
@@ -81,7 +80,7 @@ class Pretraining:
         return max(1, len(self.images) // self.method.batch_size)
 
     def start(self, *, resume: bool, provenance: dict[str, Any] | None = None) -> None:
-        """Claim the folder, and go on from the state in it; raises if it holds other features, or these without
+        """Claim the folder, and resume from the state in it; raises if it holds other features, or the same without
         ``resume``."""
         path = self.folder / "config.json"
         if path.exists() and not resume:
@@ -96,11 +95,11 @@ class Pretraining:
         on_step: Callable[[], None] | None = None,
         on_epoch: Callable[[int, float], None] | None = None,
     ) -> Path:
-        """Learn to the last epoch, with the state on disk after each; returns the file of the result."""
+        """Train to the last epoch, saving the state after each; returns the file of the result."""
         while len(self.losses) < self.method.epochs:
             loss = self._epoch(on_step)
             if not math.isfinite(loss):
-                raise FloatingPointError(f"learning diverged in epoch {len(self.losses)} (loss {loss}); lower lr")
+                raise FloatingPointError(f"training diverged in epoch {len(self.losses)} (loss {loss}); lower lr")
             self.losses.append(loss)
             self._save_state()
             if on_epoch is not None:
@@ -141,7 +140,9 @@ class Pretraining:
     def _load_state(self) -> None:
         tensors, header = read_tensors(self.folder / "state.safetensors")
         if {name: header.get(name) for name in self.identity} != json.loads(json.dumps(self.identity)):
-            raise ValueError(f"{self.folder}: its state belongs to other features than its configuration; remove it")
+            raise ValueError(
+                f"{self.folder}: its state.safetensors does not belong to its configuration; remove that file"
+            )
         prefix = "networks."
         self.networks.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         momenta = {int(k.split(".")[1]): {"momentum_buffer": v} for k, v in tensors.items() if k.startswith("momentum")}
@@ -152,13 +153,13 @@ class Pretraining:
 
 @dataclass(frozen=True)
 class Features:
-    """Features that were learned.
+    """Learned features.
 
     Attributes:
-        method: how.
-        shape: of an image.
-        sha256: of their file.
-        module: images to features, in evaluation mode.
+        method: how they were learned.
+        shape: shape of an image.
+        sha256: checksum of their file.
+        module: maps images to features, in evaluation mode.
     """
 
     method: Pretext
@@ -167,14 +168,14 @@ class Features:
     module: nn.Module
 
     def of(self, images: Tensor, *, device: str = "cpu", on_batch: Callable[[int], None] | None = None) -> Tensor:
-        """Features of images, float32 ``[N, ...]``: whatever the order of the images, each has the same.
+        """Features of images, float32 ``[N, ...]``; those of an image do not depend on the order of the images.
 
         Args:
-            on_batch: called with the number of different images done.
+            on_batch: called with the number of distinct images just processed.
         """
         check_images(images)
         if tuple(images.shape[1:]) != self.shape:
-            raise ValueError(f"images: got {tuple(images.shape[1:])}, expected {self.shape}, as features were learned")
+            raise ValueError(f"images: got {tuple(images.shape[1:])}, expected {self.shape}, as in training")
         first, place = sorted_by_content(images, distinct=True)
         module, parts = self.module.to(device), []
         with exact_inference(module), deterministic(torch.device(device)):
@@ -186,7 +187,7 @@ class Features:
         return torch.cat(parts)[torch.tensor(place)]
 
     def stored(self, images: Tensor, path: Path, *, device: str = "cpu", **options: Any) -> Tensor:
-        """The same, from the file ``path`` if it holds them, otherwise written to it."""
+        """Like :meth:`of`, but read from the file ``path`` if it holds these features, otherwise written to it."""
         header = {"features": self.sha256, "images_sha256": images_checksum(images), "count": len(images)}
         if path.exists():
             tensors, found = read_tensors(path)
@@ -213,22 +214,22 @@ def load_features(path: str | Path) -> Features:
         module.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"{path}: holds no features of this version of the project; learn them again with "
+            f"{path}: got no features of this version of the project; learn them again with "
             "'python -m scripts.train_features'"
         ) from error
     return Features(method, shape, hashlib.sha256(path.read_bytes()).hexdigest(), module.eval())
 
 
 def read_method(text: str) -> Pretext:
-    """What :class:`Pretext` a text describes."""
+    """The :class:`Pretext` that a text describes."""
     return spec.parse(text, PRETEXTS, example="RotNet('small_cnn', epochs=5)")
 
 
 def sorted_by_content(images: Tensor, *, distinct: bool = False) -> tuple[list[int], list[int]]:
-    """Where images come from when they are sorted by content, and where each of them goes to.
+    """The order of images sorted by content, and the position of each image in it.
 
     Args:
-        distinct: equal images become one.
+        distinct: merge equal images.
     """
     keys = sample_keys(images)
     order = sorted(range(len(keys)), key=keys.__getitem__)
@@ -248,7 +249,7 @@ class _Scaled(nn.Module):
 
 
 def _networks(method: Pretext, shape: tuple[int, ...], images: Tensor) -> nn.ModuleList:
-    """Features and head, freshly initialized, with constants of normalization from ``images``."""
+    """Features and head, freshly initialized, with normalization constants from ``images``."""
     channels, height, width = shape
     mean, std = normalization(images)
     with torch.random.fork_rng(devices=[]):

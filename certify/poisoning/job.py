@@ -1,9 +1,10 @@
-"""Training and voting as one job of many small tasks on disk: resumable after any stop, shared by processes.
+"""Training and voting as one job of many small tasks on disk: resumable after any interruption, shared by processes.
 
-A folder holds ``ensemble.json``, what is trained, on which data and how; ``models-00000.safetensors`` and so on, a
-group of models each; and for every set of inputs a folder with their votes, in files of the same groups. A group is
-finished when its file is there, whole, and the same whoever makes it: kills, retries and several processes change
-nothing. A task gets all that it needs and returns the content of its file, so that it can run anywhere.
+A folder holds ``ensemble.json``, which describes what is trained, on which data and how; ``models-00000.safetensors``
+and so on, with one group of models each; and for every set of inputs a folder of votes, in files of the same groups. A
+group is finished once its file exists. Files are written atomically and do not depend on who makes them, so kills,
+retries and concurrent processes change nothing. A task is given all it needs and returns the contents of its file, so
+it can run anywhere.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ PathOf = Callable[[range], Path]  # the file of a group
 
 
 def ensemble_config(ensemble: Ensemble) -> dict[str, Any]:
-    """An ensemble as JSON values, with a checksum of what code of one's own is in it."""
+    """An ensemble as JSON values, with a checksum of any user code in it."""
     learner = ensemble.learner
     code = code_of((type(ensemble.partitioner), type(learner), own_models.get(getattr(learner, "model", ""))))
     return (
@@ -60,7 +61,7 @@ def ensemble_config(ensemble: Ensemble) -> dict[str, Any]:
 def _text(value: Partitioner | Learner, names: dict[str, type]) -> str:
     kind = type(value)
     if value.own.ambiguous(kind.__name__) or names.get(kind.__name__, kind) is not kind:
-        raise ValueError(f"got a {kind.__name__} of {kind.__module__}, but there is another one, too; rename it")
+        raise ValueError(f"got a {kind.__name__} of {kind.__module__}, but another class has that name; rename it")
     return spec.to_text(value)
 
 
@@ -77,7 +78,7 @@ def read_ensemble(config: dict[str, Any]) -> Ensemble:
 
 
 def environment_of(device: str) -> dict[str, Any]:
-    """What may change the last bits of a computation on ``device``, here."""
+    """Everything on this machine that may change the last bits of a computation on ``device``."""
     kind = torch.device(device).type
     name = torch.cuda.get_device_name(device) if kind == "cuda" else f"{kind}, {_processor()}"
     return {"torch": torch.__version__, "device": device, "hardware": name, "threads": torch.get_num_threads()}
@@ -85,7 +86,7 @@ def environment_of(device: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _processor() -> str:
-    """Its name, and the instructions that torch uses: kernels are chosen by both."""
+    """The CPU's name and the instruction set that torch uses; both determine the kernels."""
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -95,15 +96,15 @@ def _processor() -> str:
 
 @contextlib.contextmanager
 def same_environment(expected: dict[str, Any]) -> Iterator[None]:
-    """As many threads as :func:`environment_of` said; raises unless all else is as it said, too."""
+    """Set the number of threads of an :func:`environment_of`; raises unless everything else matches it, too."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(expected["threads"])  # a worker begins with a number of its own
+    torch.set_num_threads(expected["threads"])  # a worker starts with a number of its own
     try:
         here = environment_of(expected["device"])
         if here != expected:
             raise ValueError(
-                f"environment: got {here} where the work is done, expected {expected}; use machines of one kind, with "
-                "the same software"
+                f"environment: got {here} on the worker, expected {expected}; use identical machines with the same "
+                "software"
             )
         yield
     finally:
@@ -115,13 +116,13 @@ class Job:
     """An ensemble that is trained into a folder.
 
     Attributes:
-        folder: where.
-        ensemble: what.
+        folder: where models and votes are stored.
+        ensemble: what is trained.
         data: identity of the training set and of anything else that the models depend on, as JSON values. Files of
-            models carry a checksum of the samples and labels, too.
+            models also carry a checksum of the samples and labels.
         at_once: models in a group, which are trained together and share a file.
         mode: ``"stacked"`` trains a group at once, ``"sequential"`` one model after the other.
-        environment: see :func:`environment_of`; what may change the last bits of a model.
+        environment: what may change the last bits of a model, see :func:`environment_of`.
     """
 
     folder: Path
@@ -138,13 +139,13 @@ class Job:
 
     @property
     def groups(self) -> list[range]:
-        """The models of each group: it depends on the configuration alone."""
+        """The indices of the models in each group; they depend on the configuration alone."""
         size = self.ensemble.size
         return [range(i, min(i + self.at_once, size)) for i in range(0, size, self.at_once)]
 
     @property
     def config(self) -> dict[str, Any]:
-        """All that a model depends on but its part, as JSON values."""
+        """Everything that a model depends on, except its part, as JSON values."""
         how = {"at_once": self.at_once, "mode": self.mode, "environment": self.environment}
         return ensemble_config(self.ensemble) | {"data": self.data} | how
 
@@ -154,10 +155,12 @@ class Job:
         return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
 
     def start(self, *, resume: bool, provenance: dict[str, Any] | None = None) -> None:
-        """Claim the folder for this job; raises if it holds another one, or this one without ``resume``."""
+        """Claim the folder for this job; raises if it holds another job, or this one without ``resume``."""
         path = self.folder / "ensemble.json"
         if path.exists() and not resume:
-            raise ValueError(f"{self.folder}: holds an ensemble; add --resume to continue it, or choose another folder")
+            raise ValueError(
+                f"{self.folder}: already holds an ensemble; add --resume to continue it, or choose another folder"
+            )
         claim_config(path, self.config | {"provenance": provenance or {}})
 
     def train(
@@ -173,7 +176,7 @@ class Job:
         Args:
             parts: of all models, see :meth:`~certify.poisoning.Ensemble.parts`.
             shard: ``(i, n)``: every n-th group from number i on; the others are left to other processes.
-            executor: where; by default here, one group after the other.
+            executor: where to run; by default in this process, one group after the other.
         """
         if len(parts) != self.ensemble.size:
             raise ValueError(f"parts: got {len(parts)}, expected {self.ensemble.size}, one for each model")
@@ -190,7 +193,7 @@ class Job:
         inputs: dict[str, Any] | None = None,
         parts: list[Part] | None = None,
     ) -> list[range]:
-        """The groups of this shard without a file; the files of the others are checked."""
+        """The groups of this shard that have no file yet; the files of the others are checked."""
         unfinished = []
         for group in self.groups[shard[0] :: shard[1]]:
             if not path(group).exists():
@@ -211,7 +214,7 @@ class Job:
         path: PathOf,
         on_group: OnGroup | None,
     ) -> None:
-        """Write what becomes of each task to the file of its group."""
+        """Write the result of each task to the file of its group."""
         for number, content in (executor or Sequential()).run(work, shared, tasks):
             write_atomically(path(groups[number]), content)
             if on_group is not None:
@@ -236,10 +239,10 @@ class Job:
         executor: Executor | None = None,
         on_group: OnGroup | None = None,
     ) -> None:
-        """Let the models of this shard rank the classes of ``x [B, ...]``, those without a file of votes.
+        """Let those models of this shard that have no file of votes yet rank the classes of ``x [B, ...]``.
 
         Args:
-            name: of the folder for the votes.
+            name: name of the folder for the votes.
             inputs: identity of ``x``, as JSON values; every file of votes carries it, and a checksum of ``x``.
             executor: see :meth:`train`.
         """
@@ -258,12 +261,10 @@ class Job:
         return torch.cat([self._read_votes(self._votes(name, group), inputs) for group in self.groups])
 
     def voted(self, name: str) -> dict[str, Any]:
-        """What the votes in folder ``name`` are about: the ``inputs`` of :meth:`vote`."""
+        """The ``inputs`` of :meth:`vote` for the votes in folder ``name``."""
         path = self.folder / name / "votes.json"
         if not path.exists():
-            raise FileNotFoundError(
-                f"{path}: no votes yet; let the models vote with 'python -m scripts.poisoning vote'"
-            )
+            raise FileNotFoundError(f"{path}: no votes yet; run 'python -m scripts.poisoning vote'")
         return json.loads(path.read_text())["inputs"]
 
     def _models(self, group: range) -> Path:
@@ -277,18 +278,18 @@ class Job:
 
     def _read(self, path: Path, inputs: dict[str, Any] | None = None, parts: list[Part] | None = None) -> State:
         if not path.exists():
-            raise FileNotFoundError(f"{path}: not there yet; resume the training and voting of this ensemble first")
+            raise FileNotFoundError(f"{path}: does not exist yet; resume training and voting of this ensemble first")
         tensors, header = read_tensors(path)
         if header.get("identity") != self.identity:
-            raise ValueError(f"{path}: belongs to another ensemble than {self.folder / 'ensemble.json'}; remove it")
+            raise ValueError(f"{path}: does not belong to the ensemble of {self.folder / 'ensemble.json'}; remove it")
         if header.get("inputs", inputs) != inputs:
             raise ValueError(f"{path}: holds votes on {header['inputs']}, not on {inputs}; remove it")
         if parts is not None and "parts" not in header:
-            raise ValueError(f"{path}: was made by an earlier version, without a checksum of its samples; train anew")
+            raise ValueError(f"{path}: was made by an earlier version, without a checksum of its samples; retrain it")
         if parts is not None and header["parts"] != _parts_checksum(parts):
             raise ValueError(
-                f"{path}: its models were trained on other samples or labels than those given now, under the same name "
-                f"{self.data}; name data sets apart, and train into another folder"
+                f"{path}: its models were trained on other samples or labels, under the same name {self.data}; give "
+                "data sets distinct names, and train into another folder"
             )
         return tensors
 

@@ -33,11 +33,11 @@ class Part:
 class Learner(ABC):
     """A training algorithm. Subclasses are frozen dataclasses.
 
-    Soundness asks one thing of it: model i must be a function of its own part (and of the environment), bit by bit.
-    Nothing about it, not even the shape of a computation, may depend on what the other parts hold.
+    Soundness requires one thing: model i must be a function of its own part (and of the environment), bit for bit.
+    Nothing about it, not even the shape of a computation, may depend on the contents of other parts.
 
     Attributes:
-        own: those that are defined outside of this package, which texts may name, too.
+        own: learners defined outside this package, which texts may name, too.
     """
 
     own: ClassVar[OwnClasses] = OwnClasses()
@@ -47,7 +47,7 @@ class Learner(ABC):
         Learner.own.add(cls)
 
     def check(self, shape: tuple[int, ...], num_classes: int) -> None:  # noqa: B027 - most learners take anything
-        """Raise ``ValueError`` if samples of this shape cannot be learned from, before any work starts."""
+        """Raise ``ValueError``, before any work starts, if the learner does not support samples of this shape."""
 
     @abstractmethod
     def fit(self, part: Part, *, num_classes: int, device: torch.device) -> State:
@@ -63,9 +63,9 @@ class Learner(ABC):
 
 
 def rank_classes(scores: Tensor) -> Tensor:
-    """Classes from the highest score to the lowest, ties to the lower index: uint8 or int16 ``[..., C]``.
+    """Classes from the highest to the lowest score, ties to the lower index: uint8 or int16 ``[..., C]``.
 
-    NaN counts as the lowest score, so that a model that diverged has a vote like any other.
+    NaN counts as the lowest score, so that a diverged model has a vote like any other.
     """
     scores = scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     ranking = scores.sort(dim=-1, descending=True, stable=True).indices

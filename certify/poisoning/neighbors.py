@@ -11,17 +11,17 @@ from torch import Tensor
 from certify.poisoning.learner import Learner, Part, State
 from certify.scheme import check_integer
 
-_ROWS = 64  # test samples at once, always this many: the last ones are repeated
+_ROWS = 64  # test samples per batch, always this many; the last one is repeated
 
 
 @dataclass(frozen=True)
 class NearestNeighbors(Learner):
-    """The votes of the nearest training samples in Euclidean distance, exact for integer data.
+    """k nearest neighbours in Euclidean distance, exact for integer data.
 
-    Equal distances go to the earlier sample in canonical order; an empty partition scores all classes 0.
+    Ties go to the earlier sample in canonical order; an empty partition scores all classes 0.
 
     Attributes:
-        neighbors: how many vote.
+        neighbors: number of nearest samples that vote.
     """
 
     neighbors: int = 1
@@ -43,7 +43,7 @@ class NearestNeighbors(Learner):
         norms = (own**2).sum(1)
         for rows, count in fixed_batches(x, _ROWS):
             queries = rows.to(own.device).flatten(1).to(torch.float64)
-            # without the norm of the query, which is the same for all; integers below 2^53 are exact in any order
+            # without the query's norm, a common constant; sums of integers below 2^53 are exact in any order
             distances = norms - 2 * queries @ own.T
             nearest = distances.sort(dim=1, stable=True).indices[:, : self.neighbors]
             votes = torch.nn.functional.one_hot(labels[nearest], num_classes).sum(1)
@@ -52,7 +52,7 @@ class NearestNeighbors(Learner):
 
 
 def fixed_batches(x: Tensor, size: int) -> list[tuple[Tensor, slice]]:
-    """Batches of ``x`` that all have ``size`` rows, and which rows of ``x`` they begin with."""
+    """Batches of ``x``, all of ``size`` rows (the last row is repeated), and the rows of ``x`` that each covers."""
     batches = []
     for start in range(0, len(x), size):
         stop = min(start + size, len(x))

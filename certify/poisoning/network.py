@@ -1,8 +1,8 @@
 """Neural networks as base learners: one after the other, or many partitions at once with stacked parameters.
 
-What a model sees, and in which order, follows from its own partition, its seed and the configuration: every step takes
-``batch_size`` samples from the partition's own endless sequence of permutations. A partition of any size then makes the
-same number of steps of the same shape, nothing is padded, and no capacity has to be known.
+Which samples a model sees, and in which order, depends only on its own partition, its seed and the configuration: every
+step takes ``batch_size`` samples from the partition's own endless sequence of permutations. A partition of any size
+thus takes the same number of steps of the same shape, without padding and without a fixed capacity.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from certify.training.schedules import check_sgd
 from certify.training.trainer import generator_for
 
 Forward = Callable[[State, State, State, Tensor], Tensor]  # parameters, buffers, constants, inputs -> scores
-_ROWS = 64  # test samples at once, always this many
-_ORDER, _AUGMENTATION = 2, 3  # purposes of random numbers
+_ROWS = 64  # test samples per forward pass, always this many
+_ORDER, _AUGMENTATION = 2, 3  # substreams of the random numbers
 
 
 @dataclass(frozen=True)
 class Network(Learner):
-    """Stochastic gradient descent on the cross-entropy, with constants of normalization from the partition alone.
+    """Stochastic gradient descent on the cross-entropy, with normalization constants from the partition alone.
 
     Attributes:
-        model: one of :data:`certify.models.MODELS`; ``"linear"`` is logistic regression. Arrays ``[N, F]`` are images
-            of one pixel with F channels.
-        steps: updates; each takes ``batch_size`` samples.
-        lr, momentum, weight_decay: of SGD (with Nesterov's correction if there is momentum).
+        model: one of :data:`certify.models.MODELS`; ``"linear"`` is logistic regression. Arrays ``[N, F]`` are treated
+            as images of one pixel with F channels.
+        steps: number of updates, on ``batch_size`` samples each.
+        lr, momentum, weight_decay: of SGD (with Nesterov momentum, if there is momentum).
         schedule: one of :data:`certify.training.SCHEDULES`.
         crop: random translations by up to this many pixels.
         flip: random horizontal flips.
@@ -80,7 +80,7 @@ class Network(Learner):
         return state
 
     def fit_many(self, parts: Sequence[Part], *, num_classes: int, device: torch.device) -> list[State]:
-        """All parts at once: parameters ``[models, ...]``, each slice of which sees its own data only."""
+        """All parts at once, with parameters ``[models, ...]``; each slice sees its own data only."""
         batches = _Batches.of(parts, self, device)
         state = _stack([self._initial(part, num_classes, device) for part in parts])
         self._train(state, batches, num_classes, vmap(self._forward(batches.images, num_classes, training=True)))
@@ -101,16 +101,18 @@ class Network(Learner):
     def _build(self, images: Tensor, num_classes: int, device: str = "cpu") -> nn.Module:
         channels, height, width = images.shape[1:]
         if self.model not in MODELS:
-            raise ValueError(f"model: {self.model} is not known to this process; define it in a module, in no notebook")
+            raise ValueError(
+                f"model: got {self.model}, which this process does not know; define it in a module, not in a notebook"
+            )
         with torch.device(device):
             return MODELS[self.model](channels, num_classes, (height, width))
 
     def _skeleton(self, images: Tensor, num_classes: int, *, training: bool) -> nn.Module:
-        """The architecture without memory for its parameters."""
+        """The architecture, without memory allocated for its parameters."""
         skeleton = self._build(images, num_classes, "meta").train(training)
         if any(isinstance(module, _DropoutNd) and module.p > 0 for module in skeleton.modules()):
-            # its numbers would come from a generator that all models share
-            raise ValueError(f"model: got {self.model}, which has dropout; expected one that is not random in training")
+            # dropout would draw from a generator that all models share
+            raise ValueError(f"model: got {self.model}, which has dropout, expected one that trains deterministically")
         return skeleton
 
     def _forward(self, images: Tensor, num_classes: int, *, training: bool) -> Forward:
@@ -135,7 +137,7 @@ class Network(Learner):
         return {name: tensor.to(device).contiguous() for name, tensor in state.items()}
 
     def _train(self, state: State, batches: _Batches, num_classes: int, forward: Forward) -> None:
-        """Train in place; every tensor of ``state`` has a leading dimension for the models where ``batches`` do."""
+        """Train in place; the tensors of ``state`` have a leading dimension for models if ``batches`` has one."""
         parameters, buffers, constants = _split(state)
         leaves = [tensor.requires_grad_() for tensor in parameters.values()]
         optimizer = torch.optim.SGD(
@@ -149,7 +151,7 @@ class Network(Learner):
                 chosen = nn.functional.one_hot(labels, num_classes).bool()
                 logits = forward(parameters, buffers, constants, x)
                 loss = -torch.where(chosen, logits.log_softmax(-1), 0).sum(-1).mean(-1)
-                # The gradient of a sum reaches each model from its own loss only, also where another one is NaN.
+                # The gradient of the sum reaches each model through its own loss only, even if another loss is NaN.
                 optimizer.zero_grad(set_to_none=True)
                 torch.where(batches.empty, 0, loss).sum().backward()
                 optimizer.step()
@@ -162,10 +164,10 @@ class _Batches:
     """The training batches of one model, or of many with a leading dimension.
 
     Attributes:
-        images: ``[N, C, H, W]``, those of all parts one after the other.
+        images: ``[N, C, H, W]``, those of all parts, concatenated.
         labels: int64 ``[N]``.
         order: int64 ``[models, steps, batch_size]``, indices into both.
-        empty: bool ``[models]``, whose part holds nothing: they see a blank image, without loss.
+        empty: bool ``[models]``, models with an empty part: they see a blank image, and have no loss.
         moves, flips: int64 ``[models, 2, steps, batch_size]`` and bool ``[models, steps, batch_size]``, augmentation.
         crop: see :class:`Network`.
     """
@@ -205,12 +207,12 @@ class _Batches:
         )
 
     def __getitem__(self, i: int) -> _Batches:
-        """Those of model ``i``, without the leading dimension."""
+        """The batches of model ``i``, without the leading dimension."""
         moves, flips = (None if tensor is None else tensor[i] for tensor in (self.moves, self.flips))
         return replace(self, order=self.order[i], empty=self.empty[i], moves=moves, flips=flips)
 
     def step(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs float32 ``[..., batch_size, C, H, W]`` and labels ``[..., batch_size]`` of one update."""
+        """Inputs, float32 ``[..., batch_size, C, H, W]``, and labels ``[..., batch_size]`` of one update."""
         index = self.order[..., step, :]
         x = to_float(self.images[index])
         if self.moves is not None and self.flips is not None:
@@ -221,7 +223,7 @@ class _Batches:
 
 
 def as_images(samples: Tensor) -> Tensor:
-    """``[N, C, H, W]`` as they are; arrays ``[N, F]`` as ``[N, F, 1, 1]``."""
+    """Images ``[N, C, H, W]`` unchanged; arrays ``[N, F]`` as ``[N, F, 1, 1]``."""
     if samples.ndim not in (2, 4):
         raise ValueError(f"samples: got shape {tuple(samples.shape)}, expected [N, C, H, W] or [N, features]")
     return samples if samples.ndim == 4 else samples[:, :, None, None]
@@ -241,7 +243,7 @@ def normalization(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sample_order(count: int, steps: int, batch_size: int, seed: int) -> Tensor:
-    """Which of ``count`` samples each step takes: permutations one after the other, int64 ``[steps, batch_size]``."""
+    """Which of ``count`` samples each step takes, from consecutive permutations: int64 ``[steps, batch_size]``."""
     generator = generator_for(seed, 0, _ORDER)
     passes = -(-steps * batch_size // count)
     order = torch.cat([torch.randperm(count, generator=generator) for _ in range(passes)])

@@ -1,8 +1,9 @@
 """Which part of the training set a sample belongs to.
 
-Everything rests on one property: what happens to a sample reaches one bucket (a changed sample two, where it was and
-where it goes to), whatever else the training set holds and in which order. A hash of the sample alone has it against
-every change of the training set; the sorted index has it against changed labels only, but makes buckets of equal size.
+Everything rests on one property: a change to one sample affects one bucket (or two if the sample itself changes: its
+old and its new bucket), whatever the rest of the training set and its order. A hash of the sample alone has this
+property for every change of the training set; the sorted index has it for changed labels only, but yields buckets of
+equal size.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ _UNSIGNED = {1: ">u1", 2: ">u2", 4: ">u4", 8: ">u8"}
 
 
 def sample_keys(samples: Tensor) -> list[bytes]:
-    """One key per sample of ``samples [N, ...]``: equal keys exactly for equal samples (bit by bit), and the order of
-    the keys is the lexicographic order of the values."""
+    """One key per sample of ``samples [N, ...]``: keys are equal exactly if samples are (bit for bit), and their order
+    is the lexicographic order of the values."""
     check_samples(samples)
     if len(samples) == 0:
         return []
     values = samples.detach().cpu().contiguous().numpy().reshape(len(samples), -1)
     bits = values.astype(values.dtype.newbyteorder(">"), copy=False).view(_UNSIGNED[values.itemsize])
     sign = np.array(1 << (8 * values.itemsize - 1), bits.dtype)
-    if values.dtype.kind == "f":  # as integers of sign and magnitude: negative ones are turned round
+    if values.dtype.kind == "f":  # sign-magnitude: the order of negative values is reversed
         bits = np.where(bits & sign, ~bits, bits | sign).astype(bits.dtype)
     elif values.dtype.kind == "i":
         bits = bits ^ sign
@@ -47,18 +48,20 @@ def check_samples(samples: Tensor) -> None:
         got = f"{samples.dtype} {tuple(samples.shape)}" if isinstance(samples, Tensor) else type(samples).__name__
         raise ValueError(f"samples: got {got}, expected integers or floats [N, features] or [N, C, H, W]")
     if samples.is_floating_point() and not torch.isfinite(samples).all():
-        raise ValueError("samples: got NaN or infinite values; leave such samples out, each of them alone")
+        raise ValueError(
+            "samples: got NaN or infinite values, expected finite ones; leave out such samples, judging each on its own"
+        )
 
 
 Rows = tuple[tuple[bytes, ...], ...]
 
 
 def padded_key(image: Tensor) -> Rows:
-    """The key of a uint8 image ``[C, H, W]`` of any size, far smaller than that of the image with zeros around it.
+    """The key of a uint8 image ``[C, H, W]`` of any size, far smaller than that of the zero-padded image.
 
-    Keys are ordered as :func:`sample_keys` are of images that zeros on the right and below make equally large
-    (dissertation, Appendix F.10): zeros at the end of rows, and rows of zeros at the end of channels, are left out, and
-    what is a prefix comes first.
+    Keys have the order of the :func:`sample_keys` of images padded with zeros on the right and below to equal size
+    (dissertation, Appendix F.10): zeros at the end of rows, and rows of zeros at the end of channels, are omitted, and
+    a prefix comes first.
     """
     if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3:
         got = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
@@ -76,7 +79,7 @@ class Partitioner(ABC):
     """Assigns each sample to one of ``num_partitions`` buckets. Subclasses are frozen dataclasses.
 
     Attributes:
-        own: those that are defined outside of this package, which texts may name, too.
+        own: partitioners defined outside this package, which texts may name, too.
     """
 
     own: ClassVar[OwnClasses] = OwnClasses()
@@ -89,7 +92,7 @@ class Partitioner(ABC):
     @property
     @abstractmethod
     def threats(self) -> tuple[PoisoningThreat, ...]:
-        """The threat models of which a change of size 1 reaches at most one bucket; the first is the usual one."""
+        """The threat models in which a change of size 1 affects at most one bucket; the first is the default."""
 
     @abstractmethod
     def assign(self, samples: Tensor) -> Tensor:
@@ -97,14 +100,14 @@ class Partitioner(ABC):
 
     @abstractmethod
     def assign_each(self, samples: Iterable[Tensor]) -> Tensor:
-        """The same of samples that come one by one, each of its own shape."""
+        """Like :meth:`assign`, for samples that are given one by one, each of its own shape."""
 
     def __post_init__(self) -> None:
         check_integer("num_partitions", self.num_partitions, 1, 1 << 20)
 
 
 class _Hash(Partitioner):
-    """Depends on the sample alone, and not on its label: a flipped label stays in its bucket."""
+    """A function of the sample alone, not of its label: a sample with a flipped label stays in its bucket."""
 
     @property
     def threats(self) -> tuple[PoisoningThreat, ...]:
@@ -132,7 +135,7 @@ class ContentHash(_Hash):
     """BLAKE2b of a sample's content: buckets of nearly equal size for any kind of data.
 
     Attributes:
-        key: another key, another partition; at most 64 bytes.
+        key: key of the hash, at most 64 bytes; different keys give different partitions.
     """
 
     num_partitions: int
@@ -155,11 +158,11 @@ class ContentHash(_Hash):
 
 @dataclass(frozen=True)
 class SortedIndex(Partitioner):
-    """A sample's place in the sorted list of all different samples, modulo the number of partitions (SS-DPA).
+    """A sample's index in the sorted list of all distinct samples, modulo the number of partitions (SS-DPA).
 
-    Certifies against flipped labels only: an inserted sample moves every later one. Equal samples share a bucket, with
-    all of their labels. Images of different sizes are padded with zeros to the same size. Source: dissertation, Eq. 7.7
-    and Appendix F.7.
+    Certifies against flipped labels only: an inserted sample shifts all later ones. Equal samples share a bucket,
+    whatever their labels. Images of different sizes are padded with zeros to the same size. Source: dissertation, Eq.
+    7.7 and Appendix F.7.
     """
 
     num_partitions: int
@@ -183,10 +186,10 @@ PARTITIONERS: dict[str, type] = {kind.__name__: kind for kind in (PixelSum, Cont
 
 
 def spread_buckets(num_partitions: int, spread: int) -> Tensor:
-    """The models that each bucket feeds, int64 ``[num_partitions, spread]``: as many models as buckets.
+    """The models that each bucket feeds, int64 ``[num_partitions, spread]``; there are as many models as buckets.
 
-    Bucket b feeds the models b + r modulo their number, for ``spread`` fixed, random, different r (finite aggregation);
-    with a spread of 1, model b alone (partition aggregation).
+    Bucket b feeds the models b + r (modulo their number) for ``spread`` distinct r that are random but fixed (finite
+    aggregation); with a spread of 1, it feeds model b alone (partition aggregation).
     """
     check_integer("spread", spread, 1, num_partitions)
     if spread == 1:

@@ -1,4 +1,4 @@
-"""What can be learned from images without labels, so that the features of the network are of use for other tasks."""
+"""Pretext tasks: training on images without labels, to learn features that are useful for other tasks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from certify.scheme import check_integer
 from certify.training.augment import crop_and_flip
 from certify.training.schedules import check_sgd
 
-Networks = tuple[nn.Module, nn.Module]  # images -> features, and features -> what the task wants
+Networks = tuple[nn.Module, nn.Module]  # images -> features, and features -> outputs of the task
 
 
 class Pretext(ABC):
@@ -28,7 +28,7 @@ class Pretext(ABC):
     Attributes:
         model: the network.
         epochs: passes over the images.
-        batch_size: images per update; what is left over at the end of an epoch is left out.
+        batch_size: images per update; an incomplete batch at the end of an epoch is dropped.
         lr, momentum, weight_decay: of SGD.
         schedule: one of :data:`certify.training.SCHEDULES`.
         seed: of everything random.
@@ -46,18 +46,18 @@ class Pretext(ABC):
     @property
     @abstractmethod
     def nesterov(self) -> bool:
-        """Whether momentum is Nesterov's."""
+        """Whether to use Nesterov momentum."""
 
     @abstractmethod
     def build(self, channels: int, size: tuple[int, int]) -> Networks:
-        """Freshly initialized networks for images ``[B, channels, *size]``; raises if there are none."""
+        """Freshly initialized networks for images ``[B, channels, *size]``; raises if the task cannot use them."""
 
     @abstractmethod
     def loss(self, networks: Networks, images: Tensor, generator: torch.Generator) -> Tensor:
         """The mean loss on uint8 or float images ``[B, C, H, W]``."""
 
     def output(self, features: Tensor) -> Tensor:
-        """What becomes of the features in the end."""
+        """Final transformation of the features; by default the identity."""
         return features
 
     def __post_init__(self) -> None:
@@ -68,17 +68,17 @@ class Pretext(ABC):
 
 @dataclass(frozen=True)
 class RotNet(Pretext):
-    """By which of four right angles is an image turned? Features are those before the last convolutions.
+    """Predict by which multiple of 90 degrees an image was rotated. Features are those before the last convolutions.
 
-    The features and the classifier on top together make up the network that is trained with labels otherwise:
-    ``"network_in_network"`` and ``Network("nin_block")``, ``"small_cnn"`` and ``Network("linear")``. Source: Gidaris,
-    Singh and Komodakis (ICLR 2018), with its settings, but without flips, as on MNIST in Section
-    7.3 of the dissertation.
+    The features and the classifier on top of them together form the network that would otherwise be trained with
+    labels: ``"network_in_network"`` and ``Network("nin_block")``, or ``"small_cnn"`` and ``Network("linear")``. Source:
+    Gidaris, Singh and Komodakis (ICLR 2018), with their settings, but without flips, as on MNIST in Section 7.3 of the
+    dissertation.
 
     Attributes:
         model: ``"network_in_network"`` or ``"small_cnn"``.
         crop: random translations by up to this many pixels.
-        pool: features are averaged to this many rows and columns; 0: they are left as they are.
+        pool: average the features to this many rows and columns; 0 leaves them unchanged.
     """
 
     model: str = "network_in_network"
@@ -105,7 +105,7 @@ class RotNet(Pretext):
 
     def build(self, channels: int, size: tuple[int, int]) -> Networks:
         if size[0] != size[1]:
-            raise ValueError(f"images: got {size[0]}x{size[1]} pixels, expected squares; RotNet turns them")
+            raise ValueError(f"images: got {size[0]}x{size[1]} pixels, expected square images, as RotNet rotates them")
         if self.model == "small_cnn":
             features = small_cnn(channels, 4, size)[:6]
             rest = nn.Sequential(he_conv(32, 64, 3), nn.BatchNorm2d(64), nn.ReLU(inplace=True))
@@ -129,7 +129,7 @@ class RotNet(Pretext):
 
 @dataclass(frozen=True)
 class SimCLR(Pretext):
-    """Which two views are of the same image? Features are those below a projection of two layers, which is left out.
+    """Identify which two views show the same image. The features are those below a projection head of two layers.
 
     Source: Chen et al. (2020); settings of the dissertation, Appendix F.9, for CIFAR-10 (GTSRB: ``batch_size=256``,
     ``flip=False``).
@@ -137,7 +137,7 @@ class SimCLR(Pretext):
     Attributes:
         model: one of :data:`certify.models.MODELS` whose last layer is linear, such as ``"resnet18"``.
         temperature: of the similarities.
-        projection: numbers in which views are compared.
+        projection: dimension of the space in which views are compared.
         flip: whether mirror images are views.
     """
 
@@ -169,7 +169,7 @@ class SimCLR(Pretext):
         network = MODELS[self.model](channels, 1, size)
         last = network[-1] if isinstance(network, nn.Sequential) and len(network) > 2 else None
         if not (isinstance(network, nn.Sequential) and isinstance(last, nn.Linear)):
-            raise ValueError(f"model: got {self.model!r}, expected one that ends in a linear layer, such as resnet18")
+            raise ValueError(f"model: got {self.model!r}, expected one that ends with a linear layer, such as resnet18")
         width = last.in_features
         head = nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, self.projection))
         return network[:-1], head
@@ -181,7 +181,7 @@ class SimCLR(Pretext):
 
 
 def contrastive_loss(z: Tensor, temperature: float) -> Tensor:
-    """How badly each view tells the other one of its image among all others (NT-Xent).
+    """The NT-Xent loss: the cross entropy of identifying, for each view, the other view of its image among all views.
 
     Args:
         z: ``[2B, D]``; rows i and B + i are of the same image.

@@ -1,4 +1,4 @@
-"""Two random views of each image, as SimCLR learns from: cropped, flipped, and with other colours."""
+"""Random views of images for SimCLR: crops, flips and colour jitter."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_BRIGHTNESS = (0.299, 0.587, 0.114)  # of red, green, blue
-_SMALLEST, _ASPECT = 0.2, 4 / 3  # share of the area that a crop keeps at least; its sides' ratio at most
-_JITTER, _HUE = 0.4, 0.1  # of brightness, contrast and saturation; of the hue, in turns
-_JITTERED, _GRAY = 0.8, 0.2  # chances
+_BRIGHTNESS = (0.299, 0.587, 0.114)  # weights of red, green, blue
+_SMALLEST, _ASPECT = 0.2, 4 / 3  # smallest share of the area that a crop keeps; largest aspect ratio
+_JITTER, _HUE = 0.4, 0.1  # strength for brightness, contrast and saturation; for the hue, in turns
+_JITTERED, _GRAY = 0.8, 0.2  # probabilities
 
 
 def random_view(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor:
-    """One view of each image: float32 ``[B, C, H, W]`` in [0, 1]; random numbers are made on the CPU.
+    """One view of each image: float32 ``[B, C, H, W]`` in [0, 1]; random numbers are drawn on the CPU.
 
-    Source: Chen et al. (2020) with the strengths of Khosla et al. (2020), on which Appendix F.9 of the dissertation
+    Source: Chen et al. (2020), with the strengths of Khosla et al. (2020), on which Appendix F.9 of the dissertation
     builds.
 
     Args:
-        images: float32 ``[B, C, H, W]`` in [0, 1]; colours change where C is 3.
-        flip: whether mirror images are views.
+        images: float32 ``[B, C, H, W]`` in [0, 1]; saturation and hue change only if C is 3.
+        flip: whether to flip half of the views.
     """
     views = resized_crops(images, torch.rand(len(images), 5, generator=generator), flip=flip)
     return jittered(views, torch.rand(len(images), 6, generator=generator))
 
 
 def resized_crops(images: Tensor, u: Tensor, *, flip: bool) -> Tensor:
-    """A random part of each image, resized to the image's size, flipped half of the time.
+    """A random crop of each image, resized to the image's size, flipped half of the time if ``flip``.
 
     Args:
-        u: float32 ``[B, 5]`` in [0, 1): area, ratio of the sides, place (two), flip.
+        u: float32 ``[B, 5]`` in [0, 1): area, aspect ratio, position (two), flip.
     """
     area = _SMALLEST + (1 - _SMALLEST) * u[:, 0]
     ratio = torch.exp(math.log(_ASPECT) * (2 * u[:, 1] - 1))
@@ -46,10 +46,10 @@ def resized_crops(images: Tensor, u: Tensor, *, flip: bool) -> Tensor:
 
 
 def jittered(images: Tensor, u: Tensor) -> Tensor:
-    """Other brightness and contrast; of colour images other saturation and hue, too, and some become gray.
+    """Jitter brightness and contrast; for colour images also saturation and hue, and turn some of them gray.
 
     Args:
-        u: float32 ``[B, 6]`` in [0, 1): whether, brightness, contrast, saturation, hue; whether gray.
+        u: float32 ``[B, 6]`` in [0, 1): whether to jitter, brightness, contrast, saturation, hue; whether to turn gray.
     """
     u = u.to(images.device)[..., None, None, None]
     factor = 1 + _JITTER * (2 * u[:, 1:4] - 1)
@@ -72,7 +72,7 @@ def gray(images: Tensor) -> Tensor:
 
 
 def turned(images: Tensor, angle: Tensor) -> Tensor:
-    """Colours ``[B, 3, H, W]`` turned about the axis of grays by ``angle [B, 1, 1, 1]``: another hue."""
+    """Colours ``[B, 3, H, W]`` rotated about the gray axis by ``angle [B, 1, 1, 1]``, which shifts the hue."""
     cos, sin = angle.cos(), angle.sin() / math.sqrt(3)
     mean = images.mean(1, keepdim=True)
     return mean + cos * (images - mean) + sin * (images.roll(1, 1) - images.roll(-1, 1))

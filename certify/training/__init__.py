@@ -1,4 +1,4 @@
-"""Training base classifiers on the copies that a scheme makes of them."""
+"""Training base classifiers on the copies that a scheme makes of images."""
 
 from certify.training.checkpoint import Checkpoint, load_checkpoint, model_code, save_checkpoint
 from certify.training.config import TrainingConfig

@@ -1,4 +1,4 @@
-"""Data augmentation of the papers. It comes before the scheme and never touches a certificate."""
+"""Data augmentation of the papers. It is applied before the scheme and does not affect certificates."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from certify.data.videos import FolderClips
 
 
 def augmented(data: Dataset, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A training batch: random resized crops of large image files (ImageNet), else padded crops; flips for both.
+    """A training batch: random resized crops of large image files (ImageNet), otherwise padded crops; flips in both.
 
-    All frames of a clip are cropped and flipped alike; clips of longer videos start at random. Data whose labels a
-    mirror changes are not flipped. Point clouds are turned and jittered instead.
+    All frames of a clip are cropped and flipped alike; clips of longer videos start at a random frame. Data whose
+    labels change under reflection are not flipped. Point clouds are rotated and jittered instead.
     """
     images = data.images
     if isinstance(images, FolderClips):
@@ -31,19 +31,19 @@ def augmented(data: Dataset, index: Tensor, generator: torch.Generator) -> tuple
 
 
 def random_crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4, *, flips: bool = True) -> Tensor:
-    """Random translations by up to ``padding`` pixels (zeros come in) and horizontal flips, one per image or clip."""
+    """A random translation by up to ``padding`` pixels (filled with zeros) and a random flip for each image or clip."""
     moves = torch.randint(0, 2 * padding + 1, (2, len(images), 1), generator=generator)[..., 0]
     flip = (torch.rand(len(images), 1, generator=generator)[:, 0] < 0.5) & flips
     return crop_and_flip(images, moves, flip, padding)
 
 
 def crop_and_flip(images: Tensor, moves: Tensor, flip: Tensor, padding: int) -> Tensor:
-    """Images with ``padding`` zeros around them, cropped to their size again, then flipped.
+    """Images padded with ``padding`` zeros on each side, cropped to their original size, then flipped.
 
     Args:
         images: ``[B, C, ..., H, W]``; frames of a clip move together.
         moves: int64 ``[2, B]`` in [0, 2 padding], the first row and column of each crop.
-        flip: bool ``[B]``, which to flip horizontally.
+        flip: bool ``[B]``, which images to flip horizontally.
     """
     count, height, width = len(images), *images.shape[-2:]
     padded = functional.pad(images, (padding,) * 4)
@@ -59,10 +59,10 @@ def crop_and_flip(images: Tensor, moves: Tensor, flip: Tensor, padding: int) -> 
 def random_turn_and_jitter(
     clouds: Tensor, generator: torch.Generator, *, jitter: float = 0.01, largest: float = 0.025
 ) -> Tensor:
-    """Clouds ``[B, 3, N, 1]`` turned about the second, vertical axis, with normal noise on each coordinate (PointNet).
+    """Clouds ``[B, 3, N, 1]`` rotated about the second, vertical axis, with Gaussian noise on coordinates (PointNet).
 
     Args:
-        jitter, largest: standard deviation of the noise and where it is cut, in sides of the unit cube: half of the
+        jitter, largest: standard deviation of the noise and its clipping bound, in sides of the unit cube: half the
             published numbers, which are for the unit sphere.
     """
     angle = 2 * math.pi * torch.rand(len(clouds), generator=generator)[:, None, None]

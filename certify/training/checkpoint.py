@@ -24,13 +24,13 @@ _SEAL = "sha256"  # of tensors and header, in the header
 
 
 def tensor_bytes(tensors: dict[str, Tensor], header: dict[str, Any]) -> bytes:
-    """The content of a file with tensors and a JSON header, and a checksum of both."""
+    """The contents of a safetensors file with tensors, a JSON header, and a checksum of both."""
     seen: set[int] = set()
     contiguous: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         own = tensor.detach().cpu().contiguous()
         place = own.untyped_storage().data_ptr()
-        contiguous[name] = own.clone() if place in seen else own  # tied parameters, which the format does not know
+        contiguous[name] = own.clone() if place in seen else own  # the format does not support tied parameters
         seen.add(place)
     # in the header, since the format writes several entries in an order that changes from one file to the next
     sealed = header | {_SEAL: _checksum(contiguous, header)}
@@ -60,8 +60,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise ValueError(
-            f"{path}: truncated or not a checkpoint of scripts.train ({error}); restore or retrain it. Of a "
-            "network of your own, 'python -m scripts.adopt' makes a checkpoint (docs/own_classifier.md)"
+            f"{path}: truncated, or not a checkpoint of scripts.train ({error}); restore or retrain it. To make a "
+            "checkpoint from a network of your own, use 'python -m scripts.adopt' (docs/own_classifier.md)"
         ) from error
     seal = header.pop(_SEAL, None)  # files of earlier versions have none
     if seal not in (None, _checksum(tensors, header)):
@@ -75,7 +75,7 @@ class Checkpoint:
 
     Attributes:
         model: architecture; a :class:`~certify.models.DenoisedSpec` if a denoiser is part of it.
-        scheme: the scheme whose copies it was trained on; None: trained on the images themselves.
+        scheme: the scheme whose copies it was trained on; None if it was trained on clean images.
         dataset: name of the data set.
         training: the training configuration and its results, as JSON values.
     """
@@ -87,13 +87,13 @@ class Checkpoint:
 
 
 def model_code(name: str, module: nn.Module) -> str | None:
-    """A checksum of the code of an architecture of one's own (:func:`~certify.models.register_model`); None for those
-    of this package, which versions of it tell apart."""
+    """A checksum of the code of a user's architecture (:func:`~certify.models.register_model`); None for architectures
+    of this package, which the package version identifies."""
     return code_of([own_models.get(name), *(type(part) for part in module.modules())])
 
 
 def save_checkpoint(path: str | Path, module: nn.Module, checkpoint: Checkpoint) -> None:
-    """Write parameters and what they are to a safetensors file, atomically."""
+    """Write the parameters and their description to a safetensors file, atomically."""
     header = {
         "format": FORMAT,
         "model": asdict(checkpoint.model),
@@ -113,8 +113,8 @@ def load_checkpoint(path: str | Path) -> tuple[nn.Module, Checkpoint]:
     tensors, header = read_tensors(path)
     if header.get("format") != FORMAT:
         raise ValueError(
-            f"{path}: got checkpoint format {header.get('format')}, expected {FORMAT}; not a base classifier "
-            "of this project, or of another version of it"
+            f"{path}: got checkpoint format {header.get('format')}, expected {FORMAT}; it is not a base classifier of "
+            "this project, or was saved by another version"
         )
     try:
         model = read_spec(header["model"])
@@ -127,7 +127,7 @@ def load_checkpoint(path: str | Path) -> tuple[nn.Module, Checkpoint]:
     here = None if design is None or checkpoint.scheme is None else checkpoint.scheme.fingerprint()
     if here != design:
         raise ValueError(
-            f"{path}: was trained on another design of {header['scheme']} (fingerprint {design}) than the one found "
-            f"here ({here}); copy the design from the cache folder of the machine it was trained on"
+            f"{path}: was trained with another design of {header['scheme']} (fingerprint {design}) than the one here "
+            f"({here}); copy the design from the cache folder of the machine it was trained on"
         )
     return module.eval(), checkpoint

@@ -19,26 +19,26 @@ class TrainingConfig:
     """How to train.
 
     Attributes:
-        epochs, batch_size, lr, weight_decay: of the optimizer.
-        optimizer: ``"sgd"``, with ``momentum`` and ``nesterov``; or ``"adam"``, with their usual defaults.
+        epochs, batch_size, lr, weight_decay: of the optimization; ``lr`` is the peak rate.
+        optimizer: ``"sgd"``, with ``momentum`` and ``nesterov``; or ``"adam"``, with PyTorch's defaults.
         schedule: one of ``SCHEDULES``.
-        noise: ``"sample"`` draws the noise of every image anew; ``"batch"`` shares one draw in a minibatch, as
-            randomized ablation does.
+        noise: ``"sample"`` draws noise for every image; ``"batch"`` shares one draw within a minibatch, as in
+            randomized ablation.
         augment: random crops and horizontal flips, see :mod:`~certify.training.augment`.
         amp: bfloat16 autocast, on CUDA only.
         seed: of initialization, order, augmentation and noise.
-        loss: what is minimized, see :mod:`~certify.training.losses` and :mod:`~certify.training.smoothadv`. The
-            ``"denoiser_..."`` ones train the model's denoiser and leave its classifier as it is, the others train the
-            whole model.
-        stability_weight: of the divergence between two copies in ``"stability"``.
+        loss: the training loss, see :mod:`~certify.training.losses` and :mod:`~certify.training.smoothadv`. The
+            ``"denoiser_..."`` losses train the model's denoiser and freeze its classifier; all others train the whole
+            model.
+        stability_weight: weight of the divergence between two copies in ``"stability"``.
         noise_samples: copies of each image in an update of ``"smoothadv"`` and ``"macer"``; None: 2 and 16.
-        epsilon, attack_steps: of the attack in ``"smoothadv"``: its l2 norm, for values in [0, 1], and its steps.
-        attack_warmup: epochs over which ``epsilon`` rises linearly to its value.
+        epsilon, attack_steps: l2 norm, for values in [0, 1], and number of steps of the attack in ``"smoothadv"``.
+        attack_warmup: epochs over which ``epsilon`` increases linearly to its value.
         macer_weight, macer_beta, macer_gamma: see :func:`~certify.training.losses.macer_loss`.
-        noise_ramp, noise_stage: the noise rises from 0 to that of the scheme in the first ``noise_ramp`` epochs, every
-            ``noise_stage`` epochs; see :func:`~certify.training.schedules.noise_level`.
+        noise_ramp, noise_stage: the noise increases from 0 to that of the scheme over the first ``noise_ramp`` epochs,
+            every ``noise_stage`` epochs; see :func:`~certify.training.schedules.noise_level`.
         init: checkpoint to start from instead of a random initialization (a second stage of training).
-        denoiser, classifier: checkpoints that a model with a denoiser takes its parts from: the denoiser of a denoised
+        denoiser, classifier: checkpoints from which a model with a denoiser takes its parts: the denoiser of a denoised
             classifier, and a classifier of images.
     """
 
@@ -85,7 +85,7 @@ class TrainingConfig:
             raise ValueError(f"loss: got {self.loss!r}, expected one of {', '.join(get_args(Loss))}")
         self._check_numbers()
         if self.init is not None and (self.denoiser is not None or self.classifier is not None):
-            raise ValueError("init: got a checkpoint of the whole model and of a part; give either init or the parts")
+            raise ValueError("init: got checkpoints of the whole model and of a part; give either init or the parts")
         if self.trains_denoiser and self.classifier is None and self.init is None:
             raise ValueError(
                 f"classifier: got none, expected a checkpoint; {self.loss} trains a denoiser in front of a classifier"
@@ -110,16 +110,16 @@ class TrainingConfig:
 
     @property
     def num_copies(self) -> int:
-        """Copies of each image that an update needs."""
+        """Number of copies of each image in an update."""
         if self.loss in ("smoothadv", "macer"):
             return self.noise_samples or _NOISE_SAMPLES[self.loss]
         return 2 if self.loss == "stability" else 1
 
     def epsilon_in(self, epoch: int) -> float:
-        """The norm of the attack in an epoch (from 0)."""
+        """The norm of the attack in an epoch (counted from 0)."""
         return self.epsilon * min(1.0, (epoch + 1) / max(1, self.attack_warmup))
 
     @property
     def trains_denoiser(self) -> bool:
-        """Only the denoiser is trained."""
+        """Whether only the denoiser is trained."""
         return self.loss in ("denoiser_mse", "denoiser_stability")

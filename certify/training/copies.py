@@ -1,5 +1,5 @@
-"""What a network is trained on: copies that a scheme makes (or one of the inputs that a copy is), or, without a scheme,
-the images themselves.
+"""Training inputs: copies that a scheme makes (or one of the inputs that a copy consists of), or, without a scheme, the
+images themselves.
 
 "Without a scheme" is ``None`` in code, and ``none`` on command lines and in checkpoints.
 """
@@ -23,17 +23,17 @@ def scheme_text(scheme: Scheme | None) -> str:
 
 
 def parse_training_scheme(text: str) -> Scheme | None:
-    """The scheme that ``text`` describes, None for ``none``."""
+    """The scheme that ``text`` describes; None for ``none``."""
     return None if text == CLEAN else spec.parse_scheme(text)
 
 
 def input_shape(scheme: Scheme | None, shape: Shape) -> Shape:
-    """Shape of what a network sees of images of ``shape`` (C, H, W)."""
+    """Shape of the network's inputs, for images of ``shape`` (C, H, W)."""
     return shape if scheme is None else scheme.input_shape(shape)
 
 
 def one_copy(scheme: Scheme | None, images: Tensor, draws: Draws) -> Tensor:
-    """What a network sees of each image.
+    """One network input for each image.
 
     Args:
         images: ``[B, C, H, W]``, uint8 or floats in [0, 1].
@@ -46,7 +46,7 @@ def one_copy(scheme: Scheme | None, images: Tensor, draws: Draws) -> Tensor:
 
 
 def training_copies(scheme: Scheme, images: Tensor, index: Tensor, *, epoch: int, seed: int = 0) -> Tensor:
-    """One copy of each image, another one in each epoch: what to train a model on in a loop of your own.
+    """One copy of each image, a new one in each epoch, for a training loop of your own.
 
     Example::
 
@@ -55,7 +55,7 @@ def training_copies(scheme: Scheme, images: Tensor, index: Tensor, *, epoch: int
 
     Args:
         images: ``[B, C, H, W]``, uint8 or floats in [0, 1].
-        index: int64 ``[B]``, each image's number in the training set; its copies depend on it.
+        index: int64 ``[B]``, each image's index in the training set; its copies depend on it.
         epoch: at least 0.
         seed: of all copies.
 
@@ -69,13 +69,13 @@ def training_copies(scheme: Scheme, images: Tensor, index: Tensor, *, epoch: int
 
 
 def check_additive(scheme: Scheme | None, images: Tensor, why: str) -> None:
-    """Raise unless a copy is the image plus noise that is the same for every image: Gaussian or uniform noise.
+    """Raise unless a copy is the image plus noise that does not depend on it: Gaussian or uniform noise.
 
-    Tried on an image, a black and a white one: no scheme has to say so of itself.
+    This is tested on an image, a black and a white one, so schemes need not declare it.
 
     Args:
         images: ``[B, C, H, W]``, legal for the scheme.
-        why: what needs such a scheme, for the message.
+        why: what needs such a scheme, for the error message.
     """
     if scheme is None:
         raise ValueError(f"scheme: got none, expected one that adds noise, such as UniformNoise; {why} needs it")
@@ -93,18 +93,18 @@ def check_additive(scheme: Scheme | None, images: Tensor, why: str) -> None:
         if all(torch.allclose(noise, noises[0], rtol=0, atol=tolerance) for noise in noises):
             return
     raise ValueError(
-        f"scheme: got {scheme_text(scheme)}, whose copies are not the image plus noise that does not depend on it; "
-        f"{why} needs a scheme such as GaussianNoise or UniformNoise"
+        f"scheme: got {scheme_text(scheme)}, whose copies are not the image plus noise independent of it; {why} needs "
+        "a scheme such as GaussianNoise or UniformNoise"
     )
 
 
 def gaussian_sigma(scheme: Scheme | None, images: Tensor, why: str) -> float:
-    """The standard deviation of a scheme that adds Gaussian noise; raises for every other one."""
+    """The standard deviation of a scheme that adds Gaussian noise; raises for any other scheme."""
     check_additive(scheme, images, why)
     sigma = getattr(scheme, "sigma", None)
     if not isinstance(sigma, int | float):
         raise ValueError(
-            f"scheme: got {scheme_text(scheme)}, expected Gaussian noise; the radius that {why} enlarges is that of "
+            f"scheme: got {scheme_text(scheme)}, expected Gaussian noise; {why} maximizes the radius of "
             "GaussianNoise(sigma)"
         )
     return float(sigma)

@@ -1,4 +1,4 @@
-"""Where a training run starts: at random, or from checkpoints of the whole model or of its parts."""
+"""Initialization of a training run: random, or from checkpoints of the whole model or of its parts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from certify.training.config import TrainingConfig
 
 
 def initial_module(model: ModelSpec | DenoisedSpec, config: TrainingConfig) -> nn.Module:
-    """The model of ``config.seed``, with the parts that ``config`` names taken from their checkpoints."""
+    """The model initialized with ``config.seed``, with all parts that ``config`` names loaded from checkpoints."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         module = model.build()
@@ -25,7 +25,7 @@ def initial_module(model: ModelSpec | DenoisedSpec, config: TrainingConfig) -> n
     if not isinstance(module, Denoised) or not isinstance(model, DenoisedSpec):
         raise ValueError(
             f"denoiser, classifier: got {config.denoiser}, {config.classifier}, but the model {model.name} has no "
-            "denoiser; describe it by a DenoisedSpec"
+            "denoiser; describe the model by a DenoisedSpec"
         )
     if config.denoiser is not None:
         _load_denoiser(module, model, config.denoiser)

@@ -1,4 +1,4 @@
-"""Losses of training, as pure functions of what networks returned."""
+"""Training losses, as pure functions of the networks' outputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_LEAST = 1e-300  # the least probability that has a quantile here: -37
+_LEAST = 1e-300  # smaller probabilities are raised to this one, whose quantile is -37
 
 
 def stability_loss(logits: Tensor, other_logits: Tensor, labels: Tensor, *, weight: float) -> Tensor:
@@ -16,7 +16,7 @@ def stability_loss(logits: Tensor, other_logits: Tensor, labels: Tensor, *, weig
 
     Gradients flow through both copies. Source: Li, Chen, Wang and Carin, "Certified adversarial robustness with
     additive noise" (NeurIPS 2019), in the form of the l1 experiments: those of Yang et al., "Randomized smoothing of
-    all shapes and sizes" (ICML 2020), draw two independent copies and take weight 6.
+    all shapes and sizes" (ICML 2020), which draw two independent copies and use weight 6.
 
     Args:
         logits: ``[B, classes]``, scores of one copy of each image.
@@ -40,13 +40,13 @@ def denoiser_mse_loss(denoised: Tensor, images: Tensor) -> Tensor:
 
 
 def denoiser_stability_loss(logits: Tensor, clean_logits: Tensor) -> Tensor:
-    """Cross entropy of denoised copies with the class that the same classifier gives to the clean image.
+    """Cross entropy of denoised copies with the class that the same classifier predicts for the clean image.
 
-    "Stability denoising" of Salman et al. (NeurIPS 2020). No label is used.
+    "Stability denoising" of Salman et al. (NeurIPS 2020). Labels are not used.
 
     Args:
         logits: ``[B, classes]``, the classifier's scores of denoised copies.
-        clean_logits: ``[B, classes]``, its scores of the images; constants.
+        clean_logits: ``[B, classes]``, its scores of the clean images; treated as constants.
     """
     return functional.cross_entropy(logits, clean_logits.argmax(1))
 
@@ -63,15 +63,15 @@ def log_mean_softmax(logits: Tensor) -> Tensor:
 def macer_loss(
     logits: Tensor, labels: Tensor, *, sigma: float, weight: float, beta: float = 16.0, gamma: float = 8.0
 ) -> Tensor:
-    """MACER: cross entropy of the soft smoothed classifier, and a hinge loss on its certified l2 radius.
+    """MACER: cross entropy of the soft smoothed classifier, plus a hinge loss on its certified l2 radius.
 
     ``mean( -log z_y + weight * sigma / 2 * [right] * max(0, gamma - xi) )`` with ``xi = Phi^-1(p_y) - Phi^-1(p_r)``:
     z is the mean soft-max of k copies, p that of ``beta`` times their scores, and r the strongest rival of the true
-    class y under p. ``[right]`` is 1 where y is the class of p (ties to the lower index): a wrong image has no radius.
+    class y under p. ``[right]`` is 1 where p predicts y (ties to the lower index): a misclassified image has no radius.
 
-    1 - p_y is summed from the rivals, not subtracted from 1, in float64: quantiles and slopes of very sure images are
-    right out to ``xi`` = 74, where they are cut, far behind every useful ``gamma``. An image beyond ``gamma`` adds
-    nothing, and its slope is exactly zero.
+    1 - p_y is computed as a sum over the rivals, in float64, to avoid cancellation: quantiles and gradients of very
+    confident images are accurate up to ``xi`` = 74, where they are clipped, far beyond any useful ``gamma``. An image
+    beyond ``gamma`` contributes nothing, and its gradient is exactly zero.
 
     Source: Zhai et al., "MACER: attack-free and scalable robust training via maximizing certified radius" (ICLR 2020),
     Algorithm 1.
@@ -82,7 +82,7 @@ def macer_loss(
         sigma: standard deviation of the noise.
         weight: of the hinge loss (lambda in the paper), at least 0.
         beta: inverse temperature.
-        gamma: hinge; radii above ``sigma gamma / 2`` are large enough.
+        gamma: hinge; radii above ``sigma gamma / 2`` are not rewarded further.
     """
     loss = functional.nll_loss(log_mean_softmax(logits), labels)
     share = log_mean_softmax(beta * logits.double())

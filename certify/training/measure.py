@@ -1,4 +1,4 @@
-"""What is measured on a data set before and after training."""
+"""Statistics and accuracies measured on a data set before and after training."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def copy_statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of the *copies* that a scheme makes, to normalize them in the model.
 
-    Much of a copy often says "no information", by a constant; a network without normalization layers then learns
-    faster, or at all, if that constant is near zero.
+    Often most of a copy is a constant that encodes "no information"; a network without normalization layers then learns
+    faster, or learns at all, if that constant is near zero.
 
     Args:
-        images: take one copy of each of this many training images, evenly spread.
+        images: number of training images, evenly spaced, of which one copy each is used.
     """
     index = torch.arange(0, len(data), max(1, len(data) // images))
     parts = []
@@ -51,7 +51,7 @@ def base_accuracy(
     """Accuracy of a base classifier on one noised copy of every image (on the image itself without a scheme)."""
     module.eval()
     right = 0
-    batch_size = max(1, min(batch_size, (1 << 26) // math.prod(data.shape)))  # of clips, fewer
+    batch_size = max(1, min(batch_size, (1 << 26) // math.prod(data.shape)))  # fewer, for clips
     for start in range(0, len(data), batch_size):
         index = torch.arange(start, min(start + batch_size, len(data)))
         images, labels = data.batch(index)
@@ -71,7 +71,7 @@ def denoising_errors(
     batch_size: int = 250,
     device: str | torch.device = "cpu",
 ) -> tuple[float, float]:
-    """Mean squared error per pixel of one copy of every image (of its first C channels), and of the denoised copy."""
+    """Mean squared error per pixel of one copy of each image (of its first C channels), and of the denoised copy."""
     module.eval()
     before = after = 0.0
     for index in torch.arange(len(data)).split(batch_size):

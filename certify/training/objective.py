@@ -1,4 +1,4 @@
-"""What one update minimizes, for every loss of :class:`~certify.training.config.TrainingConfig`."""
+"""The objective of one update, for every loss of :class:`~certify.training.config.TrainingConfig`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a factor of the peak rate as a function of progress, 0 <= t < 1; and one of the noise."""
+"""Learning-rate schedules, as factors of the peak rate depending on progress 0 <= t < 1; and a noise schedule."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def cosine(t: float) -> float:
 
 
 def half_steps(t: float) -> float:
-    """A tenth after half of the epochs (randomized ablation on MNIST and CIFAR-10, Tables A.2 and A.3)."""
+    """A tenth of the rate after half the epochs (randomized ablation on MNIST and CIFAR-10, Tables A.2 and A.3)."""
     return 1.0 if t < 0.5 else 0.1
 
 
@@ -26,12 +26,12 @@ def imagenet_steps(t: float) -> float:
 
 
 def third_steps(t: float) -> float:
-    """A tenth after a third and a hundredth after two thirds of the epochs (Cohen et al., 2019)."""
+    """A tenth of the rate after a third, a hundredth after two thirds of the epochs (Cohen et al., 2019)."""
     return 0.1 ** int(3 * t)
 
 
 def rotnet_steps(t: float) -> float:
-    """A fifth after 30 %, again after 60 % and again after 80 % of the epochs (Gidaris et al., 2018)."""
+    """The rate is divided by 5 after 30 %, 60 % and 80 % of the epochs (Gidaris et al., 2018)."""
     return 0.2 ** sum(t >= step for step in (0.3, 0.6, 0.8))
 
 
@@ -50,20 +50,21 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def check_sgd(schedule: str, lr: float, momentum: float, weight_decay: float) -> None:
-    """Raise unless these are settings of stochastic gradient descent."""
+    """Raise unless these are legal settings of stochastic gradient descent."""
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule: got {schedule!r}, expected one of {', '.join(SCHEDULES)}")
     if not (0 < lr < float("inf") and 0 <= momentum < 1 and 0 <= weight_decay < float("inf")):
         raise ValueError(
-            f"lr, momentum, weight_decay: got {lr}, {momentum}, {weight_decay}, expected a rate above 0, a share below "
-            "1, and a penalty of at least 0"
+            f"lr, momentum, weight_decay: got {lr}, {momentum}, {weight_decay}, expected lr > 0, momentum in [0, 1) "
+            "and weight_decay >= 0, all finite"
         )
 
 
 def noise_level(epoch: int, *, ramp: int, stage: int = 1) -> float:
-    """The share of a scheme's noise in an epoch (from 0): from 0 in stages of ``stage`` epochs to 1 from ``ramp`` on.
+    """The share of a scheme's noise in an epoch (counted from 0): it increases from 0 every ``stage`` epochs, and is 1
+    from epoch ``ramp`` on.
 
-    A network that never learns from full noise at once may learn from rising noise. The video classifiers of
+    A network that fails to learn from full noise at once may learn from increasing noise. The video classifiers of
     Smooth-Reduce (Appendix C) are trained with stages of 20 epochs.
     """
     return 1.0 if epoch >= ramp else epoch // stage * stage / ramp

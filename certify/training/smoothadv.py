@@ -16,14 +16,14 @@ from certify.training.losses import log_mean_softmax
 def smoothadv_attack(
     base_classifier: BaseClassifier, images: Tensor, labels: Tensor, noise: Tensor, *, epsilon: float, steps: int
 ) -> Tensor:
-    """Images within ``epsilon`` (l2) on which the soft smoothed classifier is as wrong as ``steps`` steps can make it.
+    """Adversarial images for the soft smoothed classifier, within ``epsilon`` (l2), by projected gradient ascent.
 
-    Projected gradient ascent of ``-log mean_i p_y(x' + noise_i)``, p the soft-max of the base classifier: the *same*
-    noise in every step. Steps have length ``2 epsilon / steps`` against the normalized gradient. The result is within
-    the ball and has legal values: clipping to [0, 1] only moves it towards the image. Parameters get no gradient.
+    The objective is ``-log mean_i p_y(x' + noise_i)``, with p the soft-max of the base classifier and the *same* noise
+    in every step. Steps have length ``2 epsilon / steps`` along the normalized gradient. The result lies within the
+    ball and has legal values: clipping to [0, 1] only moves it towards the image. Parameters get no gradient.
 
     Args:
-        base_classifier: copies ``[N, ...]`` to scores ``[N, classes]``, in the mode in which it is to be attacked.
+        base_classifier: copies ``[N, ...]`` to scores ``[N, classes]``, in the mode in which to attack it.
         images: float32 in [0, 1], ``[B, C, H, W]`` or ``[B, C, T, H, W]``.
         labels: int64 ``[B]``, the true classes.
         noise: float32 ``[m, B, ...]``, the noise of m copies of each image.
@@ -49,7 +49,7 @@ def smoothadv_attack(
 def unit(slopes: Tensor) -> Tensor:
     """Each of ``[B, ...]`` divided by its l2 norm; zero stays zero."""
     flat = slopes.flatten(1)
-    # divided by the largest entry first, so that the squares of small numbers do not vanish
+    # divided by the largest entry first, so that squares of small numbers do not underflow
     flat = flat / flat.abs().amax(1, keepdim=True).clamp(min=torch.finfo(flat.dtype).tiny)
     return (flat / flat.norm(dim=1, keepdim=True).clamp(min=torch.finfo(flat.dtype).tiny)).view_as(slopes)
 

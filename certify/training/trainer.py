@@ -1,7 +1,7 @@
-"""Noise-augmented training: the base classifier learns on the copies that a scheme makes.
+"""Noise-augmented training: the base classifier is trained on the copies that a scheme makes.
 
-All randomness is a function of the seed and the position in training (epoch and step), so a run that was interrupted
-continues to the identical result.
+All randomness is a function of the seed and the position in training (epoch and step), so an interrupted run continues
+to the identical result.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class EpochResult:
 
 
 def generator_for(seed: int, epoch: int, part: int = 0) -> torch.Generator:
-    """A CPU generator for one epoch and one purpose (``part``), independent of every other and of the noise."""
+    """A CPU generator for one epoch and one purpose (``part``), independent of all others and of the noise."""
     words = Draws.of(seed, TRAINING, torch.tensor([epoch]), range(1)).substream(1 + part).words(2)
     return torch.Generator().manual_seed(int(words[0, 0, 0]) << 31 ^ int(words[0, 0, 1]))
 
@@ -62,7 +62,7 @@ class Trainer:
     Args:
         data: training set.
         scheme: makes the noised copies; None to train on the images themselves.
-        model: architecture, with ``in_channels = scheme.channels(C)``; the ``denoiser_...`` losses want a
+        model: architecture, with ``in_channels = scheme.channels(C)``; the ``denoiser_...`` losses need a
             :class:`~certify.models.DenoisedSpec`, and train its denoiser only.
         config: how to train.
         folder: where ``state.safetensors`` (to resume) and ``model.safetensors`` (the result) go.
@@ -94,12 +94,12 @@ class Trainer:
 
     @property
     def state_path(self) -> Path:
-        """What a run continues from."""
+        """The file from which a run resumes."""
         return self.folder / "state.safetensors"
 
     @property
     def model_path(self) -> Path:
-        """The finished base classifier."""
+        """The file of the finished base classifier."""
         return self.folder / "model.safetensors"
 
     @property
@@ -110,7 +110,7 @@ class Trainer:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Updates in one pass over the training set."""
+        """Number of updates in one pass over the training set."""
         return -(-len(self.data) // self.config.batch_size)
 
     def run(
@@ -123,7 +123,7 @@ class Trainer:
 
         Args:
             on_step: called with (epoch, step) after every update.
-            on_epoch: called after every epoch, when its state is on disk.
+            on_epoch: called after every epoch, once its state is on disk.
         """
         while self.epoch < self.config.epochs:
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
@@ -138,7 +138,7 @@ class Trainer:
 
     def _train_epoch(self, on_step: Callable[[int, int], None] | None) -> EpochResult:
         config, device = self.config, self.device
-        self.module.eval()  # what is not trained keeps its batch statistics
+        self.module.eval()  # frozen parts keep their batch statistics
         self.trained.train()
         generator = generator_for(config.seed, self.epoch)
         order = torch.randperm(len(self.data), generator=generator)
@@ -158,7 +158,7 @@ class Trainer:
                 on_step(self.epoch, step)
         loss_mean = loss_sum.item() / len(self.data)
         if not math.isfinite(loss_mean):
-            safe = f"The state after the epoch before is safe in {self.state_path}" if self.epoch else "Nothing is lost"
+            safe = f"The state after the previous epoch is in {self.state_path}" if self.epoch else "Nothing is lost"
             raise FloatingPointError(
                 f"training diverged in epoch {self.epoch} (loss {loss_mean}); lower lr (now {config.lr}). {safe}"
             )
@@ -180,10 +180,10 @@ class Trainer:
         return loss, logits
 
     def _attacked(self, images: Tensor, labels: Tensor, copies: list[Tensor], position: int) -> list[Tensor]:
-        """Copies, with the same noise, of images that are adversarial for the model as it is."""
+        """Copies, with the same noise, of images that are adversarial for the current model."""
         clean, config = to_float(images), self.config
         noise = torch.stack(copies) - clean
-        self.module.eval()  # batch statistics and dropout belong to the update alone
+        self.module.eval()  # batch statistics and dropout apply to the update only
         epsilon = config.epsilon_in(position // self.steps_per_epoch)
         attacked = smoothadv_attack(self.module, clean, labels, noise, epsilon=epsilon, steps=config.attack_steps)
         self.trained.train()
@@ -194,20 +194,20 @@ class Trainer:
         return noise_level(epoch, ramp=self.config.noise_ramp, stage=self.config.noise_stage)
 
     def copies(self, images: Tensor, position: int, number: int = 0) -> Tensor:
-        """Copy ``number`` of each image of minibatch number ``position``."""
+        """Copy ``number`` of each image of the minibatch at ``position``."""
         copies = one_copy(self.scheme, images, self.noise(position, len(images), number))
         level = self._noise_level(position)
         return copies if level == 1 else torch.lerp(to_float(images), copies, level)
 
     def noise(self, position: int, count: int, number: int = 0) -> Draws:
-        """The random numbers of copy ``number`` of the images of minibatch number ``position``."""
+        """The random numbers of copy ``number`` of the images of the minibatch at ``position``."""
         rows = count if self.config.noise == "sample" else 1
         item = torch.full((rows, 1), position, device=self.device)
         copy = torch.arange(rows, device=self.device) + number * self.config.batch_size
         return Draws(self.config.seed, TRAINING, item, copy[:, None])
 
     def checkpoint(self) -> Checkpoint:
-        """What is written beside the parameters."""
+        """The description that is saved with the parameters."""
         training: dict[str, Any] = asdict(self.config) | {"history": [asdict(result) for result in self.history]}
         return Checkpoint(self.spec, self.scheme, self.data.name, training)
 
@@ -225,10 +225,10 @@ class Trainer:
         """Continue from ``state.safetensors``; raises if it belongs to another run."""
         tensors, header = read_tensors(self.state_path)
         defaults = {field.name: field.default for field in fields(TrainingConfig) if field.default is not MISSING}
-        header["config"] = defaults | header.get("config", {})  # it may be older than some of the settings
+        header["config"] = defaults | header.get("config", {})  # states of earlier versions lack some settings
         own = self._identity()
         there = {name: header.get(name) for name in own}
-        if "data_sha256" not in header:  # it may be older than that
+        if "data_sha256" not in header:  # those of earlier versions do
             there["data_sha256"] = own["data_sha256"]
         if what := differences(there, own):
             raise ValueError(
@@ -250,7 +250,7 @@ class Trainer:
         return self.data.checksum()
 
     def _identity(self) -> dict[str, Any]:
-        """What two parts of one run must have in common, as JSON values."""
+        """What a state must match for this run to resume from it, as JSON values."""
         code = model_code(self.spec.name, self.module)
         return ({} if code is None else {"model_code": code}) | {
             "model": json.loads(json.dumps(asdict(self.spec))),
@@ -274,19 +274,19 @@ def _optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimiz
 
 
 def _check_model(data: Dataset, scheme: Scheme | None, model: ModelSpec | DenoisedSpec, config: TrainingConfig) -> None:
-    """Raise unless the model takes what the scheme makes of the data, and the loss fits both."""
+    """Raise unless the model accepts the scheme's copies of the data, and the loss suits both."""
     expected, *sides = input_shape(scheme, data.shape)
     if model.in_channels != expected:
         maker = data.name if scheme is None else type(scheme).__name__
-        raise ValueError(f"model: got {model.in_channels} input channels, {maker} makes {expected}")
+        raise ValueError(f"model: got {model.in_channels} input channels, expected the {expected} of {maker}")
     if scheme is not None:
         scheme.check(data.batch([0])[0])
         if parse_training_scheme(text := scheme_text(scheme)) != scheme:
             raise ValueError(
-                f"scheme: got {scheme!r}, whose text is {text}, from which a checkpoint could not be loaded"
+                f"scheme: got {scheme!r}, whose text {text} does not give the same scheme back, as checkpoints require"
             )
     elif config.loss != "cross_entropy":
-        raise ValueError(f"scheme: got none, expected one; {config.loss} compares noised copies")
+        raise ValueError(f"scheme: got none, expected one; the loss {config.loss} needs noised copies")
     for what, used in (("smoothadv", config.loss == "smoothadv"), ("noise_ramp", config.noise_ramp > 0)):
         if used:
             check_additive(scheme, data.batch([0])[0], what)
@@ -299,8 +299,8 @@ def _check_model(data: Dataset, scheme: Scheme | None, model: ModelSpec | Denois
     if isinstance(model, DenoisedSpec):
         if model.classifier.in_channels != data.shape[0]:
             raise ValueError(
-                f"model: its denoiser makes {model.classifier.in_channels} channels, expected the {data.shape[0]} of "
-                f"{data.name}"
+                f"model: got a denoiser with {model.classifier.in_channels} output channels, expected the "
+                f"{data.shape[0]} of {data.name}"
             )
     elif config.trains_denoiser:
-        raise ValueError(f"model: got {model.name}, which has no denoiser; {config.loss} needs a DenoisedSpec")
+        raise ValueError(f"model: got {model.name}, which has no denoiser; the loss {config.loss} needs a DenoisedSpec")

@@ -88,7 +88,7 @@ def test_other_machines_than_the_configured_one_are_refused():
     environment = environment_of("cpu")
     with same_environment(environment):
         pass
-    with pytest.raises(ValueError, match="use machines of one kind"), same_environment(environment | {"torch": "1.0"}):
+    with pytest.raises(ValueError, match="use identical machines"), same_environment(environment | {"torch": "1.0"}):
         pass
 
 

@@ -83,7 +83,7 @@ def test_stored_features_are_those_of_the_images(tmp_path):
     assert torch.equal(features.stored(_images(5), path), features.of(_images(5)))
     doubled = features.of(torch.cat((_images(3), _images(70))))
     assert torch.equal(doubled[:3], doubled[3:6])
-    with pytest.raises(ValueError, match="as features were learned"):
+    with pytest.raises(ValueError, match="as in training"):
         features.of(torch.zeros((1, 1, 9, 9), dtype=torch.uint8))
     with pytest.raises(FileNotFoundError, match="train_features"):
         load_features(tmp_path / "nothing")
@@ -158,7 +158,7 @@ def test_views():
         (lambda: RotNet("resnet18"), "model"),
         (lambda: SimCLR("nothing"), "model"),
         (lambda: SimCLR("wide_resnet40_2").build(1, (8, 8)) and SimCLR("linear").build(1, (8, 8)), "linear layer"),
-        (lambda: RotNet().build(1, (8, 9)), "expected squares"),
+        (lambda: RotNet().build(1, (8, 9)), "expected square images"),
         (lambda: RotNet(batch_size=1), "batch_size"),
         (lambda: SimCLR(temperature=0), "temperature"),
         (lambda: read_method("Jigsaw()"), "RotNet"),
@@ -227,7 +227,7 @@ def test_the_scripts_learn_train_and_certify(tmp_path, capsys):
     poisoning.main(poisoning.Args("vote", tmp_path / "run", skip=10))  # the features are stored with the models
     poisoning.main(poisoning.Args("vote", tmp_path / "run", split="train", max=3))
     (tmp_path / "run" / FILE).write_bytes((tmp_path / "features" / "state.safetensors").read_bytes())
-    with pytest.raises(ValueError, match="holds no features"):
+    with pytest.raises(ValueError, match="got no features"):
         poisoning.main(poisoning.Args("vote", tmp_path / "run", skip=10))
     (tmp_path / "features" / "again").mkdir()
     other = Pretraining(_images(), ROTNET, tmp_path / "features" / "again")

@@ -81,7 +81,7 @@ def test_other_data_under_the_same_name_are_refused(tmp_path):
     job.start(resume=False)
     job.train(ensemble.parts((images, labels)))
     job.train(ensemble.parts((images, labels)))
-    with pytest.raises(ValueError, match="trained on other samples or labels than those given now"):
+    with pytest.raises(ValueError, match="trained on other samples or labels, under the same name"):
         job.train(ensemble.parts((images, (labels + 1) % 10)))
     job.vote("test", images, {"data": "digits"})
     with pytest.raises(ValueError, match=r"was made with inputs\.x_sha256 = "):
@@ -107,7 +107,7 @@ def test_folders_never_mix_ensembles(tmp_path):
     with pytest.raises(ValueError, match="mode = "):
         _job(tmp_path, mode="sequential").start(resume=True)
     job.train(_ensemble().parts(_data()), shard=(0, 3))
-    with pytest.raises(ValueError, match="belongs to another ensemble"):
+    with pytest.raises(ValueError, match="does not belong to the ensemble"):
         other.states(other.groups[0])
     with pytest.raises(FileNotFoundError, match="resume"):
         job.states(job.groups[1])
@@ -157,7 +157,7 @@ def test_the_script_trains_votes_certifies_and_reports(tmp_path, capsys):
     text = path.read_text()
     cells = text.splitlines()[1].split("\t")
     path.write_text(text.replace("\t".join(cells), "\t".join([*cells[:3], "99.0", *cells[4:]])))
-    with pytest.raises(ValueError, match=r"got a radius of 99 for image .*another version of the certificate"):
+    with pytest.raises(ValueError, match=r"got a stored radius of 99 for image .*this version of the certificate"):
         poisoning.main(poisoning.Args("certify", tmp_path))
     path.write_text(text)
     labels = read_rows(tmp_path / "test" / "run-off-labels")
@@ -182,7 +182,7 @@ def test_labels_of_other_data_than_were_voted_on_are_refused(tmp_path, monkeypat
     poisoning.main(poisoning.Args("train", tmp_path, partition="ContentHash(3)", learner="NearestNeighbors()"))
     poisoning.main(poisoning.Args("vote", tmp_path, max=2))
     monkeypatch.setattr("certify.data.Dataset.checksum", lambda _: "other")
-    with pytest.raises(ValueError, match="is not the data that the models voted on"):
+    with pytest.raises(ValueError, match="is not the data that was voted on"):
         poisoning.main(poisoning.Args("certify", tmp_path))
 
 
