@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from certify import DeterministicSplittingNoise, Smoothed, Wasserstein, WassersteinNoise, spec, transport
+from certify.confidence import lower_bound
 from certify.draws import ESTIMATION, Draws
 from certify.generators import splitmix64
 from certify.splitting import cell_centres
 from certify.threats import normalized
 from certify.transport import edges, flow_distance, shortest_flow, transport_distance
-from certify.wasserstein import _edges, _laplace, _moved, _on_grid, _uniform
+from certify.wasserstein import _SLIP, _edges, _laplace, _moved, _on_grid, _uniform
 
 VARIANTS: list[dict[str, Any]] = [
     {},
@@ -278,6 +279,24 @@ def test_radius_is_just_below_the_formula(variant, metric, sigma, p):
     assert 0 <= radius < formula
     slack = 0.002 * sigma + 0.004 * formula
     assert radius > formula - slack
+
+
+@pytest.mark.parametrize("on", ["flows", "pixels"])
+@pytest.mark.parametrize("bound", ["tight", "published"])
+def test_radius_of_nearly_unanimous_votes(on, bound):
+    """With all its allowances, the formula is evaluated in doubles, and never rounded up."""
+    mpmath = pytest.importorskip("mpmath")
+    for shape, missing, n in itertools.product([(1, 1, 2), (1, 28, 28)], range(8), [10**4, 10**6, 10**8]):
+        scheme = WassersteinNoise(0.01, metric="l1", on=on, bound=bound)
+        lower = lower_bound(torch.tensor([n - missing]), n, 0.001)
+        radius = scheme.radius(lower, 1 - lower, shape=shape).item()
+        with mpmath.workdps(50):
+            numbers = math.prod(shape) if on == "pixels" else _edges(shape)
+            p, q = mpmath.mpf(lower.item()), mpmath.mpf((1 - lower).item()) + 4 * numbers * mpmath.mpf(_SLIP)
+            moved = max(mpmath.log(p / q) / 2, -mpmath.log(1 - p + q) if bound == "tight" else 0)
+            steps = 2**19 * mpmath.sqrt(2) / mpmath.mpf(0.01)  # in the unit of mass
+            moved = (moved * 2**19 - math.prod(shape) * (1 + steps * mpmath.mpf(2) ** -51)) / steps
+            assert radius <= moved / (2 if on == "pixels" else 1)
 
 
 def test_published_equations():
