@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -121,6 +122,7 @@ class VoteEngine:
         self.num_classes = num_classes
         self.vote = vote
         self.batch_size = batch_size
+        self._on_copies: Callable[[int], None] | None = None
         if vote is not argmax_vote and type(vote) is not ThresholdVote:
             self._check_rule()
         self._given_classifier, self._requested_batch_size = base_classifier, batch_size
@@ -130,6 +132,19 @@ class VoteEngine:
         self._accepted_shapes: set[Shape] = set()
         self._independent_batches: set[tuple[Shape, int]] = set()
         self._may_share: dict[tuple[int, ...], bool] = {}  # whether images may share batches, by layout
+
+    @contextmanager
+    def reporting(self, on_copies: Callable[[int], None] | None) -> Iterator[None]:
+        """Within this context, show progress: ``with smoothed.engine.reporting(bar.update): smoothed.certify(x)``.
+
+        Args:
+            on_copies: called after each forward pass with the number of copies in it (on a GPU, once it is launched).
+        """
+        before, self._on_copies = self._on_copies, on_copies or self._on_copies
+        try:
+            yield
+        finally:
+            self._on_copies = before
 
     def _check_rule(self) -> None:
         """Raise if the vote of a copy, by a custom rule, depends on more than the scores of that copy."""
@@ -314,6 +329,8 @@ class VoteEngine:
                 counts[images] += votes.sum(1, dtype=torch.int64)
                 if by_copy is not None:
                     by_copy[images, first : first + layout.rows] = votes
+                if self._on_copies is not None:
+                    self._on_copies(votes.shape[0] * votes.shape[1])
         if several:
             raise ValueError(f"vote: a copy got several votes; {_ONE_VOTE_PER_COPY}")
         if nan:

@@ -91,6 +91,7 @@ def certify_dataset(
     config: dict[str, Any] | None = None,
     on_start: Callable[[int], None] | None = None,
     on_image: Callable[[Row], None] | None = None,
+    on_copies: Callable[[int], None] | None = None,
 ) -> Path:
     """Certify images of a data set; rows, votes and the configuration are written to a folder.
 
@@ -113,6 +114,7 @@ def certify_dataset(
         config: replaces the configuration that follows from the other arguments, except for its ``"sampling"``.
         on_start: called with the number of images that are done already, to show progress.
         on_image: called with each row once it is written.
+        on_copies: called within an image, too: see :meth:`~certify.engine.VoteEngine.reporting`.
 
     Returns:
         the path of the rows.
@@ -138,7 +140,8 @@ def certify_dataset(
         for start in range(0, len(left), step):
             part = left[start : start + step]
             try:
-                finished = work(smoothed, data, part)
+                with smoothed.engine.reporting(on_copies):
+                    finished = work(smoothed, data, part)
             except ValueError as error:
                 raise ValueError(f"images {part[0]} to {part[-1]} of {data.name}: {error}") from error
             for row, votes in finished:

@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from rich.progress import Progress
+
 from certify import SampledScheme, Smoothed, evaluation
 from certify.data import Dataset
 from certify.results import Row
@@ -58,27 +60,47 @@ def build(args: Args) -> tuple[Smoothed, Checkpoint, Dataset]:
     return smoothed, checkpoint, data
 
 
+class Shown:
+    """What the progress bar says: images and parts of images, and the accuracy so far.
+
+    Args:
+        per_image: copies of an image; None if they are not known beforehand.
+    """
+
+    def __init__(self, bar: Progress, images: int, per_image: int | None) -> None:
+        self.bar, self.per_image = bar, per_image
+        self.task = bar.add_task("certifying", total=images)
+        self.before = self.seen = self.correct = self.copies = 0
+
+    def on_start(self, done: int) -> None:
+        self.before = done
+        self._update()
+
+    def on_image(self, row: Row) -> None:
+        self.seen, self.correct = self.seen + 1, self.correct + row.correct
+        self.copies = max(0, self.copies - (self.per_image or self.copies))
+        which = " of the new images" if self.before else ""
+        self.bar.update(self.task, description=f"certifying, {self.correct / self.seen:.1%}{which} correct")
+        self._update()
+
+    def on_copies(self, count: int) -> None:
+        self.copies += count
+        self._update()
+
+    def _update(self) -> None:
+        part = 0 if self.per_image is None else self.copies / self.per_image
+        self.bar.update(self.task, completed=self.before + self.seen + part)
+
+
 def main(args: Args) -> None:
     smoothed, checkpoint, data = build(args)
     indices = classifier_runs.select(len(data), args)
     asked = question(args)
     how = evaluation.sampling(smoothed, asked, args.max_n)
     config = classifier_runs.configuration(args, "scripts.certify", smoothed, checkpoint, data, how)
-    right = seen = 0
-    which = ""
+    per_image = None if asked is not None else smoothed.copies_per_image(data.shape)
     with cli.progress() as bar:
-        task = bar.add_task("certifying", total=len(indices))
-
-        def on_start(done: int) -> None:
-            nonlocal which
-            which = " of the new images" if done else ""
-            bar.update(task, completed=done)
-
-        def on_image(row: Row) -> None:
-            nonlocal right, seen
-            right, seen = right + row.correct, seen + 1
-            bar.update(task, advance=1, description=f"certifying, {right / seen:.1%}{which} correct")
-
+        shown = Shown(bar, len(indices), per_image)
         path = evaluation.certify_dataset(
             smoothed,
             data,
@@ -90,8 +112,9 @@ def main(args: Args) -> None:
             max_n=args.max_n,
             images_per_step=args.images_per_step,
             config=config,
-            on_start=on_start,
-            on_image=on_image,
+            on_start=shown.on_start,
+            on_image=shown.on_image,
+            on_copies=shown.on_copies,
         )
     print(f"wrote {path}, {len(indices)} images; for a table and a plot, run 'python -m scripts.report {args.out}'")
 

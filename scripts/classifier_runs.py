@@ -127,9 +127,9 @@ def build(args: Args, **sampling: Any) -> tuple[Smoothed, Checkpoint, Dataset]:
     channels, *size = scheme.input_shape(data.shape)
     if channels != checkpoint.model.in_channels or data.num_classes != checkpoint.model.num_classes:
         raise ValueError(
-            f"{args.checkpoint}: expects {checkpoint.model.in_channels} channels and "
-            f"{checkpoint.model.num_classes} classes, but {type(scheme).__name__} on {data.name} has {channels} "
-            f"channels and {data.num_classes} classes; use the scheme and data set it was trained with"
+            f"{args.checkpoint}: takes copies of {checkpoint.model.in_channels} channels and knows "
+            f"{checkpoint.model.num_classes} classes, but {type(scheme).__name__} makes copies of {channels} channels, "
+            f"and {data.name} has {data.num_classes} classes; use the scheme and data set it was trained with"
         )
     expected = checkpoint.model.size
     if tuple(size) != expected:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.progress import Progress
 from torch import nn
 
 from certify import (
@@ -28,12 +29,13 @@ from certify.data import Dataset
 from certify.evaluation import certify_dataset
 from certify.identity import name_of
 from certify.registry import OwnClasses
-from certify.results import read_config, read_rows, read_votes
+from certify.results import Row, read_config, read_rows, read_votes
 from certify.scheme import Scheme
 from certify.sequential import CertifiedAt
 from certify.sources import code_of
 from certify.training import training_copies
 from scripts import report
+from scripts.certify import Shown
 
 L0 = RandomizedAblation(keep=5)
 
@@ -73,6 +75,50 @@ def test_rows_are_what_certify_returns(scheme, tmp_path):
     report.main(report.Args(runs=[tmp_path / "run"]))  # also certifies again from the stored votes
     if scheme is L0:
         report.main(report.Args(runs=[tmp_path / "run"], alpha=0.1))
+
+
+@pytest.mark.parametrize("scheme", [L0, DeterministicSplittingNoise(lam=0.5)], ids=["sampled", "exact"])
+@pytest.mark.parametrize("step", [1, 2, 5])
+def test_progress_within_images(scheme, step, tmp_path):
+    classifier, passes, told = smoothed(scheme, batch_size=16), [], []
+    per_image = classifier.copies_per_image((1, 4, 4))
+    certify_dataset(
+        classifier,
+        images(5),
+        tmp_path / "run",
+        images_per_step=step,
+        on_image=lambda row: told.append(sum(passes)),
+        on_copies=passes.append,
+    )
+    assert sum(passes) == 5 * per_image
+    assert min(passes) >= 1
+    assert told == [min(5, (i // step + 1) * step) * per_image for i in range(5)]
+    classifier.certify(images().images)  # afterwards nobody is told
+    assert sum(passes) == 5 * per_image
+
+
+def test_progress_of_certify(monkeypatch):
+    classifier, passes = smoothed(), []
+    with classifier.engine.reporting(passes.append), classifier.engine.reporting(None):
+        classifier.certify(images(3).images)
+    assert sum(passes) == 3 * 120
+
+
+def test_the_progress_bar_never_goes_back():
+    bar = Progress(disable=True)
+    shown = Shown(bar, 5, per_image=120)
+    shown.on_start(1)
+    completed = [bar.tasks[0].completed]
+    for _ in range(2):
+        for count in (100, 100, 40):
+            shown.on_copies(count)
+            completed.append(bar.tasks[0].completed)
+        for correct in (1, 0):
+            shown.on_image(Row(0, 1, 1, 1.0, correct, 0.0, 1, 0.9, 0.9))
+            completed.append(bar.tasks[0].completed)
+    assert completed == sorted(completed)
+    assert (completed[0], completed[1], completed[-1]) == (1, 1 + 100 / 120, 5)
+    assert bar.tasks[0].description == "certifying, 50.0% of the new images correct"
 
 
 def test_a_stopped_run_continues_to_the_same_rows(tmp_path):

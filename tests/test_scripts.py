@@ -205,7 +205,7 @@ BAD = [
     (["--alpha", "1"], "strictly between 0 and 1"),
     (["--scheme", "RandomizedAblation(keep=65)"], "keep: got 65, expected between 1 and .* d = 64"),
     (["--scheme", "Ablation()"], "expected e.g. RandomizedAblation"),
-    (["--scheme", "DeterministicSplittingNoise(lam=0.5)"], "makes 1 channels"),
+    (["--scheme", "DeterministicSplittingNoise(lam=0.5)"], "makes copies of 1 channels"),
     (["--data", "mnist", "--data-root", "/nonexistent"], "run 'python -m scripts.fetch mnist'"),
     (["--data", "svhn"], "data set: got 'svhn', expected one of digits"),
     (["--scheme", "ThresholdVote(theta=0.6)"], "expected a smoothing scheme such as"),
