@@ -135,7 +135,8 @@ def build(args: Args, **sampling: Any) -> tuple[Smoothed, Checkpoint, Dataset]:
     if tuple(size) != expected:
         took, got = ("x".join(map(str, each)) for each in (expected, size))
         raise ValueError(
-            f"{args.checkpoint}: expects {took} pixels, but {type(scheme).__name__} on {data.name} has {got}"
+            f"{args.checkpoint}: takes copies of {took} pixels, but {type(scheme).__name__} makes copies of {got} "
+            f"pixels from {data.name}; use the scheme and data set it was trained with"
         )
     follows = getattr(checkpoint.model, "scheme", None)
     if follows is not None and spec.parse_scheme(follows) != scheme:

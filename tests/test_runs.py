@@ -166,7 +166,7 @@ def test_names_of_schemes_are_of_one_class(tmp_path):
     class Chosen(DeterministicAblation):
         kept: Tensor | None = None
 
-    with pytest.raises(ValueError, match="a Chosen whose kept is a Tensor, which has no text"):
+    with pytest.raises(ValueError, match="a Chosen whose kept is a Tensor, which has no unique text form"):
         certify_dataset(smoothed(Chosen(5, kept=torch.ones(2))), images(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -96,7 +96,7 @@ def test_hyperparameters_of_table_g4() -> None:
         ("--lr -1", "lr: got"),
         ("--head 0", r"head: got \[0\]"),
         ("--embedding 0", r"embedding_dim: got \[0\]"),
-        ("--env NoisySeek-v0 --encoder cnn", "expected 2 and 6, those of DriveSeek"),
+        ("--env NoisySeek-v0 --encoder cnn", "expected 2 and 6 as in DriveSeek"),
         ("--goal-gradient-coef -1", r"goal_gradient_coef: got -1\.0"),
     ],
 )
