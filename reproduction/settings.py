@@ -30,7 +30,7 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         in_a_row = len(value) > 2 and value == list(range(value[0], value[0] + len(value)))
         return f"{value[0]} to {value[-1]}" if in_a_row else " ".join(map(str, value))
-    return "none" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+    return "the default" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _output_folder(words: Words) -> str:
@@ -39,13 +39,13 @@ def _output_folder(words: Words) -> str:
 
 
 def differences(words: Words, published: Words) -> list[str]:
-    """The arguments in which a command deviates from the published one: ``epochs 100 (published 400)``."""
+    """The arguments in which a command deviates from the published one: ``epochs 100 instead of 400``."""
     own, full = parsed(words)[1], parsed(published)[1]
     pairs = {
         f.name: (getattr(own, f.name), getattr(full, f.name)) for f in fields(own) if f.name not in _WITHOUT_EFFECT
     }
     return [
-        f"{name.replace('_', ' ')} {_text(here)} (published {_text(there)})"
+        f"{name.replace('_', ' ')} {_text(here)} instead of {_text(there)}"
         for name, (here, there) in pairs.items()
         if here != there
     ]

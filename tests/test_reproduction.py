@@ -577,7 +577,7 @@ def test_the_document_is_the_same_for_the_same_results(tmp_path, finished):
     assert text == document.render(load(folder / "entries"), results.read_all(catalogue, tmp_path))
     assert "[table-3.1](#table-3.1)" in text
     assert "Why they differ: one epoch only." in text
-    assert "train: epochs 1 (published 3), lr 0.05 (published 0.1)" in text
+    assert "train: epochs 1 instead of 3, lr 0.05 instead of 0.1" in text
     assert "about 2 core-minutes; seed 0; certify" in text
     assert "python -m scripts.certify $RUN/test --checkpoint $RUN --skip 12\n" in text
     assert re.search(r"\| {2}\| difference \| \*\*[+-]\d+\.\d\d\*\* \|", text)
