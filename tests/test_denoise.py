@@ -267,7 +267,7 @@ def test_parts_that_do_not_fit(tmp_path, clean):
     rgb = DenoisedSpec("dncnn_small", 2, replace(CLASSIFIER, in_channels=2))
     refused("the loss stability needs noised copies", CLASSIFIER, scheme=None, loss="stability")
     refused("the loss denoiser_mse needs noised copies", DENOISED, scheme=None, **mse)
-    refused("which has no denoiser; denoiser_mse needs a DenoisedSpec", CLASSIFIER, **mse)
+    refused("which has no denoiser; the loss denoiser_mse needs a DenoisedSpec", CLASSIFIER, **mse)
     refused("the model tiny has no denoiser", CLASSIFIER, denoiser=denoised)
     refused("holds no denoiser; train one with", DENOISED, denoiser=clean)
     refused(r"holds a dncnn_small from 1 to 1 channels, expected a dncnn from 1 to 1", larger, denoiser=denoised)

@@ -167,7 +167,7 @@ BAD = [
     (SEEK, "--eps -1", "eps: got -1"),
     (SEEK, "--episode-steps 0", "steps: got 0"),
     (SEEK, "--layers 8 0", r"layers: got \[8, 0\]"),
-    (SEEK, "--device warp", "device: got 'warp', which cannot be used here"),
+    (SEEK, "--device warp", "device: got 'warp', which is not available here"),
     (BITS, "--d 0", "d: got 0"),
     (BITS, "--temperature -1", r"temperature: got -1\.0"),
     (BITS, "--tensorboard logs", "tensorboard: not installed"),
@@ -286,5 +286,5 @@ def test_rollout_of_what_is_not_there(tmp_path, finished):
     with pytest.raises(FileNotFoundError, match="no such checkpoint; train first"):
         rollout.main(rollout.Args(run=tmp_path))
     (tmp_path / "state.safetensors").write_bytes((finished[BITS] / "seed-0/state.safetensors").read_bytes()[:-50])
-    with pytest.raises(ValueError, match="truncated or not a checkpoint"):
+    with pytest.raises(ValueError, match="truncated, or not a checkpoint"):
         rollout.main(rollout.Args(run=tmp_path))

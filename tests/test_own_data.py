@@ -162,7 +162,7 @@ def test_folder(tmp_path):
         ):
             load(f"folder(path={str(tmp_path / folder)!r}, size=8)", "train")
     (tmp_path / "mine/train/empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no image files \(.*\.png.*\) in .*empty; remove it"):
+    with pytest.raises(FileNotFoundError, match=r"no image files \(.*\.png.*\) in .*empty; remove the folder"):
         load(name, "train")
 
 

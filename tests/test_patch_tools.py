@@ -182,5 +182,5 @@ def test_only_schemes_against_patches(tmp_path):
     data, scheme = load("digits", "train"), spec.parse_scheme("DeterministicAblation(alpha=4)")
     model = ModelSpec("mnist_cnn", 2, 10, 8)
     Trainer(data, scheme, model, TrainingConfig(epochs=1, batch_size=256, lr=0.1), tmp_path).run()
-    with pytest.raises(ValueError, match="expected a scheme against patches"):
+    with pytest.raises(ValueError, match="expected band or block ablation"):
         select_vote.main(select_vote.Args(checkpoints=[tmp_path]))

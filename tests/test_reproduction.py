@@ -647,7 +647,7 @@ def test_show_prints_numbers_from_rows_on_disk_and_commands(finished, capsys):
     assert "here, smoke" not in text  # it is of other data, and says nothing
     assert "here, cpu, 30 images" in text
     assert "full, needs gpu: python -m scripts.reproduce run table-3.1 --budget full" in text
-    with pytest.raises(ValueError, match=r"got 'table-3\.2', which is no entry; close are table-3\.1"):
+    with pytest.raises(ValueError, match=r"got 'table-3\.2', expected an entry such as table-3\.1"):
         reproduce("show", "table-3.2", folder=folder)
 
 
@@ -704,7 +704,7 @@ def test_run_does_what_is_left_and_collects(finished, capsys):
         reproduce("run", "table-3.1", folder=folder, budget="smoke", only=["mnist"])
     with pytest.raises(ValueError, match="names: got none"):
         reproduce("run", folder=folder, budget="smoke")
-    with pytest.raises(ValueError, match="budget: is for run, collect, not for show"):
+    with pytest.raises(ValueError, match="budget: is used by run, collect, not by show"):
         reproduce("show", "table-3.1", folder=folder, budget="smoke")
 
 

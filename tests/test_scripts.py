@@ -205,13 +205,13 @@ BAD = [
     (["--alpha", "1"], "strictly between 0 and 1"),
     (["--scheme", "RandomizedAblation(keep=65)"], "keep: got 65, expected between 1 and .* d = 64"),
     (["--scheme", "Ablation()"], "expected e.g. RandomizedAblation"),
-    (["--scheme", "DeterministicSplittingNoise(lam=0.5)"], "makes 1 channels"),
+    (["--scheme", "DeterministicSplittingNoise(lam=0.5)"], "has 1 channels"),
     (["--data", "mnist", "--data-root", "/nonexistent"], "run 'python -m scripts.fetch mnist'"),
     (["--data", "svhn"], "data set: got 'svhn', expected one of digits"),
     (["--scheme", "ThresholdVote(theta=0.6)"], "expected a smoothing scheme such as"),
     (["--scheme", "RandomizedAblation(keep=abc)"], "abc is not a number"),
     (["--vote", "RandomizedAblation(keep=3)"], "expected argmax or a vote rule"),
-    (["--device", "warp"], "device: got 'warp', which cannot be used here"),
+    (["--device", "warp"], "device: got 'warp', which is not available here"),
     (["--images-per-step", "-1"], "images-per-step: got -1"),
     (["--n", "0"], "n: got 0, expected at least 1 sample"),
     (["--skip", "0"], "expected at least 1"),
@@ -271,7 +271,7 @@ def test_bad_checkpoints_are_told_in_one_line(tmp_path, checkpoints):
     refused(["scripts.certify", str(tmp_path / "out"), "--checkpoint", str(tmp_path)], "no such checkpoint; train one")
     truncated = tmp_path / "model.safetensors"
     truncated.write_bytes((checkpoints["dssn"] / "model.safetensors").read_bytes()[:999])
-    refused(["scripts.certify", str(tmp_path / "out"), "--checkpoint", str(truncated)], "truncated or not a checkpoint")
+    refused(["scripts.certify", str(tmp_path / "out"), "--checkpoint", str(truncated)], "truncated, or not a checkpoint")
     refused(["scripts.certify", str(tmp_path / "out")], "--checkpoint")
 
 
@@ -346,7 +346,7 @@ def test_sequential_runs_resume_and_are_not_certified_again_with_other_bounds(tm
         report_script.main(report_script.Args(runs=[tmp_path / "at"], alpha=0.1))
     certify(tmp_path / "within", checkpoints["ablation"], within=1.5, max_n=2_000, max=5)
     assert len(lines(tmp_path / "within")) == 5
-    with pytest.raises(ValueError, match="is exact, there is nothing to sample"):
+    with pytest.raises(ValueError, match="is exact and samples nothing"):
         certify(tmp_path / "exact", checkpoints["dssn"], at=0.1)
 
 
@@ -367,7 +367,7 @@ def test_agreement_of_sequential_and_fixed_sampling(tmp_path, checkpoints, capsy
     with pytest.raises(ValueError, match="got a run without --at"):
         agreement_script.compare(tmp_path / "fixed", tmp_path / "at")
     certify(tmp_path / "other", checkpoints["dssn"])
-    with pytest.raises(ValueError, match="got another scheme, checkpoint_sha256"):
+    with pytest.raises(ValueError, match="in scheme, checkpoint_sha256"):
         agreement_script.compare(tmp_path / "at", tmp_path / "other")
 
 
@@ -427,7 +427,7 @@ def test_point_clouds_from_training_to_report(tmp_path):
     assert prediction["threat"] == "l0 (pixels)"
     assert prediction["certified_accuracy"][1] > 0.3
     assert top_2["certified_accuracy"][1] >= prediction["certified_accuracy"][1]
-    with pytest.raises(ValueError, match="takes 6 channels"):
+    with pytest.raises(ValueError, match="expects 6 channels"):
         certify(folder / "digits", folder, data="digits")
 
 

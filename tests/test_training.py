@@ -109,7 +109,7 @@ def test_without_a_scheme_the_images_themselves_are_learned(tmp_path):
     assert base_accuracy(module, None, load("digits", "test")) > 0.9
     mean, std = copy_statistics(None, data, images=10_000)
     assert mean + std == pytest.approx(sum(data.channel_statistics(), ()), abs=2e-4)
-    with pytest.raises(ValueError, match="got 2 input channels, digits makes 1"):
+    with pytest.raises(ValueError, match="got 2 input channels, expected the 1 of digits"):
         Trainer(data, None, SPEC, CONFIG, tmp_path)
 
 
@@ -154,7 +154,7 @@ def test_published_schedules():
 
 
 def test_wrong_number_of_channels(tmp_path):
-    with pytest.raises(ValueError, match="got 2 input channels, SplittingNoise makes 1"):
+    with pytest.raises(ValueError, match="got 2 input channels, expected the 1 of SplittingNoise"):
         trainer(tmp_path, scheme=SplittingNoise(0.5))
 
 
@@ -192,7 +192,7 @@ def test_truncated_checkpoint(tmp_path, keep):
     trainer(tmp_path).run()
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match="truncated or not a checkpoint"):
+    with pytest.raises(ValueError, match="truncated, or not a checkpoint"):
         load_checkpoint(tmp_path)
 
 
@@ -286,7 +286,7 @@ def test_normalization_by_given_numbers(tmp_path, capsys):
     assert "expected 1 numbers each, std > 0" in run("--mean", "0.5", "0.5", "--std", "0.2", "0.2")
     assert "expected 1 numbers each, std > 0" in run("--mean", "0.5")
     assert "expected 1 numbers each, std > 0" in run("--mean", "0.5", "--std", "0")
-    assert "--normalize images, expected one of both" in run("--mean", "0.5", "--std", "1", "--normalize", "images")
+    assert "--normalize images, expected one or the other" in run("--mean", "0.5", "--std", "1", "--normalize", "images")
     cli.run(train_script.main, train_script.Args, "scripts.train", [*words, "--mean", "0.5", "--std", "0.25"])
     spec = load_checkpoint(tmp_path / "run")[1].model
     assert (spec.mean, spec.std) == ((0.5,), (0.25,))

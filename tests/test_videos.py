@@ -364,7 +364,7 @@ def test_folders_from_training_to_certificates(tmp_path):
     assert read_rows(tmp_path / "test")["idx"].tolist() == [0, 1]
     with pytest.raises(ValueError, match="there is no attack on clips"):
         attack_script.main(attack_script.Args(out=tmp_path / "attack", checkpoint=tmp_path / "run", data_root=root))
-    with pytest.raises(ValueError, match="takes 2x8x8 pixels"):
+    with pytest.raises(ValueError, match="expects 2x8x8 pixels"):
         certify_script.main(
             certify_script.Args(
                 out=tmp_path / "other", checkpoint=tmp_path / "run", data="ucf101(frames=3, size=8)", data_root=root

@@ -170,9 +170,9 @@ def test_the_script_trains_votes_certifies_and_reports(tmp_path, capsys):
 
 def test_arguments_of_other_steps_are_refused(tmp_path):
     for options, message in (
-        ({"step": "vote", "learner": "NearestNeighbors(1)"}, "learner: is for train, not for vote"),
-        ({"step": "certify", "device": "cuda"}, "device: is for train, vote, not for certify"),
-        ({"step": "report", "method": "run-off"}, "method: is for certify, not for report"),
+        ({"step": "vote", "learner": "NearestNeighbors(1)"}, "learner: is used by train, not by vote"),
+        ({"step": "certify", "device": "cuda"}, "device: is used by train, vote, not by certify"),
+        ({"step": "report", "method": "run-off"}, "method: is used by certify, not by report"),
     ):
         with pytest.raises(ValueError, match=message):
             poisoning.main(poisoning.Args(out=tmp_path, **options))
