@@ -695,7 +695,7 @@ def test_run_does_what_is_left_and_collects(finished, capsys):
     folder = finished[1]
     reproduce("run", "table-3.1", folder=folder, budget="smoke")
     text = capsys.readouterr().out
-    assert "is finished" in text
+    assert "finished after" in text
     assert "its numbers are not stored" in text
     assert not (folder / "results/table-3.1.smoke.json").exists()
     with pytest.raises(ValueError, match="budget: got none"):

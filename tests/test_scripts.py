@@ -271,7 +271,9 @@ def test_bad_checkpoints_are_told_in_one_line(tmp_path, checkpoints):
     refused(["scripts.certify", str(tmp_path / "out"), "--checkpoint", str(tmp_path)], "no such checkpoint; train one")
     truncated = tmp_path / "model.safetensors"
     truncated.write_bytes((checkpoints["dssn"] / "model.safetensors").read_bytes()[:999])
-    refused(["scripts.certify", str(tmp_path / "out"), "--checkpoint", str(truncated)], "truncated, or not a checkpoint")
+    refused(
+        ["scripts.certify", str(tmp_path / "out"), "--checkpoint", str(truncated)], "truncated, or not a checkpoint"
+    )
     refused(["scripts.certify", str(tmp_path / "out")], "--checkpoint")
 
 

@@ -286,7 +286,9 @@ def test_normalization_by_given_numbers(tmp_path, capsys):
     assert "expected 1 numbers each, std > 0" in run("--mean", "0.5", "0.5", "--std", "0.2", "0.2")
     assert "expected 1 numbers each, std > 0" in run("--mean", "0.5")
     assert "expected 1 numbers each, std > 0" in run("--mean", "0.5", "--std", "0")
-    assert "--normalize images, expected one or the other" in run("--mean", "0.5", "--std", "1", "--normalize", "images")
+    assert "--normalize images, expected one or the other" in run(
+        "--mean", "0.5", "--std", "1", "--normalize", "images"
+    )
     cli.run(train_script.main, train_script.Args, "scripts.train", [*words, "--mean", "0.5", "--std", "0.25"])
     spec = load_checkpoint(tmp_path / "run")[1].model
     assert (spec.mean, spec.std) == ((0.5,), (0.25,))
