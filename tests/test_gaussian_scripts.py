@@ -89,5 +89,5 @@ def test_l2_radii_as_pixels_and_top_k(tmp_path, patches, capsys):
 
 
 def test_a_classifier_of_patches_is_not_one_of_images(tmp_path, patches):
-    with pytest.raises(ValueError, match=r"takes 6x6 pixels, GaussianNoise on digits makes 8x8"):
+    with pytest.raises(ValueError, match=r"expects 6x6 pixels, but GaussianNoise on digits has 8x8"):
         certify(tmp_path, patches, "GaussianNoise(sigma=0.15)")

@@ -286,5 +286,5 @@ def test_rollout_of_what_is_not_there(tmp_path, finished):
     with pytest.raises(FileNotFoundError, match="no such checkpoint; train first"):
         rollout.main(rollout.Args(run=tmp_path))
     (tmp_path / "state.safetensors").write_bytes((finished[BITS] / "seed-0/state.safetensors").read_bytes()[:-50])
-    with pytest.raises(ValueError, match="truncated, or not a checkpoint"):
+    with pytest.raises(ValueError, match="truncated or not a checkpoint"):
         rollout.main(rollout.Args(run=tmp_path))

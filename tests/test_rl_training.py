@@ -197,7 +197,7 @@ def test_damaged_and_foreign_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="replay buffer do not fit"):
         rl.load_checkpoint(agent("DDPG", buffer_size=100), path)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="truncated, or not a checkpoint"):
+    with pytest.raises(ValueError, match="truncated or not a checkpoint"):
         rl.load_checkpoint(agent("DDPG"), path)
 
 
