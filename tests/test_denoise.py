@@ -273,7 +273,7 @@ def test_parts_that_do_not_fit(tmp_path, clean):
     refused(r"holds a dncnn_small from 1 to 1 channels, expected a dncnn from 1 to 1", larger, denoiser=denoised)
     refused("expected a classifier of images", other, **mse)
     refused("expected a classifier of images", DENOISED, loss="denoiser_mse", classifier=denoised)
-    refused("got 2 input channels, DeterministicSplittingNoise makes 1", wider, **mse)
+    refused("got 2 input channels, expected the 1 of DeterministicSplittingNoise", wider, **mse)
     refused(
         "got a denoiser with 2 output channels, expected the 1 of digits", rgb, scheme=RandomizedAblation(20), **mse
     )
