@@ -186,7 +186,7 @@ def main(args: Args) -> None:
     if args.radii and not all(math.isfinite(r) and r >= 0 for r in args.radii):
         raise ValueError(f"radii: got {args.radii}, expected finite numbers, at least 0")
     if args.names is not None and len(args.names) != len(args.runs):
-        raise ValueError(f"names: got {len(args.names)} names for {len(args.runs)} runs, expected one for each")
+        raise ValueError(f"names: got {len(args.names)} for {len(args.runs)} runs, expected one for each")
     if not (math.isfinite(args.tolerance) and args.tolerance >= 0):
         raise ValueError(f"tolerance: got {args.tolerance}, expected a share, at least 0")
     names = args.names or [None] * len(args.runs)

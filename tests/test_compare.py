@@ -214,7 +214,7 @@ def test_restating_nothing_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"names": ["a"]}, "names: got 1 names for 2"), ({"radii": [-1.0]}, "radii"), ({"tolerance": -1.0}, "tolerance")],
+    [({"names": ["a"]}, "names: got 1 for 2"), ({"radii": [-1.0]}, "radii"), ({"tolerance": -1.0}, "tolerance")],
 )
 def test_bad_arguments(tmp_path, options, message):
     run = write_run(tmp_path / "run")
