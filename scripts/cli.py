@@ -51,34 +51,39 @@ def parse_args(cls: type[ArgsT], argv: list[str] | None, prog: str) -> ArgsT:
     )
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
-        kind, options = hints[field.name], {"help": field.metadata["help"]}
-        if typing.get_origin(kind) in (typing.Union, types.UnionType):
-            kind = next(k for k in typing.get_args(kind) if k is not type(None))
-        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-        default = field.default if field.default is not dataclasses.MISSING else None
-        if default not in (None, dataclasses.MISSING, False):
-            options["help"] += f" (default: {default})"
-        flag = "--" + field.name.replace("_", "-")
-        if kind is bool:
-            parser.add_argument(flag, action="store_true", **options)
-            continue
-        if typing.get_origin(kind) is list:
-            options["nargs"] = "*" if has_default else "+"
-            kind = typing.get_args(kind)[0]
-        if typing.get_origin(kind) is typing.Literal:
-            options["choices"] = typing.get_args(kind)
-            kind = str
-        if field.metadata["positional"]:
-            if has_default and "nargs" not in options:
-                options["nargs"] = "?"
-            parser.add_argument(field.name, type=kind, default=default, **options)
-        else:
-            parser.add_argument(flag, type=kind, default=default, required=not has_default, **options)
+        _add_argument(parser, field, hints[field.name])
     values = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
     imports = values.pop("imports")
     import_modules(imports)
     imported[:] = imports
     return cls(**values)
+
+
+def _add_argument(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], kind: Any) -> None:
+    """The argument for one field, whose type is ``kind``."""
+    options: dict[str, Any] = {"help": field.metadata["help"]}
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+    has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+    default = field.default if field.default is not dataclasses.MISSING else None
+    if default not in (None, False):
+        options["help"] += f" (default: {default})"
+    flag = "--" + field.name.replace("_", "-")
+    if kind is bool:
+        parser.add_argument(flag, action="store_true", **options)
+        return
+    if typing.get_origin(kind) is list:
+        options["nargs"] = "*" if has_default else "+"
+        kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) is typing.Literal:
+        options["choices"] = typing.get_args(kind)
+        kind = str
+    if field.metadata["positional"]:
+        if has_default and "nargs" not in options:
+            options["nargs"] = "?"
+        parser.add_argument(field.name, type=kind, default=default, **options)
+    else:
+        parser.add_argument(flag, type=kind, default=default, required=not has_default, **options)
 
 
 def import_modules(names: list[str]) -> None:

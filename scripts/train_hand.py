@@ -45,6 +45,7 @@ import numpy as np
 from scripts import cli, goal_training
 
 CYCLES, UPDATES = 50, 40  # per epoch, per cycle
+ROBOTICS = "gymnasium_robotics:"  # the module of ids without one
 SHARE = 2 / 3  # share of the free memory that replay buffers may take
 
 
@@ -100,13 +101,12 @@ def check_goals(env: str) -> None:
         )
 
 
-def configuration(args: Args) -> goal_training.Run:
-    """The run that the arguments describe; raises ``ValueError`` if it is impossible here."""
-    env = args.env if ":" in args.env else f"gymnasium_robotics:{args.env}"
+def episode_length(env: str) -> int:
+    """Steps of an episode; raises ``ValueError`` unless it is fixed and the environment has goals."""
     try:
         limit = goal_training.time_limit(env)
     except ValueError as error:
-        if env == args.env:
+        if not env.startswith(ROBOTICS):
             raise
         raise ValueError(
             f"{error}; an id without a module refers to gymnasium_robotics, write others as module:id"
@@ -114,6 +114,11 @@ def configuration(args: Args) -> goal_training.Run:
     if limit is None:
         raise ValueError(f"env: got {env!r}, which has no time limit, expected episodes of a fixed length")
     check_goals(env)
+    return limit
+
+
+def check_arguments(args: Args) -> None:
+    """Raise ``ValueError`` for numbers out of range, and for options that exclude each other."""
     counts = ("workers", "num_envs", "epochs", "steps", "batch_size", "eval_every", "eval_episodes", "checkpoint_every")
     for name in (*counts, "buffer_size"):
         value = getattr(args, name)
@@ -121,13 +126,20 @@ def configuration(args: Args) -> goal_training.Run:
             raise ValueError(f"{name.replace('_', '-')}: got {value}, expected at least 1")
     if args.normalize and args.goal_gradient_coef == 0:
         raise ValueError("normalize: has no effect with --goal-gradient-coef 0; give both, or leave it out")
+    if args.steps is not None and args.epochs is not None:
+        raise ValueError(f"epochs: got {args.epochs} and {args.steps} steps, expected one or the other")
+
+
+def configuration(args: Args) -> goal_training.Run:
+    """The run that the arguments describe; raises ``ValueError`` if it is impossible here."""
+    env = args.env if ":" in args.env else ROBOTICS + args.env
+    limit = episode_length(env)
+    check_arguments(args)
     preset = PRESETS[args.preset]
     gamma = 1 - 1 / limit
     num_envs = args.num_envs or preset.num_envs
     cycle = num_envs * limit
     epoch = CYCLES * cycle
-    if args.steps is not None and args.epochs is not None:
-        raise ValueError(f"epochs: got {args.epochs} and {args.steps} steps, expected one or the other")
     steps = args.steps or epoch * (args.epochs or preset.epochs)
     size = args.buffer_size or preset.buffer_size
     arguments = {
