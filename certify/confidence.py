@@ -28,7 +28,7 @@ _LEAST_ALPHA = 1e-150  # below about 1e-267 the function returns 0, which is not
 
 
 def _margin(n: int, alpha: float) -> float:
-    """Covers the relative error of a tail, or of a mean of two neighbouring tails, that is compared with ``alpha``.
+    """A bound on the relative error of a tail, or of a mean of two neighbouring tails, that is compared with ``alpha``.
 
     For few successes, a tail above 1/2 loses as many digits as n has: the error reaches 0.2 n eps, which is 4e-9 for
     1e8 samples. No such tail occurs if alpha is at most 0.1, since P(X > k) <= 0.1 implies P(X >= k) < 1/2 there.

@@ -114,7 +114,7 @@ def certify_dataset(
         config: replaces the configuration that follows from the other arguments, except for its ``"sampling"``.
         on_start: called with the number of images that are done already, to show progress.
         on_image: called with each row once it is written.
-        on_copies: called within an image, too: see :meth:`~certify.engine.VoteEngine.reporting`.
+        on_copies: called more often, also within an image; see :meth:`~certify.engine.VoteEngine.reporting`.
 
     Returns:
         the path of the rows.

@@ -27,10 +27,12 @@ class OwnClasses(dict[str, dict[tuple[str, str], type]]):
 
 
 def check_same_place(what: str, name: str, before: Callable[..., Any], now: Callable[..., Any]) -> None:
-    """Raise ValueError if ``name`` already stands for code of another place; a module may be imported twice.
+    """Raise ValueError if ``before``, which has this ``name``, is defined elsewhere than ``now``.
+
+    Functions are compared by module and qualified name, since a module may be imported twice.
 
     Args:
-        what: is named, for messages.
+        what: what kind of thing the name is for, as messages call it.
     """
     first, second = _place(what, before), _place(what, now)
     if first != second:

@@ -64,7 +64,7 @@ class Shown:
     """What the progress bar says: images and parts of images, and the accuracy so far.
 
     Args:
-        per_image: copies of an image; None if they are not known beforehand.
+        per_image: number of copies of each image; None if it is not known beforehand.
     """
 
     def __init__(self, bar: Progress, images: int, per_image: int | None) -> None:

@@ -33,7 +33,7 @@ def _data(runs: Sequence[Run | AttackRun]) -> str | None:
 def _title(runs: Sequence[Run | AttackRun]) -> str:
     """The data set and the number of images, as far as all have them in common."""
     sizes = {len(run.rows["idx"]) for run in runs}
-    return ", ".join([_data(runs) or "", *(f"{size:,} images" for size in sizes if len(sizes) == 1)]).removeprefix(", ")
+    return ", ".join(filter(None, [_data(runs), *(f"{size:,} images" for size in sizes if len(sizes) == 1)]))
 
 
 def draw(axis: Any, runs: list[Run], found: list[AttackRun]) -> None:
@@ -44,10 +44,10 @@ def draw(axis: Any, runs: list[Run], found: list[AttackRun]) -> None:
     everything = [*runs, *found]
     threat, data = everything[0].threat, _data(everything)
     whole = threat.startswith(("l0", "patch (side", "poisoning"))
-    half = (
-        0.5 if whole else 0.0
-    )  # radii that are whole numbers change half way between two, so that each can be read off
+    # where radii are whole numbers, curves fall half way between two of them, so that each can be read off
+    half = 0.5 if whole else 0.0
     ends = [run.rows["radius"][run.rows["correct"] > 0] for run in runs] + [a.rows["verified"] for a in found]
+    ends += [np.array(points[0]) for attack in found if (points := attack.points()) is not None]
     largest = max(float(each[np.isfinite(each)].max(initial=0)) for each in ends)
     right = largest + half if whole and largest else 1.05 * largest or 1.0
     # one color per classifier, for its certificates and for the attacks on it
@@ -75,7 +75,8 @@ def draw(axis: Any, runs: list[Run], found: list[AttackRun]) -> None:
     guaranteed = all(run.guaranteed for run in runs)
     kind = what(guaranteed=guaranteed).lower()
     axis.set(xlabel=f"radius, {threat}", ylim=(0, 1.02))
-    axis.set_title(_title(everything) if guaranteed else f"{_title(everything)}: {NOT_CERTIFIED}", fontsize=10)
+    title = [_title(everything)] if guaranteed else [_title(everything), NOT_CERTIFIED]
+    axis.set_title(": ".join(filter(None, title)), fontsize=10)
     marks = " or ".join(sorted({"dashed" if attack.points() is None else "points" for attack in found}))
     axis.set(ylabel=f"accuracy: {kind} (solid),\nunder attack ({marks})" if found else f"{kind} accuracy")
     axis.set_xlim(0, right if found else None)

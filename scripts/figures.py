@@ -1,4 +1,4 @@
-"""What the plots of the scripts share: colors that the color-blind can tell apart, and files written at once.
+"""What the plots of the scripts share: colors that the color-blind can tell apart, and files written atomically.
 
 Figures are made without pyplot. It would switch a notebook that calls a script to another backend, and hide the plots
 of the cells that follow.
@@ -31,7 +31,7 @@ CLASS_COLORS = (
 
 
 def color(i: int) -> str:
-    """Of the i-th of several curves."""
+    """Color of the i-th of several curves."""
     return COLORS[i % len(COLORS)]
 
 
@@ -48,7 +48,7 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save(figure: Any, path: Path) -> None:
-    """As PNG, replaced atomically."""
+    """Write a figure as PNG, atomically."""
     image = io.BytesIO()
     figure.savefig(image, dpi=150, format="png")
     write_atomically(path, image.getvalue())

@@ -137,8 +137,9 @@ def train(args: Args) -> None:
         seen = poisoning_inputs.learned_features(features, images, args.features / "train.safetensors", args.device)
         identity |= {"features": poisoning_inputs.features_identity(features, seen)}
     job = Job(args.out, ensemble, identity, args.at_once, args.mode, environment_of(args.device))
-    if len(job.groups) < args.workers:
-        print(f"note: {len(job.groups)} groups of models for {args.workers} workers; use a smaller --at-once for more")
+    if (groups := len(job.groups)) < args.workers:
+        what = f"{groups} {'group' if groups == 1 else 'groups'} of models"
+        print(f"note: {what} for {args.workers} workers; use a smaller --at-once for more")
     originals = poisoning_inputs.originals_of(read)
     parts = ensemble.parts((images, data.labels), features=seen, originals=originals)
     job.start(resume=args.resume, provenance=provenance(args))

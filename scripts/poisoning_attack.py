@@ -149,7 +149,7 @@ def attack(args: Args) -> list[dict[str, Any]]:
 
 
 def plot(lines: list[dict[str, Any]], args: Args, path: Path) -> None:
-    """Accuracy against the amount of poison: certified, and under an attack that upper bounds what is possible."""
+    """Accuracy against the amount of poison: certified, and under an attack, which bounds robustness from above."""
     figure = figures.new_figure(5.6, 3.9)
     axis = figure.subplots()
     sizes = [line["size"] for line in lines]

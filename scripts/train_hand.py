@@ -187,7 +187,7 @@ def check_memory(run: goal_training.Run, jobs: int) -> None:
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > SHARE * free:
         raise ValueError(
-            f"buffer-size: got {transitions} transitions for each of {jobs} parallel runs, which take "
+            f"buffer-size: got {transitions} transitions for each run, {jobs} at a time, which take "
             f"{needed / 2**30:.1f} GiB of {free / 2**30:.1f} GiB of free memory; choose a smaller one or fewer --jobs"
         )
 

@@ -76,8 +76,10 @@ def test_errors(own):
         ValueError, match=r"got 'half-digits' of tests\.test_own_datasets, but own_data has one of that name, too"
     ):
         register_dataset("half-digits", _other)
-    for name in ("mnist", "npz", "two words", "a(b)", ""):
-        with pytest.raises(ValueError, match="expected a new name of letters"):
+    for name in ("mnist", "npz", "two words", "a(b)", "3d-shapes", "-mine", ""):
+        with pytest.raises(
+            ValueError, match="expected a new name of letters, digits, - and _, beginning with a letter"
+        ):
             register_dataset(name, _other)
     with pytest.raises(ValueError, match=r"data set: got .*lambda.*, expected a function"):
         register_dataset("mine", lambda root, split: load("digits", split))
@@ -88,8 +90,20 @@ def test_errors(own):
     assert torch.equal(load("fixed", "test").batch([0])[0], load("half-digits(invert=True)", "test").batch([0])[0])
 
 
+def test_options_are_named_as_they_can_be_given(own):
+    register_dataset("sized", _sized)
+    with pytest.raises(ValueError, match=r"expected options as in sized\(size=\.\.\., mode='all'\) "):
+        load("sized(shape=3)", "test")
+    assert len(load("sized(size=3)", "test")) == 3
+
+
 def _other(root: Path, split: Split) -> Any:
     return []
+
+
+def _sized(root: Path, split: Split, *, size: int, mode: str = "all", **_others: Any) -> Dataset:
+    digits = load("digits", split)
+    return Dataset(mode, split, digits.images[:size], digits.labels[:size], 10)
 
 
 def _first_labels(root: Path, split: Split) -> Dataset:

@@ -245,7 +245,7 @@ def test_names_of_models_are_unique(own):
         ValueError, match=r"got 'own_net' of tests\.test_own_modules, but own_things has one of that name, too"
     ):
         models.register_model("own_net", _other)
-    for name in ("mnist_cnn", "partition_mlp", "two words", ""):
+    for name in ("mnist_cnn", "partition_mlp", "two words", "3d", ""):
         with pytest.raises(ValueError, match="expected a new name"):
             models.register_model(name, _other)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from certify.threats import NOT_CERTIFIED
 from scripts import curves, figures
 from scripts.attacked import AttackRun
 from scripts.tables import Run
@@ -105,6 +106,15 @@ def test_attacks_of_some_sizes_are_points():
     assert "points" in axis.get_ylabel()
 
 
+def test_tried_radii_are_inside_the_plot():
+    """Also where the attack broke nothing there."""
+    axis = drawn([run([0, 1], [1, 1])], [attack([np.inf, np.inf], {"name": "patch", "patch": "5"})])
+    assert axis.get_xlim()[1] >= max(axis.get_lines()[-1].get_xdata()) == 5
+    unbroken = attack([np.inf, np.inf], {"name": "linf", "eps": ["0.1", "2"]}, "l-inf")
+    axis = drawn([], [unbroken])
+    assert axis.get_xlim()[1] >= max(axis.get_lines()[-1].get_xdata()) == 2
+
+
 def test_title_has_what_is_common():
     axis = drawn([run([1, 1], [1, 1]), run([1, 0], [1, 1], scheme="BandAblation(width=2)")], [])
     assert axis.get_title() == "digits, 2 images"
@@ -112,3 +122,6 @@ def test_title_has_what_is_common():
     axis = drawn([run([1, 1], [1, 1]), run([1, 0, 0], [1, 1, 1], data="mnist")], [])
     assert axis.get_title() == ""
     assert [text.get_text() for text in axis.get_legend().get_texts()] == [f"digits, {SCHEME}", f"mnist, {SCHEME}"]
+    unproven = Run("mine", f"l2: {NOT_CERTIFIED}", None, run([1], [1]).rows, config=None)
+    longer = Run("other", unproven.threat, None, run([1, 1], [1, 1]).rows, config=None)
+    assert drawn([unproven, longer], []).get_title() == NOT_CERTIFIED

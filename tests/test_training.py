@@ -299,6 +299,25 @@ def tied(channels: int, classes: int, size: tuple[int, int]) -> nn.Module:
     return Tied()
 
 
+def test_tensors_of_every_kind_are_written(tmp_path):
+    whole = torch.arange(6.0).view(2, 3)
+    tensors = {
+        "tied": whole,
+        "transposed": whole.T,
+        "one value, strided": torch.zeros(2, dtype=torch.float64)[::2],  # contiguous, with a stride of 2
+        "none": torch.zeros(0, 3),
+        "scalar": torch.tensor(3),
+        "half": torch.ones(3, dtype=torch.bfloat16),
+        "truth": torch.tensor([True, False]),
+    }
+    path = tmp_path / "file"
+    write_tensors(path, tensors, {"pair": (1, 1e-5)})
+    found, header = read_tensors(path)
+    assert header == {"pair": [1, 1e-5]}
+    assert found.keys() == tensors.keys()
+    assert all(found[name].dtype == value.dtype and torch.equal(found[name], value) for name, value in tensors.items())
+
+
 def test_tied_parameters_are_kept(tmp_path, monkeypatch):
     monkeypatch.setitem(MODELS, "tied", tied)
     spec = ModelSpec("tied", 1, 10, 8)

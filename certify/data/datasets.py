@@ -306,11 +306,13 @@ def parse_name(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _usage(name: str) -> str:
-    """A data set with all its options, for messages."""
+    """A data set with its options, for messages."""
     if name not in own_datasets:
         return f"{name}({_WITH_OPTIONS[name]})"
-    parameters = inspect.signature(DATASETS[name]).parameters.values()
-    return f"{name}({', '.join(str(each) for each in list(parameters)[2:])})"
+    options = list(inspect.signature(DATASETS[name]).parameters.values())[2:]
+    named = {each.name: each.default for each in options if each.kind is not each.VAR_KEYWORD}
+    texts = (f"{key}={'...' if value is inspect.Parameter.empty else repr(value)}" for key, value in named.items())
+    return f"{name}({', '.join(texts)})"
 
 
 def register_dataset(name: str, read: Callable[..., Dataset]) -> None:
@@ -319,7 +321,7 @@ def register_dataset(name: str, read: Callable[..., Dataset]) -> None:
     Call it in a module of yours, which a command line reads with ``--import MODULE``.
 
     Args:
-        name: as in ``--data NAME``; letters, digits, ``-`` and ``_``.
+        name: as in ``--data NAME``; letters, digits, ``-`` and ``_``, beginning with a letter.
         read: ``read(root, split)`` returns the ``"train"`` or ``"test"`` part, with :func:`~certify.data.from_torch`
             for instance; ``root`` is the folder of the data sets, ``--data-root``. Further keyword arguments are
             options that the name may have, ``--data "NAME(size=64)"``: numbers, strings and tuples of them. A function
@@ -330,10 +332,13 @@ def register_dataset(name: str, read: Callable[..., Dataset]) -> None:
     from the data, the :class:`Dataset` must say ``classes_known=False``, and such certificates are refused.
 
     Raises:
-        ValueError: for a name that is no such word, or that another data set has.
+        ValueError: if the name is not of this form, or belongs to another data set; if ``read`` is a lambda.
     """
-    if not name.replace("-", "_").isidentifier() or name in DATASETS.keys() - own_datasets:
-        raise ValueError(f"data set: got the name {name!r}, expected a new name of letters, digits, - and _")
+    legal = name[:1].isalpha() and name.replace("-", "_").isidentifier()
+    if not legal or name in DATASETS.keys() - own_datasets:
+        raise ValueError(
+            f"data set: got the name {name!r}, expected a new name of letters, digits, - and _, beginning with a letter"
+        )
     check_same_place("data set", name, DATASETS.get(name, read), read)
     own_datasets.add(name)
     DATASETS[name] = read

@@ -24,7 +24,7 @@ def npz_file(path: str) -> Path:
 
 
 def check_labels(labels: np.ndarray, classes: Any, name: str) -> None:
-    """Raise unless ``classes`` is an integer of at least 2, and all labels are below it."""
+    """Raise unless ``classes`` is an integer of at least 2, and all labels are in 0..classes - 1."""
     if type(classes) is not int or classes < 2:
         raise ValueError(f"npz: got classes={classes!r}, expected an integer, at least 2")
     if labels.min() < 0 or labels.max() >= classes:

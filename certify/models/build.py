@@ -55,13 +55,16 @@ def register_model(name: str, build: Builder) -> None:
     and the parameters, so the module must also be imported wherever the checkpoint is loaded.
 
     Args:
-        name: as in ``--model NAME``; letters, digits and underscores.
+        name: as in ``--model NAME``; letters, digits and underscores, not beginning with a digit.
         build: ``build(in_channels, num_classes, (height, width))`` returns a new network, copies ``[N, C, H, W]`` ->
             scores ``[N, num_classes]``; a function or class at the top level of its module, so that worker processes
             can import it.
     """
     if not name.isidentifier() or name in (PARTITION_MLP, *MODELS.keys() - own_models.keys()):
-        raise ValueError(f"model: got the name {name!r}, expected a new name of letters, digits and underscores")
+        raise ValueError(
+            f"model: got the name {name!r}, expected a new name of letters, digits and underscores that does not begin "
+            "with a digit"
+        )
     check_same_place("model", name, own_models.get(name, build), build)
     own_models[name] = MODELS[name] = build
 
@@ -83,8 +86,8 @@ class Normalize(nn.Module):
         super().__init__()
         if len(mean) != len(std) or channels % len(mean):
             raise ValueError(
-                f"normalization: got {len(mean)} means and {len(std)} stds for {channels} channels, expected equally "
-                "many, and a divisor of the channels"
+                f"normalization: got {len(mean)} means and {len(std)} stds for {channels} channels, expected as "
+                "many stds as means, and a number of them that divides the number of channels"
             )
         repeat = channels // len(mean)
         self.register_buffer("mean", torch.tensor(mean).repeat(repeat)[:, None, None])

@@ -181,7 +181,7 @@ class SimCLR(Pretext):
 
 
 def contrastive_loss(z: Tensor, temperature: float) -> Tensor:
-    """The NT-Xent loss: the cross entropy of identifying, for each view, the other view of its image among all views.
+    """The NT-Xent loss: the cross entropy of identifying, for each view, the other view of its image among all others.
 
     Args:
         z: ``[2B, D]``; rows i and B + i are of the same image.
