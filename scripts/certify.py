@@ -116,7 +116,8 @@ def main(args: Args) -> None:
             on_image=shown.on_image,
             on_copies=shown.on_copies,
         )
-    print(f"wrote {path}, {len(indices)} images; for a table and a plot, run 'python -m scripts.report {args.out}'")
+    images = "1 image" if len(indices) == 1 else f"{len(indices)} images"
+    print(f"wrote {path}, {images}; for a table and a plot, run 'python -m scripts.report {args.out}'")
 
 
 if __name__ == "__main__":

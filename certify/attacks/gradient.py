@@ -130,27 +130,27 @@ def _over_copies(
     """
     engine = smoothed.engine
     assert engine.batch_size is not None
-    plan = PassLayout.of(
+    layout = PassLayout.of(
         count, engine.batch_size, copy_bytes(smoothed.scheme, tuple(x.shape[1:])), x.device, engine.shared_rows
     )
     with exact_gradients(engine.base_classifier):
         votes = torch.zeros((len(x), count, engine.num_classes), dtype=torch.bool, device=x.device)
         total = torch.zeros_like(x)
-        for begin in range(0, len(x), plan.images):
+        for begin in range(0, len(x), layout.images):
             # padded with the last image and the last copy, so that every pass has the same shape
-            group = torch.arange(begin, begin + plan.images, device=x.device).clamp(max=len(x) - 1)
-            part = slice(begin, min(begin + plan.images, len(x)))
+            group = torch.arange(begin, begin + layout.images, device=x.device).clamp(max=len(x) - 1)
+            part = slice(begin, min(begin + layout.images, len(x)))
             real = part.stop - begin
-            for first in range(0, count, plan.rows):
-                left = min(plan.rows, count - first)
-                columns = torch.arange(first, first + plan.rows, device=x.device).clamp(max=count - 1)
+            for first in range(0, count, layout.rows):
+                left = min(layout.rows, count - first)
+                columns = torch.arange(first, first + layout.rows, device=x.device).clamp(max=count - 1)
                 leaf = x[group].requires_grad_(gradient)
                 scores = engine.base_classifier(copies(leaf, group, columns).flatten(0, 1))
-                found = engine.one_hot(scores.detach()).view(plan.images, plan.rows, -1)
+                found = engine.one_hot(scores.detach()).view(layout.images, layout.rows, -1)
                 votes[part, first : first + left] = found[:real, :left]
                 if gradient:
                     # in float64, where the gradient of a very confident copy does not vanish
-                    shares = scores.double().softmax(1).view(plan.images, plan.rows, -1)
+                    shares = scores.double().softmax(1).view(layout.images, layout.rows, -1)
                     own = shares[:, :left].gather(2, labels[group][:, None, None].expand(-1, left, 1))
                     total[part] += torch.autograd.grad(own.sum(), leaf)[0][:real]
     return votes, total

@@ -84,7 +84,7 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
         super().__init__()
-        if len(mean) != len(std) or channels % len(mean):
+        if not mean or len(mean) != len(std) or channels % len(mean):
             raise ValueError(
                 f"normalization: got {len(mean)} means and {len(std)} stds for {channels} channels, expected as "
                 "many stds as means, and a number of them that divides the number of channels"
