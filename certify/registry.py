@@ -44,6 +44,9 @@ def _place(what: str, build: Callable[..., Any]) -> tuple[str, str, str]:
     function: Any = build.func if isinstance(build, partial) else build
     name = getattr(function, "__qualname__", "")
     if not name or "<lambda>" in name:
-        raise ValueError(f"{what}: got {build!r}, expected a function, a class or a functools.partial of one")
+        got = "a lambda, which has no name" if "<lambda>" in name else repr(build)
+        raise ValueError(
+            f"{what}: got {got}, expected a function (written with def), a class or a functools.partial of one"
+        )
     fixed = code_of([build]) if isinstance(build, partial) else None
     return function.__module__, name, fixed or ""

@@ -225,7 +225,8 @@ def claim_config(path: Path, config: dict[str, Any]) -> None:
     stored.pop("provenance", None)
     config.pop("provenance", None)
     if what := differences(stored, config):
-        raise ValueError(f"{path}: was made with {what}; results of different settings never go into one folder")
+        code = " (a checksum of its source code, which has changed)" if "_code = " in what else ""
+        raise ValueError(f"{path}: was made with {what}{code}; results of different settings never go into one folder")
 
 
 class ResultFolder:

@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,14 @@ def parse(text: str, names: dict[str, type] | None = None, *, example: str = "Ra
         kwargs = {keyword.arg: _literal(keyword.value, text) for keyword in call.keywords if keyword.arg}
         return build(*args, **kwargs)
     except TypeError as error:
-        raise ValueError(f"got {text!r}: {error}; expected {function.id}{inspect.signature(build)}") from error
+        raise ValueError(f"got {text!r}: {error}; expected {function.id}{_parameters(build)}") from error
+
+
+def _parameters(build: Callable[..., Any]) -> str:
+    """The parameters of a function with their default values: ``(keep, *, unit='pixel')``."""
+    signature = inspect.signature(build)
+    plain = [each.replace(annotation=inspect.Parameter.empty) for each in signature.parameters.values()]
+    return str(signature.replace(parameters=plain, return_annotation=inspect.Signature.empty))
 
 
 def _literal(node: ast.expr, text: str) -> Any:

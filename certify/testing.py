@@ -175,6 +175,8 @@ def check_scheme(scheme: Scheme, images: Tensor) -> None:
     Raises:
         AssertionError: what is wrong.
     """
+    if not isinstance(scheme, Scheme):
+        raise TypeError(f"scheme: got {scheme!r}, expected a scheme, as an instance such as YourScheme(3)")
     scheme.check(images)
     shape = tuple(images.shape[1:])
     _expect(bool((scheme.threat.distance(images, images) == 0).all()), "its threat model tells equal images apart")

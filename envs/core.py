@@ -53,9 +53,14 @@ class _GoalContract:
         return np.zeros(shape, dtype=np.bool_) if shape else False
 
 
-def _check_render_mode(mode: str | None, modes: Sequence[str]) -> None:
+def _check_render_mode(mode: str | None, modes: Sequence[str], task: Task) -> None:
     if mode is not None and mode not in modes:
         raise ValueError(f"render_mode: got {mode!r}, expected None or one of {', '.join(map(repr, modes))}")
+    if mode is not None and not task.draws():
+        raise ValueError(
+            f"render_mode: got {mode!r}, but {type(task).__name__} defines no pictures; add a method draw(self, "
+            "episode), for example with envs.drawing"
+        )
 
 
 class GoalEnv(_GoalContract, gymnasium.Env[Observation, Any]):
@@ -69,7 +74,7 @@ class GoalEnv(_GoalContract, gymnasium.Env[Observation, Any]):
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012  (gymnasium's type)
 
     def __init__(self, task: Task, render_mode: str | None = None) -> None:
-        _check_render_mode(render_mode, self.metadata["render_modes"])
+        _check_render_mode(render_mode, self.metadata["render_modes"], task)
         self.task, self.render_mode = task, render_mode
         self.observation_space: spaces.Space[Any] = task.observation_space
         self.action_space: spaces.Space[Any] = task.action_space
@@ -128,7 +133,7 @@ class GoalVectorEnv(_GoalContract, VectorEnv[Observation, Any, NDArray[Any]]):
         check_count("num_envs", num_envs)
         if max_episode_steps is not None:
             check_count("max_episode_steps", max_episode_steps)
-        _check_render_mode(render_mode, GoalEnv.metadata["render_modes"])
+        _check_render_mode(render_mode, GoalEnv.metadata["render_modes"], task)
         mode = AutoresetMode(autoreset_mode)
         if mode is AutoresetMode.DISABLED:
             raise ValueError("autoreset_mode: got DISABLED, expected NEXT_STEP or SAME_STEP")

@@ -123,9 +123,16 @@ class Task(ABC):
         """The leading dimensions, in front of those of one goal; also the shape of rewards."""
         return np.broadcast_shapes(achieved.shape[:-1], desired.shape[: desired.ndim - self.goal_axes])
 
-    @abstractmethod
     def draw(self, episode: Episode) -> Image.Image:
-        """A picture of the last state of the episode, of the same size for all states of a task."""
+        """A picture of the last state of the episode, of the same size for all states of a task. For pictures only."""
+        raise NotImplementedError(
+            f"{type(self).__name__}: defines no pictures; add a method draw(self, episode), for example with "
+            "envs.drawing"
+        )
+
+    def draws(self) -> bool:
+        """Whether pictures are defined."""
+        return type(self).draw is not Task.draw
 
 
 def box(size: int, bound: float = np.inf) -> spaces.Box:

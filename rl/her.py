@@ -309,7 +309,7 @@ def _goal_strategy(given: Any) -> GoalSelectionStrategy:
 
 def _warn_if_rewards_differ(computed: np.ndarray, stored: np.ndarray) -> None:
     """Warn if the environment's steps return other rewards than its ``compute_reward``."""
-    other = np.flatnonzero(~np.isclose(computed, stored, rtol=1e-3, atol=1e-4))
+    other = np.flatnonzero(~np.isclose(computed, stored, rtol=1e-3, atol=1e-4, equal_nan=True))
     if len(other):
         warnings.warn(
             f"replay buffer: got a reward of {stored[other[0]]:g} from a step, for which compute_reward gives "

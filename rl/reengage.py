@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
+import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -274,7 +275,7 @@ class GoalConditioned(OffPolicyAlgorithm):
             make_faster(optimizer, exact=exact, recorded=recorder is not None)
         self._update_learning_rate(self.optimizers())
         self.update_statistics()
-        logs = Logs()
+        logs, batch = Logs(), None
         with nullcontext() if recorder is None else recorder.session(surroundings(self)):
             for step in range(gradient_steps):
                 self._n_updates += 1
@@ -289,13 +290,28 @@ class GoalConditioned(OffPolicyAlgorithm):
         for name, mean in means.items():
             if not math.isfinite(mean):
                 raise FloatingPointError(
-                    f"train/{name}: got {mean} after {self._n_updates} updates, from which training cannot recover. A "
-                    "dense reward may have no finite gradient at some goals (a square root of 0 has none); else try a "
-                    "smaller learning rate or goal_gradient_coef"
+                    f"train/{name}: got {mean} after {self._n_updates} updates, from which training cannot recover. "
+                    + self._cause(batch)
                 )
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name, mean in means.items():
             self.logger.record(f"train/{name}", mean)
+
+    def _cause(self, batch: Batch | None) -> str:
+        """What may have made the parameters non-finite, for a message; ``batch`` is the last minibatch."""
+        rewards = np.asarray(getattr(self.replay_buffer, "rewards", ()))
+        drawn = np.zeros(0) if batch is None else batch.rewards.cpu().numpy()
+        # relabelled rewards are in the minibatch only
+        bad = [*rewards[~np.isfinite(rewards)][:1], *drawn[~np.isfinite(drawn)][:1]]
+        if bad:
+            return (
+                f"The replay buffer has a reward of {bad[0]}, expected finite rewards; check step and compute_reward "
+                "of the environment"
+            )
+        return (
+            "A dense reward may have no finite gradient at some goals (a square root of 0 has none); else try a "
+            "smaller learning rate or goal_gradient_coef"
+        )
 
     def _update(self, batch: Batch, step: int) -> Results:
         """One update; returns what is to be logged."""

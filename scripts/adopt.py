@@ -89,7 +89,8 @@ def fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(
             f"state: {path} does not fit this network for these images and classes: "
-            f"{'; '.join(sorted(wrong)[:3])}{more}"
+            f"{'; '.join(sorted(wrong)[:3])}{more}; check --model and --data, and give the --scheme whose copies the "
+            "network classifies, which decides the number of channels"
         )
     network.load_state_dict(state)
 

@@ -9,6 +9,7 @@ need to decide whether an image is certified at that radius, or to determine its
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
 
@@ -99,8 +100,14 @@ def main(args: Args) -> None:
     how = evaluation.sampling(smoothed, asked, args.max_n)
     config = classifier_runs.configuration(args, "scripts.certify", smoothed, checkpoint, data, how)
     per_image = None if asked is not None else smoothed.copies_per_image(data.shape)
-    with cli.progress() as bar:
-        shown = Shown(bar, len(indices), per_image)
+    bar = cli.progress()
+    shown = Shown(bar, len(indices), per_image)
+    with ExitStack() as stack:
+
+        def on_start(done: int) -> None:  # only here, so that no bar precedes the message of a run that is refused
+            stack.enter_context(bar)
+            shown.on_start(done)
+
         path = evaluation.certify_dataset(
             smoothed,
             data,
@@ -112,7 +119,7 @@ def main(args: Args) -> None:
             max_n=args.max_n,
             images_per_step=args.images_per_step,
             config=config,
-            on_start=shown.on_start,
+            on_start=on_start,
             on_image=shown.on_image,
             on_copies=shown.on_copies,
         )

@@ -47,7 +47,7 @@ def parse_args(cls: type[ArgsT], argv: list[str] | None, prog: str) -> ArgsT:
         metavar="MODULE",
         action="append",
         default=[],
-        help="first import a module of yours that defines schemes, models or data sets; may be repeated",
+        help="first import a module of yours, such as one that registers what another option names; may be repeated",
     )
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]

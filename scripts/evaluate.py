@@ -259,7 +259,10 @@ def main(args: Args) -> None:
     environment = methods[0].config.get("env")
     head = f"{args.metric}, mean height of the learning curve to step {steps[-1]:,} ({len(steps)} evaluations)"
     print(f"{environment}: {head}" if environment else head)
-    print(f"intervals: {100 * args.interval:g} %; the bootstrap's stays within the seeds: of few, read Student's")
+    print(
+        f"intervals: {100 * args.interval:g} %; those of the bootstrap never leave the range of the seeds, so with few "
+        "seeds read Student's"
+    )
     print("\n".join(["", table(summaries, args), "", *remarks(methods)]))
     document = {
         "command": cli.command_line("scripts.evaluate", args),

@@ -207,7 +207,10 @@ def read_configuration(folder: Path) -> Run:
     """The configuration of a run on disk."""
     path = folder / "config.json"
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file; give the folder of one seed of a run, such as RUN/seed-0")
+        raise FileNotFoundError(
+            f"{path}: no such file; give the folder of one seed of a run of a training script, such as RUN/seed-0 "
+            "(one of rl.run has none: load its agent by rl.load_checkpoint(model, RUN/state.safetensors, buffer=False))"
+        )
     config = {name: value for name, value in read_config(folder).items() if name not in _WITHOUT_EFFECT}
     known = {each.name for each in fields(Run)}
     needed = {each.name for each in fields(Run) if each.default is MISSING and each.default_factory is MISSING}

@@ -146,7 +146,9 @@ def train(args: Args) -> None:
     if args.features is not None:
         write_atomically(args.out / FILE, (args.features / FILE).read_bytes())
     sizes = torch.tensor([len(part.labels) for part in parts])
-    print(f"{ensemble.size} models, {sizes.min()} to {sizes.max()} samples each ({len(data)} in all)")
+    least, most = int(sizes.min()), int(sizes.max())
+    each = f"{least}" if least == most else f"{least} to {most}"
+    print(f"{ensemble.size} models, {each} samples each ({len(data)} in all)")
     shard = classifier_runs.parse_shard(args.shard)
     with cli.progress() as bar:
         task = bar.add_task("training", total=sum(map(len, job.groups[shard[0] :: shard[1]])))

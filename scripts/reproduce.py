@@ -144,7 +144,9 @@ def print_commands(catalogue: Catalogue, entry: Entry, args: Args) -> None:
         minutes = minutes_of(catalogue, entry.runs, budget)
         cost = "" if minutes is None else f", about {minutes:g} core-minutes"
         needs = f", needs {', '.join(entry.needs)}" if budget == "full" and entry.needs else ""
-        print(f"\n{budget}{cost}{needs}: 'python -m scripts.reproduce run {entry.name} --budget {budget}' runs")
+        print(
+            f"\n{budget}{cost}{needs}: python -m scripts.reproduce run {entry.name} --budget {budget}\n  # which runs"
+        )
         for run in results.runs_of(catalogue, entry, budget):
             for text in reductions(run, budget, entry.results(run)) if budget == "cpu" else ():
                 print(textwrap.fill(text, WIDTH, initial_indent="  # ", subsequent_indent="  #     "))

@@ -74,7 +74,7 @@ class Attack:
         ([1, 2], (), "holds a list, expected model.state_dict()"),
         ({"weight": 3}, (), "holds a dict, expected model.state_dict()"),
         ({"weight": torch.zeros(2)}, (), "does not fit this network for these images and classes: "),
-        ("state", (), "does not fit this network for these images and classes: "),  # of one channel
+        ("state", (), "give the --scheme whose copies the network classifies"),  # of one channel
         ("state", ("--scheme", "RandomizedAblation(3)", "--mean", "0.5"), "expected 1 numbers each"),
         ("state", ("--scheme", "RandomizedAblation(3)", "--mean", "0.5", "--std", "nan"), "expected 1 numbers each"),
         ("nan", ("--scheme", "RandomizedAblation(3)"), "expected finite ones; did training diverge?"),

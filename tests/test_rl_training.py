@@ -19,6 +19,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 import rl
+from envs.continuous_seek import ContinuousSeek
 from rl.checkpoint import check_settings, start_afresh
 from rl.goals import GoalGradient
 from rl.training import LOG, STATE, EvaluationLog
@@ -428,6 +429,16 @@ def test_numbers_that_are_none_end_training(tmp_path: Path) -> None:
         FloatingPointError, match=r"train/\w+: got nan after \d+ updates, from which training cannot recover"
     ):
         model.learn(10, reset_num_timesteps=False)
+
+
+@pytest.mark.filterwarnings("error:replay buffer")  # steps and compute_reward agree: both have none
+def test_rewards_that_are_none_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = agent("DDPG", goal_gradient_coef=0.3)
+    monkeypatch.setattr(ContinuousSeek, "reward", lambda self, achieved, desired: 0 * achieved[..., 0] + np.nan)
+    with pytest.raises(
+        FloatingPointError, match="buffer has a reward of nan, expected finite rewards; check step and compute_reward"
+    ):
+        model.learn(80)
 
 
 def test_a_checkpoint_replaces_what_a_full_buffer_held(tmp_path: Path) -> None:

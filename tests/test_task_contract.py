@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 import envs
 from envs.core import GoalEnv, GoalVectorEnv
+from envs.task import Episode
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,6 @@ class Walk(envs.Task):
 
     def reward(self, achieved: Any, desired: Any) -> Any:
         return self.success(achieved, desired).astype(np.float64) - 1
-
-    def draw(self, episode: Any) -> Any:
-        raise NotImplementedError
 
 
 def in_place(self: Any, state: Any, action: Any, noise: Any) -> Any:
@@ -79,6 +77,15 @@ def test_what_is_wrong_is_named(name: str, wrong: Any, message: str) -> None:
         GoalEnv(task)
     with pytest.raises((ValueError, NotImplementedError), match=message):
         GoalVectorEnv(task, 2)
+
+
+def test_a_task_needs_no_pictures() -> None:
+    assert GoalEnv(Walk()).render_mode is None
+    for make in (GoalEnv, GoalVectorEnv):
+        with pytest.raises(ValueError, match=r"got 'rgb_array', but Walk defines no pictures; add a method draw"):
+            make(Walk(), render_mode="rgb_array")
+    with pytest.raises(NotImplementedError, match="Walk: defines no pictures"):
+        Walk().draw(Episode(np.zeros(2, np.float32)))
 
 
 def test_noise_has_a_row_for_each_environment() -> None:

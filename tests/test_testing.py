@@ -27,6 +27,11 @@ def test_all_images():
     assert all_images((1, 1, 2), 3).flatten(1).tolist()[:4] == [[0, 0], [0, 0.5], [0, 1], [0.5, 0]]
 
 
+def test_a_class_is_no_scheme():
+    with pytest.raises(TypeError, match=r"got <class .*RandomizedAblation'>, expected a scheme, as an instance"):
+        check_scheme(RandomizedAblation, IMAGES[:5])  # pyright: ignore[reportArgumentType]
+
+
 def test_radii_that_are_too_large_are_broken():
     @dataclass(frozen=True)
     class Doubled(DeterministicAblation):

@@ -160,7 +160,7 @@ class Trainer:
         if not math.isfinite(loss_mean):
             safe = f"The state after the previous epoch is in {self.state_path}" if self.epoch else "Nothing is lost"
             raise FloatingPointError(
-                f"training diverged in epoch {self.epoch} (loss {loss_mean}); lower lr (now {config.lr}). {safe}"
+                f"training diverged in epoch {self.epoch + 1} (loss {loss_mean}); lower lr (now {config.lr}). {safe}"
             )
         return EpochResult(self.epoch, loss_mean, right.item() / len(self.data))
 
