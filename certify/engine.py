@@ -11,6 +11,7 @@ classifier; where the latter fails, images do not share batches if the votes hav
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -182,6 +183,13 @@ class VoteEngine:
         with exact_inference(self.base_classifier):
             copies = self._example_copies(x)
             self._check_first_pass(copies, shape)
+            if len(shape) == 3 and not channels_first(shape):
+                warnings.warn(
+                    f"images: got shape {shape}, taken for {shape[0]} channels of {shape[1]} x {shape[2]} pixels, but "
+                    "it looks like channels last; if so, pass x.permute(0, 3, 1, 2)",
+                    UserWarning,
+                    stacklevel=2,
+                )
             if self.batch_size is None:
                 inputs = self.scheme.inputs_per_copy(shape)
                 self.batch_size = good_batch_size(self.base_classifier, copies[:1], inputs)

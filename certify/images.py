@@ -80,6 +80,7 @@ def to_levels(x: Tensor, q: int) -> Tensor:
         worst = distance.max().item()
         raise ValueError(
             f"images: got values up to {worst:.2g} away from the grid i/{q}, expected multiples of 1/{q}, outside of "
-            "which the certificate does not hold; pass the uint8 images, quantize them, or give the right q"
+            f"which the certificate does not hold; pass the uint8 images, quantize them by (x * {q}).round() / {q}, "
+            "or give the right q"
         )
     return levels.to(torch.int64)

@@ -887,3 +887,14 @@ def test_votes_are_classes(rule, got):
         ValueError, match=rf"vote: got torch\.{got} for scores .*, expected the class of each copy's vote"
     ):
         Smoothed(classifier(2), DeterministicAblation(6), 10, vote=rule).votes(images(1))
+
+
+def test_images_that_look_like_channels_last_are_warned_about():
+    scheme = DeterministicSplittingNoise(lam=0.5)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6 * 5 * 3, 2))  # takes any layout
+    images = torch.zeros(1, 6, 5, 3, dtype=torch.uint8)
+    smoothed = Smoothed(model, scheme, num_classes=2)
+    with pytest.warns(UserWarning, match="taken for 6 channels of 5 x 3 pixels, but it looks like channels last"):
+        smoothed.certify(images)
+    smoothed.certify(images)  # told once
+    smoothed.certify(images.permute(0, 3, 1, 2))
