@@ -17,6 +17,7 @@ entry.
 from __future__ import annotations
 
 import difflib
+import shlex
 import sys
 import textwrap
 import time
@@ -140,13 +141,13 @@ def print_entry(entry: Entry, found: dict[str, Result]) -> None:
 
 def print_commands(catalogue: Catalogue, entry: Entry, args: Args) -> None:
     """The commands of each budget."""
+    elsewhere = "" if args.runs == running.RUNS else f" --runs {shlex.quote(str(args.runs))}"
     for budget in catalogue.budgets(entry):
         minutes = minutes_of(catalogue, entry.runs, budget)
         cost = "" if minutes is None else f", about {minutes:g} core-minutes"
         needs = f", needs {', '.join(entry.needs)}" if budget == "full" and entry.needs else ""
-        print(
-            f"\n{budget}{cost}{needs}: python -m scripts.reproduce run {entry.name} --budget {budget}\n  # which runs"
-        )
+        command = f"python -m scripts.reproduce run {entry.name} --budget {budget}{elsewhere}"
+        print(f"\n{budget}{cost}{needs}: {command}\n  # which runs")
         for run in results.runs_of(catalogue, entry, budget):
             for text in reductions(run, budget, entry.results(run)) if budget == "cpu" else ():
                 print(textwrap.fill(text, WIDTH, initial_indent="  # ", subsequent_indent="  #     "))

@@ -646,7 +646,9 @@ def test_show_prints_numbers_from_rows_on_disk_and_commands(finished, capsys):
     assert "A thesis, Table 3.1. 8 x 8 digits" in text
     assert "here, smoke" not in text  # it is of other data, and says nothing
     assert "here, cpu, 30 images" in text
-    assert "full, needs gpu: python -m scripts.reproduce run table-3.1 --budget full\n" in text
+    assert (
+        f"full, needs gpu: python -m scripts.reproduce run table-3.1 --budget full --runs {folder / 'runs'}\n" in text
+    )
     with pytest.raises(ValueError, match=r"got 'table-3\.2', expected an entry such as table-3\.1"):
         reproduce("show", "table-3.2", folder=folder)
 

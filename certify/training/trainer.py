@@ -158,9 +158,9 @@ class Trainer:
                 on_step(self.epoch, step)
         loss_mean = loss_sum.item() / len(self.data)
         if not math.isfinite(loss_mean):
-            safe = f"The state after the previous epoch is in {self.state_path}" if self.epoch else "Nothing is lost"
+            safe = f"; the state after the previous epoch is in {self.state_path}" if self.epoch else ""
             raise FloatingPointError(
-                f"training diverged in epoch {self.epoch + 1} (loss {loss_mean}); lower lr (now {config.lr}). {safe}"
+                f"training diverged in epoch {self.epoch + 1} (loss {loss_mean}); lower lr (now {config.lr}){safe}"
             )
         return EpochResult(self.epoch, loss_mean, right.item() / len(self.data))
 
