@@ -50,6 +50,15 @@ def bits(num_envs: int = 1, **arguments: Any) -> rl.VectorEnvAdapter:
     return vector("BitFlipping-v0", num_envs, **{"d": 4, **arguments})
 
 
+class Mute(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """An environment without ``compute_reward``."""
+
+    def get_wrapper_attr(self, name: str) -> Any:
+        if name == "compute_reward":
+            raise AttributeError(name)
+        return super().get_wrapper_attr(name)
+
+
 def vector(env_id: str, num_envs: int, **arguments: Any) -> rl.VectorEnvAdapter:
     mode = AutoresetMode.SAME_STEP
     return rl.VectorEnvAdapter(

@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper,
 import rl
 from rl.checks import check_goal_function
 from rl.her import end_open_episodes
-from tests.agents import agent, bits, seek
+from tests.agents import Mute, agent, bits, seek
 
 
 def both(env: VecEnv, size: int, **options: Any) -> tuple[sb3.HerReplayBuffer, rl.HerReplayBuffer]:
@@ -200,15 +200,6 @@ def test_buffers_without_a_whole_episode_say_what_is_wrong() -> None:
     fill(env, (ours,), 29)
     with pytest.raises(RuntimeError, match=r"the last 4 steps.*buffer_size // n_envs, with n_envs=2.*at least two ep"):
         ours.sample(4)
-
-
-class Mute(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """An environment without ``compute_reward``."""
-
-    def get_wrapper_attr(self, name: str) -> Any:
-        if name == "compute_reward":
-            raise AttributeError(name)
-        return super().get_wrapper_attr(name)
 
 
 class Two(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -24,7 +24,7 @@ from rl.losses import goal_gradient_loss, td_target_gradient
 from rl.reengage import GoalConditioned, Logs
 from rl.reward_watch import RewardWatch
 from rl.slopes import slope
-from tests.agents import ALGORITHMS, agent, bits, check_plain_critic, seek
+from tests.agents import ALGORITHMS, Mute, agent, bits, check_plain_critic, seek
 
 
 def parameters(model: Any) -> dict[str, Tensor]:
@@ -382,18 +382,11 @@ def test_the_same_environment_may_go_on_within_an_episode() -> None:
 def test_another_environment_is_looked_at_as_the_first_one() -> None:
     model: Any = agent("DQN", env=bits(d=2)).learn(60)
     with pytest.raises(ValueError, match="has no compute_reward"):
-        model.set_env(Nothing(gymnasium.make("BitFlipping-v0", d=2)))
+        model.set_env(Mute(gymnasium.make("BitFlipping-v0", d=2)))
     assert model.replay_buffer.env is model.env
     model.set_env(bits(d=2, terminate=True))
     with pytest.warns(UserWarning, match="an episode that terminates"):
         model.learn(60)
-
-
-class Nothing(gymnasium.Wrapper[Any, Any, Any, Any]):
-    def get_wrapper_attr(self, name: str) -> Any:
-        if name == "compute_reward":
-            raise AttributeError(name)
-        return super().get_wrapper_attr(name)
 
 
 def test_models_without_an_environment_or_hindsight_may_get_one(tmp_path: Any) -> None:
