@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from certify.threats import PoisoningThreat, Threat, Unproven
 from certify.votes import sum_votes
 
 Bounds = Literal["one-sided", "simultaneous"]
+NOT_IN_TEXT = {"in_text": False}  # metadata of fields that :meth:`Scheme.fingerprint` stands for
 BAD_BOUNDS = "bounds: got {!r}, expected 'one-sided' or 'simultaneous'"
 
 
@@ -114,6 +115,15 @@ class Scheme(ABC):
     def fingerprint(self) -> str | None:
         """What the classifier depends on beyond the parameters of the scheme; None if there is nothing."""
         return None
+
+    def stored_design(self) -> Any:
+        """What :meth:`fingerprint` is a digest of, as a JSON value that :meth:`with_design` accepts: checkpoints carry
+        it to machines that would find something else. None if there is nothing, or if it cannot be stored."""
+        return None
+
+    def with_design(self, stored: Any) -> Self:
+        """This scheme with the design of another machine, as :meth:`stored_design` gave it there."""
+        raise ValueError(f"design: got one, but {type(self).__name__} has none")
 
     def channels(self, channels: int) -> int:
         """Channels of a copy, which the base classifier takes, of an image with ``channels`` channels."""

@@ -116,6 +116,8 @@ def parse_vote(text: str) -> VoteRule:
 def to_text(value: Any) -> str:
     """The text from which :func:`parse` builds an equal object; arguments equal to their defaults are omitted.
 
+    Fields of schemes that are :data:`~certify.scheme.NOT_IN_TEXT` are omitted as well.
+
     Raises ``ValueError`` for an object that no text identifies uniquely, since its results and those of another object
     would go into one folder.
     """
@@ -126,9 +128,8 @@ def to_text(value: Any) -> str:
     if not dataclasses.is_dataclass(value):
         raise ValueError(f"got a {kind}, which has no text form, expected a frozen dataclass, whose fields identify it")
     arguments = []
-    for field in sorted(
-        dataclasses.fields(value), key=lambda field: field.kw_only is True
-    ):  # positional arguments first
+    shown = [field for field in dataclasses.fields(value) if field.metadata.get("in_text", True)]
+    for field in sorted(shown, key=lambda field: field.kw_only is True):  # positional arguments first
         argument = getattr(value, field.name)
         argument = argument.item() if isinstance(argument, np.generic) else argument
         if not _is_literal(argument):

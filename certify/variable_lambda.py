@@ -10,19 +10,19 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from certify.images import Shape, check_images, to_levels
-from certify.lambda_design import Limits, concave_limits, design, exact_power, outcomes, power_limits
+from certify.lambda_design import Limits, concave_limits, design, exact_power, outcomes, power_limits, verify
 from certify.offsets import fixed_offsets
-from certify.scheme import EnumeratedScheme, check_integer, leader_and_gap
+from certify.scheme import NOT_IN_TEXT, EnumeratedScheme, check_integer, leader_and_gap
 from certify.threats import ElementwiseConcave, Lp
 
 Encoding = Literal["lower-upper", "centre", "centre-centre", "centre-error"]
@@ -110,6 +110,9 @@ class CellSmoothing(EnumeratedScheme):
             choice); ``"permuted"``: each in its own fixed pseudorandom order (Appendix C.7, needs memory);
             ``"global"``: all features of a copy have the same width (Eq. 4.24), which certifies less; for comparison
             only.
+        design: increments of the distribution; by default those that the solver of this machine finds. Checkpoints
+            carry them (:meth:`with_design`), since another machine may find others. Any design within the limits gives
+            the same certificates, but the base classifier is accurate only on the one it was trained with.
     """
 
     q: int = 255
@@ -117,6 +120,7 @@ class CellSmoothing(EnumeratedScheme):
     seed: int = 0
     encoding: Encoding = "lower-upper"
     coupling: Coupling = "cyclic"
+    design: tuple[int, ...] | None = field(default=None, repr=False, metadata=NOT_IN_TEXT)
 
     def __post_init__(self) -> None:
         check_integer("q (quantization steps, 255 for 8-bit images)", self.q, 1, 1 << 12)
@@ -132,12 +136,26 @@ class CellSmoothing(EnumeratedScheme):
         """Number of votes that may differ between values k grid steps apart, for k = 0..q."""
 
     @abstractmethod
+    def found_here(self) -> tuple[int, ...]:
+        """The increments that the solver of this machine finds."""
+
     def increments(self) -> tuple[int, ...]:
-        """The designed distribution, see :mod:`certify.lambda_design`."""
+        """The designed distribution, see :mod:`certify.lambda_design`; always verified to be within the limits."""
+        return self.found_here() if self.design is None else _verified(self.design, self.limits)
 
     def fingerprint(self) -> str:
         """A digest of the design, which comes from a solver and is not determined by the parameters of the scheme."""
         return hashlib.sha256(repr(self.increments()).encode()).hexdigest()[:16]
+
+    def stored_design(self) -> list[int]:
+        return list(self.increments())
+
+    def with_design(self, stored: Any) -> Self:
+        if not isinstance(stored, list):
+            raise ValueError(f"design: got a {type(stored).__name__}, expected a list of increments")
+        scheme = replace(self, design=tuple(stored))
+        scheme.increments()  # verifies them
+        return scheme
 
     def check(self, x: Tensor) -> None:
         check_images(x)
@@ -168,6 +186,16 @@ class CellSmoothing(EnumeratedScheme):
             return torch.where(outcome >= copies, outcome - copies, outcome)
         start, length = (part[index][..., None, None, None] for part in _blocks(self.increments(), copies, device))
         return start + (number - start + fixed_offsets(self.seed, 1 << 20, shape, device)) % length
+
+
+@lru_cache(maxsize=16)
+def _verified(increments: tuple[int, ...], limits: Limits) -> tuple[int, ...]:
+    """The increments; raises unless they are a design within the limits."""
+    try:
+        verify(increments, limits)
+    except ArithmeticError as error:
+        raise ValueError(f"{error}") from error
+    return increments
 
 
 def check_scale(alpha: float) -> None:
@@ -217,7 +245,7 @@ class VariableLambda(CellSmoothing):
         """``min(alpha, 1)``; the part of ``alpha`` above 1 becomes outcomes without information."""
         return min(Fraction(self.alpha), Fraction(1))
 
-    def increments(self) -> tuple[int, ...]:
+    def found_here(self) -> tuple[int, ...]:
         return _power_increments(exact_power(self.p), self._scale, self.q, self.budget)
 
     def num_copies(self, shape: Shape) -> int:
@@ -271,7 +299,7 @@ class ConcaveSmoothing(CellSmoothing):
     def limits(self) -> Limits:
         return _concave_limits(self.g, self.budget)
 
-    def increments(self) -> tuple[int, ...]:
+    def found_here(self) -> tuple[int, ...]:
         return design(self.limits, self.g, self.budget)
 
     def num_copies(self, shape: Shape) -> int:

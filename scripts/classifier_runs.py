@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from certify import EnumeratedScheme, Smoothed, evaluation, spec
+from certify import EnumeratedScheme, Scheme, Smoothed, evaluation, spec
 from certify.data import Dataset, load
 from certify.training import Checkpoint, load_checkpoint, model_code
 from certify.training.copies import scheme_text
@@ -110,6 +110,17 @@ def check_exact(args: Args, scheme: EnumeratedScheme) -> None:
                 )
 
 
+def _scheme(args: Args, checkpoint: Checkpoint) -> Scheme:
+    """The scheme to certify with; that of the checkpoint keeps the design it was trained with."""
+    scheme = checkpoint.scheme
+    if args.scheme:
+        given = spec.parse_scheme(args.scheme)
+        scheme = scheme if spec.to_text(given) == scheme_text(scheme) else given
+    if scheme is None:
+        raise ValueError(f"scheme: got none, but {args.checkpoint} was trained on clean images; choose a --scheme")
+    return scheme
+
+
 def build(args: Args, **sampling: Any) -> tuple[Smoothed, Checkpoint, Dataset]:
     """The smoothed classifier and the data, checked against each other before any work starts.
 
@@ -121,9 +132,7 @@ def build(args: Args, **sampling: Any) -> tuple[Smoothed, Checkpoint, Dataset]:
         raise ValueError(f"images-per-step: got {args.images_per_step}, expected at least 1")
     base_classifier, checkpoint = load_checkpoint(args.checkpoint)
     data = load(args.data or checkpoint.dataset, args.split, args.data_root)
-    scheme = spec.parse_scheme(args.scheme) if args.scheme else checkpoint.scheme
-    if scheme is None:
-        raise ValueError(f"scheme: got none, but {args.checkpoint} was trained on clean images; choose a --scheme")
+    scheme = _scheme(args, checkpoint)
     channels, *size = scheme.input_shape(data.shape)
     if channels != checkpoint.model.in_channels or data.num_classes != checkpoint.model.num_classes:
         raise ValueError(
@@ -139,7 +148,7 @@ def build(args: Args, **sampling: Any) -> tuple[Smoothed, Checkpoint, Dataset]:
             f"pixels from {data.name}; use the scheme and data set it was trained with"
         )
     follows = getattr(checkpoint.model, "scheme", None)
-    if follows is not None and spec.parse_scheme(follows) != scheme:
+    if follows is not None and spec.to_text(spec.parse_scheme(follows)) != spec.to_text(scheme):
         raise ValueError(
             f"{args.checkpoint}: has one network for each copy of {follows}, but got {spec.to_text(scheme)}; use the "
             "scheme it was trained with"

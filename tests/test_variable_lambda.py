@@ -248,16 +248,72 @@ def test_schemes_read_back_from_their_text():
         assert parse_scheme(to_text(scheme)) == scheme
 
 
+def another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on, the solver finds a coarser design."""
+    for kind in (VariableLambda, ConcaveSmoothing):
+        monkeypatch.setattr(kind, "found_here", lambda self: (1,) * 30 + (0,) * (self.q - 30))
+
+
+SCHEMES_WITH_DESIGN = [VariableLambda(0.5, alpha=2, budget=30), ConcaveSmoothing(g=tuple(i / 60 for i in range(1, 61)))]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES_WITH_DESIGN, ids=lambda scheme: type(scheme).__name__)
+def test_a_checkpoint_carries_its_design_to_other_machines(scheme, monkeypatch, tmp_path):
+    """The base classifier meets the copies it was trained on, wherever it is certified."""
+    model = ModelSpec("mnist_cnn", 2, 10, 8)
+    save_checkpoint(tmp_path / "model.safetensors", model.build(), Checkpoint(model, scheme, "digits", {}))
+    assert load_checkpoint(tmp_path)[1].scheme == scheme
+    x = torch.arange(64).view(1, 1, 8, 8) / 63 * scheme.q
+    x = (x.round() / scheme.q).float()
+    index = torch.arange(scheme.num_copies((1, 8, 8)))[None]
+    copies, fingerprint = scheme.copies(x, index), scheme.fingerprint()
+    another_machine(monkeypatch)
+    assert scheme.fingerprint() != fingerprint
+    loaded = load_checkpoint(tmp_path)[1].scheme
+    assert loaded is not None
+    assert loaded.fingerprint() == fingerprint
+    assert torch.equal(loaded.copies(x, index), copies)
+    assert not torch.equal(scheme.copies(x, index), copies)
+    assert to_text(loaded) == to_text(scheme)  # shards of both machines go into one folder
+    save_checkpoint(tmp_path / "again.safetensors", model.build(), Checkpoint(model, loaded, "digits", {}))
+    assert load_checkpoint(tmp_path / "again.safetensors")[1].scheme == loaded
+
+
 def test_the_design_is_part_of_the_classifier(monkeypatch, tmp_path):
-    """Another design under the same text is another classifier: a checkpoint tells, and refuses."""
+    """Another design under the same text is another classifier: a checkpoint without its design is refused."""
     scheme = VariableLambda(0.5, alpha=2, budget=30)
     assert scheme.fingerprint() != VariableLambda(0.5, alpha=2, budget=200).fingerprint()
-    spec = ModelSpec("mnist_cnn", 2, 10, 8)
-    save_checkpoint(tmp_path / "model.safetensors", spec.build(), Checkpoint(spec, scheme, "digits", {}))
+    model = ModelSpec("mnist_cnn", 2, 10, 8)
+    monkeypatch.setattr(VariableLambda, "stored_design", lambda self: None)  # as earlier versions wrote it
+    save_checkpoint(tmp_path / "model.safetensors", model.build(), Checkpoint(model, scheme, "digits", {}))
     assert load_checkpoint(tmp_path)[1].scheme == scheme
-    monkeypatch.setattr(VariableLambda, "increments", lambda self: (1,) * 255)
+    another_machine(monkeypatch)
     with pytest.raises(ValueError, match="was trained with another design of VariableLambda"):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [[1000] * 255, [1, 2] + [0] * 253, [1] * 30, [0.5] * 255, "1" * 255, {"0": 1}],
+    ids=["beyond the limits", "rising", "too few", "fractions", "text", "not a list"],
+)
+def test_a_design_that_would_certify_too_much_is_refused(stored, monkeypatch, tmp_path):
+    """A stored design is not trusted: it is verified in exact arithmetic before a copy is made."""
+    with pytest.raises(ValueError, match="design: got"):
+        VariableLambda(0.5).with_design(stored)
+    model = ModelSpec("mnist_cnn", 2, 10, 8)
+    monkeypatch.setattr(VariableLambda, "stored_design", lambda self: stored)
+    save_checkpoint(tmp_path / "model.safetensors", model.build(), Checkpoint(model, VariableLambda(0.5), "digits", {}))
+    another_machine(monkeypatch)
+    with pytest.raises(ValueError, match="design: got"):
+        load_checkpoint(tmp_path)
+
+
+def test_other_schemes_have_no_design():
+    scheme = DeterministicSplittingNoise(lam=0.5)
+    assert scheme.stored_design() is None
+    with pytest.raises(ValueError, match="DeterministicSplittingNoise has none"):
+        scheme.with_design([1])
 
 
 def test_eps_is_kept_or_refused():

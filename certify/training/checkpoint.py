@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,7 @@ def save_checkpoint(path: str | Path, module: nn.Module, checkpoint: Checkpoint)
         "model": asdict(checkpoint.model),
         "scheme": scheme_text(checkpoint.scheme),
         "design": None if checkpoint.scheme is None else checkpoint.scheme.fingerprint(),
+        "stored_design": None if checkpoint.scheme is None else checkpoint.scheme.stored_design(),
         "dataset": checkpoint.dataset,
         "training": checkpoint.training,
     }
@@ -124,11 +125,24 @@ def load_checkpoint(path: str | Path) -> tuple[nn.Module, Checkpoint]:
         module.load_state_dict(tensors)
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{path}: not a base classifier of this project ({error})") from error
-    design = header.get("design")
-    here = None if design is None or checkpoint.scheme is None else checkpoint.scheme.fingerprint()
-    if here != design:
-        raise ValueError(
-            f"{path}: was trained with another design of {header['scheme']} (fingerprint {design}) than the one here "
-            f"({here}); copy the design from the cache folder of the machine it was trained on"
-        )
+    if checkpoint.scheme is not None:
+        checkpoint = replace(checkpoint, scheme=_as_trained(checkpoint.scheme, header, path))
     return module.eval(), checkpoint
+
+
+def _as_trained(scheme: Scheme, header: dict[str, Any], path: Path) -> Scheme:
+    """The scheme with the design that the base classifier was trained with, which may not be the one found here."""
+    trained_with, stored = header.get("design"), header.get("stored_design")
+    if trained_with in (None, scheme.fingerprint()):
+        return scheme
+    if stored is not None:
+        try:
+            scheme = scheme.with_design(stored)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; restore or retrain it") from error
+    if scheme.fingerprint() != trained_with:
+        raise ValueError(
+            f"{path}: was trained with another design of {header['scheme']} (fingerprint {trained_with}) than the one "
+            f"here ({scheme.fingerprint()}), and does not contain it; retrain it, or certify where it was trained"
+        )
+    return scheme
