@@ -66,6 +66,13 @@ class _Exact:
                 assert module is not None
                 try:
                     module.eval()
+                except NotImplementedError as error:  # programs of torch.export
+                    self.give_back(parts)
+                    raise ValueError(
+                        f"base_classifier: got a {type(module).__name__}, which cannot be put in evaluation mode "
+                        f"({error}); export the model in evaluation mode, and give a function around the program: "
+                        "lambda copies: program(copies)"
+                    ) from error
                 except BaseException:
                     self.give_back(parts)
                     raise

@@ -184,7 +184,7 @@ class SAC(_ActorCritic, sb3.SAC):
         return own if self.ent_coef_optimizer is None else [*own, self.ent_coef_optimizer]
 
     def _update(self, batch: Batch, step: int) -> Results:
-        waits = self.device.type == "cuda" or self._recorder is not None
+        waits = self.device.type != "cpu" or self._recorder is not None
         with unchecked_distributions() if waits else nullcontext():
             return super()._update(batch, step)
 

@@ -63,7 +63,7 @@ class GoalImage(GoalSetEncoder):
     def paint(self, goals: GoalSet) -> Tensor:
         """The image ``[B, 3, side, side]``, whose first coordinate points down; differentiable in the gates."""
         position = goals.state[:, :2].detach()
-        direction = goals.state[:, [5, 4]].detach()  # cosine and sine
+        direction = goals.state[:, 4:6].flip(1).detach()  # cosine and sine
         ahead = (position + direction + self.edge) % (2 * self.edge) - self.edge
         return torch.stack([self._goals(goals), self._square(position), self._square(ahead)], dim=1)
 

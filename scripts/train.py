@@ -186,7 +186,7 @@ def run(trainer: Trainer, *, resume: bool) -> None:
 def print_accuracy(trainer: Trainer, test: Dataset) -> None:
     """Print accuracy on the test set, and where the model is."""
     seed, scheme = trainer.config.seed, trainer.scheme
-    accuracy = base_accuracy(trainer.module, scheme, test, seed=seed, device=trainer.device)
+    accuracy = base_accuracy(trainer.module, scheme, test, seed=seed)
     seen = "the" if scheme is None else "one noised copy of each of"
     print(f"base accuracy on {seen} {len(test)} test images: {accuracy:.4f}")
     print(f"wrote {trainer.model_path}")

@@ -77,7 +77,7 @@ def main(args: Args) -> None:
     trainer = Trainer(data, scheme, model, config, args.out, device=args.device)
     train.run(trainer, resume=args.resume)
     test = load(name, "test", args.data_root)
-    before, after = denoising_errors(trainer.denoised, scheme, test, seed=args.seed, device=args.device)
+    before, after = denoising_errors(trainer.denoised, scheme, test, seed=args.seed)
     print(f"mean squared error on the test images: {before:.5f} before denoising, {after:.5f} after")
     train.print_accuracy(trainer, test)
 

@@ -445,7 +445,7 @@ def test_a_model_that_cannot_be_put_into_evaluation_mode_changes_nothing_else():
             return copies.flatten(1)[:, :10]
 
     before = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(ValueError, match="Exported, which cannot be put in evaluation mode"):
         Smoothed(Exported(), RandomizedAblation(6), 10).certify(images(1))
     assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == before
     model = classifier(2).train()

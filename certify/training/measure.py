@@ -10,6 +10,7 @@ from torch import nn
 from certify.data import Dataset
 from certify.draws import EVALUATION, Draws
 from certify.images import to_float
+from certify.inference import device_of
 from certify.models import Denoised
 from certify.scheme import Scheme
 from certify.training.copies import one_copy
@@ -46,10 +47,15 @@ def base_accuracy(
     *,
     seed: int = 0,
     batch_size: int = 250,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
 ) -> float:
-    """Accuracy of a base classifier on one noised copy of every image (on the image itself without a scheme)."""
+    """Accuracy of a base classifier on one noised copy of every image (on the image itself without a scheme).
+
+    Args:
+        device: where copies are made, by default that of the module.
+    """
     module.eval()
+    device = device_of(module, torch.device("cpu")) if device is None else device
     right = 0
     batch_size = max(1, min(batch_size, (1 << 26) // math.prod(data.shape)))  # fewer, for clips
     for start in range(0, len(data), batch_size):
@@ -69,10 +75,15 @@ def denoising_errors(
     *,
     seed: int = 0,
     batch_size: int = 250,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
 ) -> tuple[float, float]:
-    """Mean squared error per pixel of one copy of each image (of its first C channels), and of the denoised copy."""
+    """Mean squared error per pixel of one copy of each image (of its first C channels), and of the denoised copy.
+
+    Args:
+        device: where copies are made, by default that of the module.
+    """
     module.eval()
+    device = device_of(module, torch.device("cpu")) if device is None else device
     before = after = 0.0
     for index in torch.arange(len(data)).split(batch_size):
         images = data.batch(index)[0].to(device)

@@ -1,0 +1,90 @@
+"""Agents on an accelerator: the same parameters as on the CPU, and no update that makes Python wait."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import rl
+from rl.checkpoint import load_checkpoint, save_checkpoint
+from rl.multi_goal import ENCODERS
+from rl.normalization import NormalizedExtractor
+from tests.agents import ALGORITHMS, agent, seek
+from tests.emulated.device import GPU, reads
+from tests.goal_sets import collector
+
+RECIPE = {"random_action": 0.3, "action_l2": 1.0, "target_range": (-10.0, 0.0)}
+
+
+def state(model: Any) -> dict[str, torch.Tensor]:
+    own = {name: value.cpu() for name, value in model.policy.state_dict().items()}
+    for i, optimizer in enumerate(model.optimizers()):
+        for j, moments in optimizer.state_dict()["state"].items():
+            own |= {f"{i}.{j}.{name}": torch.as_tensor(value).cpu() for name, value in moments.items()}
+    return own
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    expected, got = state(ours), state(theirs)
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        assert torch.equal(got[name].to(value), value), name
+
+
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {"goal_gradient_coef": coef}) for name in ALGORITHMS for coef in (0.0, 0.5)),
+    ("DDPG", {"goal_gradient_coef": 0.5, "goal_gradient": rl.GoalGradient(normalize=True)}),
+    ("DDPG", {"goal_gradient_coef": 0.5, "normalized": True, **RECIPE}),
+    ("SAC", {"goal_gradient_coef": 0.5, "ent_coef": 0.1}),
+    ("DQN", {"goal_gradient_coef": 0.5, "temperature": 0.5}),
+]
+
+
+def made(name: str, device: str, options: dict[str, Any]) -> Any:
+    options = dict(options)
+    if options.pop("normalized", False):
+        options["policy_kwargs"] = {"features_extractor_class": NormalizedExtractor, "net_arch": [16, 16]}
+    return agent(name, device=device, **options)
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS, ids=str)
+def test_training_and_checkpoints(name, options, tmp_path):
+    ours, theirs = (made(name, device, options).learn(64) for device in ("cpu", GPU))
+    assert_same(ours, theirs)
+    save_checkpoint(theirs, tmp_path / "state.safetensors")
+    for device in ("cpu", GPU):
+        loaded = made(name, device, options)
+        load_checkpoint(loaded, tmp_path / "state.safetensors")
+        assert_same(theirs, loaded)
+        loaded.learn(4, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS, ids=str)
+def test_updates_do_not_wait_for_the_device(name, options):
+    """Results are read when they are logged, once for all updates."""
+    model = made(name, GPU, options).learn(64)
+    counts = []
+    for updates in (1, 6):
+        with reads() as count:
+            model.train(updates, batch_size=16)
+            counts.append(count())
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_many_goals(encoder):
+    models = [collector(goal_gradient_coef=0.3, encoder=encoder, device=device).learn(32) for device in ("cpu", GPU)]
+    assert_same(*models)
+
+
+def test_several_environments_and_the_whole_run(tmp_path):
+    logs = []
+    for device in ("cpu", GPU):
+        model: Any = agent("DDPG", env=seek(2), device=device, goal_gradient_coef=0.2, gradient_steps=2)
+        log = rl.run(
+            model, seek(2), rl.Plan(steps=70, eval_every=70, eval_episodes=2, checkpoint_every=70), tmp_path / device
+        )
+        logs.append(log.results)
+    assert logs[0] == logs[1]
