@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import rl
 from rl.checkpoint import load_checkpoint, save_checkpoint
 from rl.multi_goal import ENCODERS
 from rl.normalization import NormalizedExtractor
+from rl.training import STATE
+from scripts import train_hand
 from tests.agents import ALGORITHMS, agent, seek
 from tests.emulated.device import GPU, reads
 from tests.goal_sets import collector
@@ -88,3 +91,17 @@ def test_several_environments_and_the_whole_run(tmp_path):
         )
         logs.append(log.results)
     assert logs[0] == logs[1]
+
+
+def test_a_robot_hand(tmp_path, monkeypatch):
+    """The whole recipe, with normalization and worker processes."""
+    monkeypatch.setitem(
+        train_hand.PRESETS, "laptop", train_hand.Preset(num_envs=2, batch_size=16, epochs=1, eval_episodes=2)
+    )
+    monkeypatch.setattr(train_hand, "CYCLES", 1)
+    states = []
+    for device in ("cpu", GPU):
+        options: dict[str, Any] = {"goal_gradient_coef": 0.1, "normalize": True, "buffer_size": 1_000, "workers": 2}
+        train_hand.main(train_hand.Args(tmp_path / device, preset="laptop", device=device, **options))
+        states.append(load_file(tmp_path / device / "seed-0" / STATE))
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
