@@ -151,8 +151,8 @@ class CellSmoothing(EnumeratedScheme):
         return list(self.increments())
 
     def with_design(self, stored: Any) -> Self:
-        if not isinstance(stored, list):
-            raise ValueError(f"design: got a {type(stored).__name__}, expected a list of increments")
+        if not isinstance(stored, list) or not all(type(increment) is int for increment in stored):
+            raise ValueError(f"design: got {str(stored)[:60]}, expected a list of increments, which are integers")
         scheme = replace(self, design=tuple(stored))
         scheme.increments()  # verifies them
         return scheme

@@ -294,8 +294,8 @@ def test_the_design_is_part_of_the_classifier(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     "stored",
-    [[1000] * 255, [1, 2] + [0] * 253, [1] * 30, [0.5] * 255, "1" * 255, {"0": 1}],
-    ids=["beyond the limits", "rising", "too few", "fractions", "text", "not a list"],
+    [[1000] * 255, [1, 2] + [0] * 253, [1] * 30, [0.5] * 255, "1" * 255, {"0": 1}, [[1]] * 255],
+    ids=["beyond the limits", "rising", "too few", "fractions", "text", "not a list", "lists"],
 )
 def test_a_design_that_would_certify_too_much_is_refused(stored, monkeypatch, tmp_path):
     """A stored design is not trusted: it is verified in exact arithmetic before a copy is made."""
