@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import rl
+from rl import transfer
 from rl.checkpoint import load_checkpoint, save_checkpoint
 from rl.multi_goal import ENCODERS
 from rl.normalization import NormalizedExtractor
@@ -36,6 +37,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
         assert torch.equal(got[name].to(value), value), name
 
 
+MANY = lambda device: collector(goal_gradient_coef=0.3, device=device)  # noqa: E731
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     *((name, {"goal_gradient_coef": coef}) for name in ALGORITHMS for coef in (0.0, 0.5)),
     ("DDPG", {"goal_gradient_coef": 0.5, "goal_gradient": rl.GoalGradient(normalize=True)}),
@@ -80,6 +82,23 @@ def test_updates_do_not_wait_for_the_device(name, options):
 def test_many_goals(encoder):
     models = [collector(goal_gradient_coef=0.3, encoder=encoder, device=device).learn(32) for device in ("cpu", GPU)]
     assert_same(*models)
+
+
+@pytest.mark.parametrize("make", [lambda device: made("DDPG", device, {"goal_gradient_coef": 0.5}), MANY])
+def test_minibatches_from_page_locked_memory(make, monkeypatch):
+    """As for a GPU, whose transfers may be in flight while Python goes on."""
+    empty = torch.empty
+
+    def page_locked(*size: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        asked.append(pin_memory)
+        return empty(*size, **options)
+
+    asked: list[bool] = []
+    ours = make("cpu").learn(64)
+    monkeypatch.setattr(transfer, "_page_locked", lambda device: device.type == "gpu")
+    monkeypatch.setattr(torch, "empty", page_locked)
+    assert_same(ours, make(GPU).learn(64))
+    assert any(asked)
 
 
 def test_several_environments_and_the_whole_run(tmp_path):
