@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from certify.images import Shape, check_images, to_levels
-from certify.lambda_design import Limits, concave_limits, design, exact_power, outcomes, power_limits, verify
+from certify.lambda_design import Limits, concave_limits, exact_power, outcomes, power_limits, verify
+from certify.lambda_design import design as find_design
 from certify.offsets import fixed_offsets
 from certify.scheme import NOT_IN_TEXT, EnumeratedScheme, check_integer, leader_and_gap
 from certify.threats import ElementwiseConcave, Lp
@@ -129,6 +130,10 @@ class CellSmoothing(EnumeratedScheme):
         for name, value, choices in (("encoding", self.encoding, Encoding), ("coupling", self.coupling, Coupling)):
             if value not in get_args(choices):
                 raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(get_args(choices))}")
+        if self.design is not None and not (
+            isinstance(self.design, tuple) and all(type(increment) is int for increment in self.design)
+        ):
+            raise ValueError(f"design: got {str(self.design)[:60]}, expected a tuple of increments, which are integers")
 
     @property
     @abstractmethod
@@ -151,8 +156,8 @@ class CellSmoothing(EnumeratedScheme):
         return list(self.increments())
 
     def with_design(self, stored: Any) -> Self:
-        if not isinstance(stored, list) or not all(type(increment) is int for increment in stored):
-            raise ValueError(f"design: got {str(stored)[:60]}, expected a list of increments, which are integers")
+        if not isinstance(stored, list):
+            raise ValueError(f"design: got {str(stored)[:60]}, expected a list of increments")
         scheme = replace(self, design=tuple(stored))
         scheme.increments()  # verifies them
         return scheme
@@ -217,7 +222,7 @@ class VariableLambda(CellSmoothing):
         p: in (0, 1], a simple fraction such as 0.5 or 1/3.
         alpha: votes are ``1 / alpha``-Lipschitz in ``sum |x_i - y_i|^p``; the papers' radii grow with it. Above 1, a
             share ``1 - 1 / alpha`` of the outcomes carries no information, and ``alpha * budget`` must be an integer.
-        q, budget, seed, encoding, coupling: see :class:`CellSmoothing`.
+        q, budget, seed, encoding, coupling, design: see :class:`CellSmoothing`.
     """
 
     p: float
@@ -265,7 +270,7 @@ class VariableLambda(CellSmoothing):
 @lru_cache(maxsize=16)
 def _power_increments(p: Fraction, alpha: Fraction, q: int, budget: int) -> tuple[int, ...]:
     target = tuple(min(1.0, (k / q) ** float(p) / float(alpha)) for k in range(1, q + 1))
-    return design(power_limits(p, alpha, q, budget), target, budget)
+    return find_design(power_limits(p, alpha, q, budget), target, budget)
 
 
 @dataclass(frozen=True)
@@ -278,7 +283,7 @@ class ConcaveSmoothing(CellSmoothing):
     Attributes:
         g: ``g(1 / q), ..., g(1)``, nondecreasing and concave with values in [0, 1]; ``g(0) = 0``. A share
             ``1 - g(1)`` of the outcomes carries no information.
-        budget, seed, encoding, coupling: see :class:`CellSmoothing`; ``q`` follows from ``g``.
+        budget, seed, encoding, coupling, design: see :class:`CellSmoothing`; ``q`` follows from ``g``.
     """
 
     g: tuple[float, ...]
@@ -300,7 +305,7 @@ class ConcaveSmoothing(CellSmoothing):
         return _concave_limits(self.g, self.budget)
 
     def found_here(self) -> tuple[int, ...]:
-        return design(self.limits, self.g, self.budget)
+        return find_design(self.limits, self.g, self.budget)
 
     def num_copies(self, shape: Shape) -> int:
         return self.budget

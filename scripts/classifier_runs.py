@@ -14,7 +14,7 @@ import torch
 from certify import EnumeratedScheme, Scheme, Smoothed, evaluation, spec
 from certify.data import Dataset, load
 from certify.training import Checkpoint, load_checkpoint, model_code
-from certify.training.copies import scheme_text
+from certify.training.copies import parse_training_scheme, scheme_text
 from scripts import cli
 
 
@@ -115,7 +115,7 @@ def _scheme(args: Args, checkpoint: Checkpoint) -> Scheme:
     scheme = checkpoint.scheme
     if args.scheme:
         given = spec.parse_scheme(args.scheme)
-        scheme = scheme if spec.to_text(given) == scheme_text(scheme) else given
+        scheme = scheme if given == parse_training_scheme(scheme_text(scheme)) else given
     if scheme is None:
         raise ValueError(f"scheme: got none, but {args.checkpoint} was trained on clean images; choose a --scheme")
     return scheme

@@ -18,6 +18,7 @@ FILES = sorted((Path(__file__).parent / "emulated").glob("test_*.py"))
 
 
 @pytest.mark.skipif(not AVAILABLE, reason="this version of torch has no backends in Python")
+@pytest.mark.timeout(900)  # each is a file of tests
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_on_an_emulated_gpu(path: Path) -> None:
     command = [sys.executable, "-m", "pytest", str(path), "-q", "-n", "0", "-p", "no:cacheprovider"]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,13 +20,16 @@ from certify import (
     VariableLambda,
     lambda_design,
 )
+from certify.data import load
 from certify.draws import ESTIMATION, Draws
 from certify.lambda_design import design, exact_power, outcomes, power_limits, verify
 from certify.models import ModelSpec
 from certify.spec import parse_scheme, to_text
 from certify.threats import L1, Lp
+from certify.training import Trainer, TrainingConfig
 from certify.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from certify.variable_lambda import radius_through_norms
+from scripts import classifier_runs
 
 HALF, THIRD = Fraction(1, 2), Fraction(1, 3)
 
@@ -251,7 +255,7 @@ def test_schemes_read_back_from_their_text():
 def another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on, the solver finds a coarser design."""
     for kind in (VariableLambda, ConcaveSmoothing):
-        monkeypatch.setattr(kind, "found_here", lambda self: (1,) * 30 + (0,) * (self.q - 30))
+        monkeypatch.setattr(kind, "found_here", lambda self: (1,) + (0,) * (self.q - 1))
 
 
 SCHEMES_WITH_DESIGN = [VariableLambda(0.5, alpha=2, budget=30), ConcaveSmoothing(g=tuple(i / 60 for i in range(1, 61)))]
@@ -277,6 +281,34 @@ def test_a_checkpoint_carries_its_design_to_other_machines(scheme, monkeypatch, 
     assert to_text(loaded) == to_text(scheme)  # shards of both machines go into one folder
     save_checkpoint(tmp_path / "again.safetensors", model.build(), Checkpoint(model, loaded, "digits", {}))
     assert load_checkpoint(tmp_path / "again.safetensors")[1].scheme == loaded
+
+
+def test_training_on_another_machine_goes_on_with_the_design_it_began_with(monkeypatch, tmp_path):
+    """Whether it is resumed, or begins anew with the scheme of a checkpoint."""
+    data, scheme = load("digits", "train"), VariableLambda(0.5, alpha=2, budget=30)
+    data = replace(data, images=data.images[:60], labels=data.labels[:60])
+    model, config = ModelSpec("mnist_cnn", 2, 10, 8), TrainingConfig(epochs=2, batch_size=30)
+
+    class Killed(Exception):
+        pass
+
+    def kill(result: object) -> None:
+        raise Killed
+
+    Trainer(data, scheme, model, config, tmp_path / "whole").run()
+    with pytest.raises(Killed):
+        Trainer(data, scheme, model, config, tmp_path / "part").run(on_epoch=kill)
+    another_machine(monkeypatch)
+    resumed = Trainer(data, scheme, model, config, tmp_path / "part")
+    resumed.load_state()
+    resumed.run()
+    assert (tmp_path / "part/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+    loaded = load_checkpoint(tmp_path / "whole")[1].scheme
+    assert loaded != scheme
+    Trainer(data, loaded, model, config, tmp_path / "again").run()
+    assert load_checkpoint(tmp_path / "again")[1].scheme == loaded
+    args = classifier_runs.Args(tmp_path / "out", tmp_path / "whole", scheme=to_text(scheme), skip=300)
+    assert classifier_runs.build(args)[0].scheme == loaded  # the scheme it was trained with, by its text
 
 
 def test_the_design_is_part_of_the_classifier(monkeypatch, tmp_path):

@@ -99,8 +99,7 @@ def save_checkpoint(path: str | Path, module: nn.Module, checkpoint: Checkpoint)
         "format": FORMAT,
         "model": asdict(checkpoint.model),
         "scheme": scheme_text(checkpoint.scheme),
-        "design": None if checkpoint.scheme is None else checkpoint.scheme.fingerprint(),
-        "stored_design": None if checkpoint.scheme is None else checkpoint.scheme.stored_design(),
+        **design_entries(checkpoint.scheme),
         "dataset": checkpoint.dataset,
         "training": checkpoint.training,
     }
@@ -126,12 +125,19 @@ def load_checkpoint(path: str | Path) -> tuple[nn.Module, Checkpoint]:
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{path}: not a base classifier of this project ({error})") from error
     if checkpoint.scheme is not None:
-        checkpoint = replace(checkpoint, scheme=_as_trained(checkpoint.scheme, header, path))
+        checkpoint = replace(checkpoint, scheme=as_trained(checkpoint.scheme, header, path))
     return module.eval(), checkpoint
 
 
-def _as_trained(scheme: Scheme, header: dict[str, Any], path: Path) -> Scheme:
-    """The scheme with the design that the base classifier was trained with, which may not be the one found here."""
+def design_entries(scheme: Scheme | None) -> dict[str, Any]:
+    """What a header says about the design of a scheme, for :func:`as_trained`."""
+    if scheme is None:
+        return {"design": None, "stored_design": None}
+    return {"design": scheme.fingerprint(), "stored_design": scheme.stored_design()}
+
+
+def as_trained(scheme: Scheme, header: dict[str, Any], path: Path) -> Scheme:
+    """The scheme with the design that the file was made with, which may not be the one found here."""
     trained_with, stored = header.get("design"), header.get("stored_design")
     if trained_with in (None, scheme.fingerprint()):
         return scheme

@@ -25,7 +25,15 @@ from certify.images import to_float
 from certify.models import Denoised, DenoisedSpec, ModelSpec
 from certify.scheme import Scheme
 from certify.training.augment import augmented
-from certify.training.checkpoint import Checkpoint, model_code, read_tensors, save_checkpoint, write_tensors
+from certify.training.checkpoint import (
+    Checkpoint,
+    as_trained,
+    design_entries,
+    model_code,
+    read_tensors,
+    save_checkpoint,
+    write_tensors,
+)
 from certify.training.config import TrainingConfig
 from certify.training.copies import (
     check_additive,
@@ -218,7 +226,8 @@ class Trainer:
             for name, value in state.items():
                 if value is not None:
                     tensors[f"optimizer.{i}.{name}"] = value
-        header = self._identity() | {"epoch": self.epoch, "history": [asdict(result) for result in self.history]}
+        header = self._identity() | design_entries(self.scheme)
+        header |= {"epoch": self.epoch, "history": [asdict(result) for result in self.history]}
         write_tensors(self.state_path, tensors, header)
 
     def load_state(self) -> None:
@@ -226,6 +235,8 @@ class Trainer:
         tensors, header = read_tensors(self.state_path)
         defaults = {field.name: field.default for field in fields(TrainingConfig) if field.default is not MISSING}
         header["config"] = defaults | header.get("config", {})  # states of earlier versions lack some settings
+        if self.scheme is not None and header.get("scheme") == scheme_text(self.scheme):
+            self.scheme = as_trained(self.scheme, header, self.state_path)
         own = self._identity()
         there = {name: header.get(name) for name in own}
         if "data_sha256" not in header:  # those of earlier versions do
@@ -281,7 +292,10 @@ def _check_model(data: Dataset, scheme: Scheme | None, model: ModelSpec | Denois
         raise ValueError(f"model: got {model.in_channels} input channels, expected the {expected} of {maker}")
     if scheme is not None:
         scheme.check(data.batch([0])[0])
-        if parse_training_scheme(text := scheme_text(scheme)) != scheme:
+        read = parse_training_scheme(text := scheme_text(scheme))
+        if (stored := scheme.stored_design()) is not None and read is not None:  # checkpoints carry it beside the text
+            read, scheme = read.with_design(stored), scheme.with_design(stored)
+        if read != scheme:
             raise ValueError(
                 f"scheme: got {scheme!r}, whose text {text} does not give the same scheme back, as checkpoints require"
             )

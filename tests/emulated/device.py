@@ -27,6 +27,10 @@ _BETWEEN_DEVICES = {"_to_copy", "copy_", "_copy_from", "_copy_from_and_resize"}
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}  # indices may be on the CPU
 
 
+# Python needs a result, or the number of results
+_WAITING = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim"}
+
+
 class _Reads:
     count = 0
 
@@ -71,22 +75,22 @@ def _check_devices(name: str, args: Any, kwargs: Any) -> None:
     if name in _BETWEEN_DEVICES:
         return
     if name in _INDEXING:
+        if not isinstance(args[0], Remote) and any(isinstance(value, Remote) for value in tree_leaves(args[1])):
+            raise RuntimeError(f"indices should be on the CPU, as the indexed tensor is ({name})")
         args = (args[0], *args[2:])
     tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
     remote = [isinstance(value, Remote) for value in tensors]
     if any(remote) and any(value.dim() > 0 and not isinstance(value, Remote) for value in tensors):
         shapes = ", ".join(f"{tuple(value.shape)} on {value.device}" for value in tensors)
         raise RuntimeError(f"Expected all tensors to be on the same device, got {shapes} ({name})")
-    if name in _INDEXING and not remote[0] and any(isinstance(value, Remote) for value in tree_leaves(args)):
-        raise RuntimeError(f"indices should be on the same device as the indexed tensor (cpu) ({name})")
 
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
     """Carry out an operation that involves the device."""
     name = func.overloadpacket.__name__
     _check_devices(name, args, kwargs)
-    if name in ("_local_scalar_dense", "is_nonzero", "equal", "nonzero"):
-        _Reads.count += 1
+    masks = name in _INDEXING and any(getattr(value, "dtype", None) == torch.bool for value in tree_leaves(args[1]))
+    _Reads.count += masks or name in _WAITING
     known = {id(value.raw): value for value in tree_leaves((args, kwargs)) if isinstance(value, Remote)}
     device = kwargs.get("device")
     stays = device is None or torch.device(device).type == NAME
@@ -104,7 +108,7 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     def there(value: Any) -> Any:
         if not isinstance(value, Tensor) or not stays:
             return value
-        return known.get(id(value)) if id(value) in known else Remote(value)
+        return known[id(value)] if id(value) in known else Remote(value)
 
     return tree_map(there, results)
 
@@ -147,6 +151,6 @@ def enable() -> None:
 
 @contextmanager
 def reads() -> Iterator[Callable[[], int]]:
-    """Counts how often Python waits for a result of the device."""
+    """Counts how often Python waits for a result of the device; transfers to the device are not counted."""
     before = _Reads.count
     yield lambda: _Reads.count - before

@@ -57,6 +57,7 @@ def made(name: str, device: str, options: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=str)
 def test_training_and_checkpoints(name, options, tmp_path):
     ours, theirs = (made(name, device, options).learn(64) for device in ("cpu", GPU))
+    assert next(theirs.policy.parameters()).device.type == "gpu"
     assert_same(ours, theirs)
     save_checkpoint(theirs, tmp_path / "state.safetensors")
     for device in ("cpu", GPU):

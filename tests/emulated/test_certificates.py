@@ -116,7 +116,6 @@ def test_python_does_not_wait_for_passes():
         gpu.votes(IMAGES.to(GPU))
         counts = []
         for n in (40, 160):
-            gpu.n = n
             with reads() as count:
                 gpu.engine.sampled(IMAGES.to(GPU), n, index=None, seed=0, stream=1)
                 counts.append(count())

@@ -23,7 +23,7 @@ from certify.data import Dataset, load
 from certify.models import ModelSpec
 from certify.poisoning import ContentHash, Ensemble, NearestNeighbors, Network, RotNet, SimCLR
 from certify.poisoning.features import Pretraining, load_features
-from certify.training import Trainer, TrainingConfig, base_accuracy, copy_statistics, load_checkpoint
+from certify.training import Trainer, TrainingConfig, base_accuracy, load_checkpoint
 from tests.emulated.device import GPU
 
 
@@ -55,10 +55,6 @@ def test_training(scheme, options, tmp_path):
     module, _ = load_checkpoint(tmp_path / GPU)
     expected = base_accuracy(module, scheme, small())
     assert base_accuracy(module.to(GPU), scheme, small()) == expected
-
-
-def test_copy_statistics():
-    assert copy_statistics(RandomizedAblation(20), small(), images=50) is not None
 
 
 @pytest.mark.parametrize(
