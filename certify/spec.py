@@ -128,8 +128,8 @@ def to_text(value: Any) -> str:
     if not dataclasses.is_dataclass(value):
         raise ValueError(f"got a {kind}, which has no text form, expected a frozen dataclass, whose fields identify it")
     arguments = []
-    stated = lambda field: field.metadata.get("in_text", True) or not isinstance(value, Scheme)  # noqa: E731
-    shown = list(filter(stated, dataclasses.fields(value)))
+    fields, is_scheme = dataclasses.fields(value), isinstance(value, Scheme)
+    shown = [field for field in fields if field.metadata.get("in_text", True) or not is_scheme]
     for field in sorted(shown, key=lambda field: field.kw_only is True):  # positional arguments first
         argument = getattr(value, field.name)
         argument = argument.item() if isinstance(argument, np.generic) else argument

@@ -292,10 +292,10 @@ def _check_model(data: Dataset, scheme: Scheme | None, model: ModelSpec | Denois
         raise ValueError(f"model: got {model.in_channels} input channels, expected the {expected} of {maker}")
     if scheme is not None:
         scheme.check(data.batch([0])[0])
-        read = parse_training_scheme(text := scheme_text(scheme))
-        if (stored := scheme.stored_design()) is not None and read is not None:  # checkpoints carry it beside the text
-            read, scheme = read.with_design(stored), scheme.with_design(stored)
-        if read != scheme:
+        read, given = parse_training_scheme(text := scheme_text(scheme)), scheme
+        if read is not None and (stored := scheme.stored_design()) is not None:  # checkpoints carry it beside the text
+            read, given = read.with_design(stored), scheme.with_design(stored)
+        if read != given:
             raise ValueError(
                 f"scheme: got {scheme!r}, whose text {text} does not give the same scheme back, as checkpoints require"
             )

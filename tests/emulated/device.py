@@ -25,8 +25,6 @@ AVAILABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backe
 _FACTORIES = ("arange", "linspace", "logspace", "randperm", "eye", "tril_indices", "triu_indices")
 _BETWEEN_DEVICES = {"_to_copy", "copy_", "_copy_from", "_copy_from_and_resize"}
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}  # indices may be on the CPU
-
-
 # Python needs a result, or the number of results
 _WAITING = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim"}
 
