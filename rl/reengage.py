@@ -2,8 +2,8 @@
 
 There is one loop, :meth:`GoalConditioned.train`. The algorithms differ in small adapters (:mod:`rl.actor_critic`,
 :mod:`rl.dqn`): how the next state is valued, which loss the critics have, and what happens before and after the
-critic's step. With ``goal_gradient_coef=0`` all parameters equal those of Stable-Baselines3 bit for bit,
-after any number of updates.
+critic's step. With ``goal_gradient_coef=0`` and no other option of this package that changes losses or inputs, all
+parameters equal those of Stable-Baselines3 bit for bit, after any number of updates.
 """
 
 from __future__ import annotations
@@ -238,6 +238,10 @@ class GoalConditioned(OffPolicyAlgorithm):
         """What :meth:`_finish` makes of the number of the update."""
         return None
 
+    def _trains_as_upstream(self) -> bool:
+        """Whether losses and inputs are those of Stable-Baselines3, whose results are then reproduced bit for bit."""
+        return self.goal_gradient_coef == 0 and self._normalization is None and self.target_range is None
+
     def updates_are_alike(self) -> bool:
         """Whether updates do the same work on the device, whatever is in a minibatch."""
         return True
@@ -271,7 +275,7 @@ class GoalConditioned(OffPolicyAlgorithm):
         self.policy.set_training_mode(True)
         recorder = self._recorder
         for optimizer in self.optimizers():  # here, since loading replaces options of optimizers
-            exact = self.goal_gradient_coef == 0 and recorder is None
+            exact = recorder is None and self._trains_as_upstream()
             make_faster(optimizer, exact=exact, recorded=recorder is not None)
         self._update_learning_rate(self.optimizers())
         self.update_statistics()

@@ -148,6 +148,22 @@ def test_targets_are_clipped() -> None:
         assert target.max() <= 0
 
 
+@pytest.mark.parametrize(
+    ("options", "fused"),
+    [
+        ({}, False),
+        ({"action_l2": 0.1}, False),
+        ({"goal_gradient_coef": 0.1}, True),
+        ({"target_range": (-1.0, 0.0)}, True),
+        ({"policy_kwargs": normalized()}, True),
+    ],
+)
+def test_optimizers_are_fused_where_nothing_is_to_be_reproduced(options: dict[str, Any], fused: bool) -> None:
+    model: Any = agent("DDPG", **options).learn(60)
+    groups = [group for optimizer in model.optimizers() for group in optimizer.param_groups]
+    assert {bool(group["fused"]) for group in groups} == {fused}
+
+
 def test_target_networks_follow_now_and_then() -> None:
     model: Any = agent("TD3", target_update_interval=4, policy_delay=2, learning_starts=50)
     before = [p.clone() for p in model.critic_target.parameters()]
