@@ -1,7 +1,8 @@
 """Environments that step in worker processes, for simulators without a vectorized form.
 
 Each worker steps many environments, and observations are passed through shared memory, so the processes exchange only
-one short command and answer per worker and step.
+one short command and answer per worker and step. Robots of gymnasium-robotics are read in a quicker way
+(:mod:`envs.robotics`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import multiprocessing
+import pickle
 import signal
 import traceback
 from collections.abc import Callable, Sequence
@@ -23,6 +25,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from envs.robotics import read_quickly
 from envs.task import check_count
 
 Make = Callable[[], gymnasium.Env[Any, Any]]
@@ -136,10 +139,11 @@ class ParallelVectorEnv(VectorEnv[Rows, Any, NDArray[Any]]):
         """Send a command to all workers and return their answers."""
         if not self._connections:
             raise ValueError("environments: got closed ones; create new ones")
+        message = pickle.dumps((name, argument))  # once for all workers
         try:
             for connection in self._connections:
                 with contextlib.suppress(OSError):  # a worker that has ended is reported below
-                    connection.send((name, argument))
+                    connection.send_bytes(message)
         except BaseException:
             self.close()
             raise
@@ -277,7 +281,9 @@ def _step(envs: dict[int, gymnasium.Env[Any, Any]], shared: _Shared) -> dict[int
 
 
 def _make(env: str | Make, kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
-    return gymnasium.make(env, **kwargs) if isinstance(env, str) else env(**kwargs)
+    made = gymnasium.make(env, **kwargs) if isinstance(env, str) else env(**kwargs)
+    read_quickly(made)
+    return made
 
 
 def _in_float32(space: spaces.Space[Any]) -> spaces.Dict:

@@ -155,7 +155,7 @@ def test_what_was_interrupted_is_closed() -> None:
     processes, first = env._processes, env._connections[0]
 
     class Interrupted:
-        send, close = first.send, first.close
+        send_bytes, close = first.send_bytes, first.close
 
         def recv(self) -> Any:
             raise KeyboardInterrupt
