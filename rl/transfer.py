@@ -16,9 +16,11 @@ def rows(values: np.ndarray, places: np.ndarray, device: torch.device) -> np.nda
     """``values[places]``; for a GPU in page-locked memory, from which transfers run asynchronously."""
     if not _page_locked(device):
         return values.take(places, axis=0)
-    kind = torch.from_numpy(values[:0]).dtype
-    out = torch.empty((len(places), *values.shape[1:]), dtype=kind, pin_memory=True).numpy()
-    return values.take(places, axis=0, out=out, mode="clip")  # no place is out of range; "raise" would write twice
+    source = torch.from_numpy(values)
+    out = torch.empty((len(places), *values.shape[1:]), dtype=source.dtype, pin_memory=True)
+    # large minibatches wait for memory, which all threads of PyTorch do at once, but NumPy's one does alone
+    torch.index_select(source, 0, torch.from_numpy(places), out=out)
+    return out.numpy()
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
