@@ -55,6 +55,7 @@ class ParallelVectorEnv(VectorEnv[Rows, Any, NDArray[Any]]):
     """
 
     def __init__(self, env: str | Make, num_envs: int, workers: int = 1, **kwargs: Any) -> None:
+        self.closed = True  # until there is something to close: some releases of gymnasium close what is deleted
         check_count("num_envs", num_envs)
         check_count("workers", workers)
         if workers > num_envs:
@@ -62,6 +63,7 @@ class ParallelVectorEnv(VectorEnv[Rows, Any, NDArray[Any]]):
         self._processes: list[Any] = []
         self._connections: list[Connection] = []
         self._local = _make(env, kwargs)
+        self.closed = False
         self.spec, self.render_mode = self._local.spec, None
         self.metadata = {**self._local.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
         self.num_envs = num_envs
