@@ -85,7 +85,8 @@ def _literal(node: ast.expr, text: str) -> Any:
     try:
         return ast.literal_eval(node)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"got {text!r}: {ast.unparse(node)} is not a number, a string or a tuple of these") from error
+        own = ast.get_source_segment(text.strip(), node)  # ast.unparse would recurse as deeply as the text is nested
+        raise ValueError(f"got {text!r}: {own} is not a number, a string or a tuple of these") from error
 
 
 def _is_literal(value: Any) -> bool:
