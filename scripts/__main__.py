@@ -1,0 +1,38 @@
+"""List all commands: ``python -m scripts``."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import textwrap
+from pathlib import Path
+
+SCRIPTS = Path(__file__).parent
+
+
+def commands() -> dict[str, str]:
+    """What each command does, by name; other modules of this package are shared parts."""
+    found = {}
+    for file in sorted(SCRIPTS.glob("*.py")):
+        source = file.read_text(encoding="utf-8")
+        if '__name__ == "__main__"' in source and file != Path(__file__):
+            # parsed rather than imported, which would take seconds
+            summary = (ast.get_docstring(ast.parse(source)) or "").partition("\n\n")[0]
+            found[file.stem] = " ".join(summary.split())
+    return found
+
+
+def main() -> None:
+    known = commands()
+    given = [word for word in sys.argv[1:] if word not in ("-h", "--help")]
+    if given:
+        right = f"python -m scripts.{given[0]}" if given[0] in known else "python -m scripts, which lists all commands"
+        raise SystemExit(f"scripts: got {given[0]!r} after a space, expected {right}")
+    print("Each command runs as python -m scripts.NAME; with --help, it shows its options and examples.\n")
+    for name, summary in known.items():
+        first, *others = textwrap.wrap(summary, 92)
+        print("\n".join([f"{name:23} {first}", *(f"{'':23} {line}" for line in others)]))
+
+
+if __name__ == "__main__":
+    main()
