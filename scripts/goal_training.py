@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
-from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 import envs as _registered  # noqa: F401  (importing it registers the environments)
@@ -35,6 +35,7 @@ import rl
 from certify.files import check_writable, differences, write_atomically
 from envs.parallel import ParallelVectorEnv
 from rl.logs import read_config
+from rl.noise import VectorizedNormalNoise
 from rl.normalization import NormalizedExtractor
 from rl.training import Plan, holds_run, run
 from rl.vec_env import VectorEnvAdapter
@@ -128,8 +129,11 @@ class Run:
         options: dict[str, Any] = dict(self.arguments)
         if self.noise is not None:
             size = env.action_space.shape or (1,)
-            noise = NormalActionNoise(np.zeros(size), np.full(size, self.noise))
-            options["action_noise"] = noise if env.num_envs == 1 else VectorizedActionNoise(noise, env.num_envs)
+            normal = np.zeros(size), np.full(size, self.noise)
+            several = env.num_envs > 1
+            options["action_noise"] = (
+                VectorizedNormalNoise(*normal, env.num_envs) if several else NormalActionNoise(*normal)
+            )
         if self.goal_gradient:
             options["goal_gradient"] = rl.GoalGradient(**self.goal_gradient)
         policy = dict(options.get("policy_kwargs", {}))

@@ -11,10 +11,12 @@ import stable_baselines3 as sb3
 import torch
 from gymnasium import spaces
 from safetensors.torch import load_file
+from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 from stable_baselines3.common.vec_env import VecNormalize
 
 import rl
 from rl.goals import GOAL
+from rl.noise import VectorizedNormalNoise
 from rl.normalization import NormalizedExtractor, RunningStatistics
 from rl.reengage import Logs
 from rl.training import STATE, Plan
@@ -124,6 +126,19 @@ def test_random_actions() -> None:
     differs = (np.abs(buffer.actions[:n].reshape(2 * n, -1) - greedy) > 1e-5).all(1)
     assert 0.25 < differs.mean() < 0.35
     assert np.abs(buffer.actions[:n].reshape(2 * n, -1)[differs]).max() > 0.99
+
+
+@pytest.mark.parametrize(("size", "n"), [(20, 38), (3, 3)])
+def test_noise_for_many_environments_is_that_of_stable_baselines(size: int, n: int) -> None:
+    mean, sigma = np.linspace(-1, 1, size), np.linspace(0.1, 0.3, size)
+    drawn = []
+    for noise in (VectorizedActionNoise(NormalActionNoise(mean, sigma), n), VectorizedNormalNoise(mean, sigma, n)):
+        np.random.seed(5)  # noqa: NPY002
+        drawn.append(np.stack([noise() for _ in range(4)]))
+        noise.reset([0])
+    assert drawn[0].shape == (4, n, size)
+    assert drawn[0].dtype == drawn[1].dtype == np.float32
+    assert np.array_equal(*drawn)
 
 
 def test_the_action_penalty_makes_actions_small() -> None:
