@@ -305,6 +305,7 @@ def test_on_a_gpu(name: str) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_updates_do_not_wait_for_a_gpu(name: str) -> None:
     rule = GoalGradient(normalize=True)
