@@ -36,7 +36,7 @@ def philox4x32(counter: Tensor, key: tuple[int, int]) -> Tensor:
     """
     assert counter.dtype == torch.int64
     if counter.device.type != "cpu":
-        return _philox_of_tensors(counter, torch.from_numpy(_keys(key).view(np.int64)).to(counter.device))
+        return _philox_of_tensors(counter, *_constants(key, counter.device))
     words = counter.clone()
     for part in words.split(_CHUNK, dim=1):
         _philox_in_place(part.numpy().view(np.uint64), _keys(key))
@@ -63,9 +63,19 @@ def _philox_in_place(counter: NDArray[np.uint64], rounds: NDArray[np.uint64]) ->
         np.bitwise_and(swapped, np.uint64(_WORD), out=odd)
 
 
-def _philox_of_tensors(counter: Tensor, rounds: Tensor) -> Tensor:
+@lru_cache(maxsize=16)
+def _constants(key: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The multipliers ``[2, 1]`` and the keys of all rounds ``[rounds, 2, 1]`` on a device other than the CPU.
+
+    They are kept there, since each transfer would make Python wait until a GPU has done all work in its queue.
+    """
+    with torch.inference_mode(False):  # they outlive the caller's mode
+        rounds = torch.from_numpy(_keys(key).view(np.int64)).to(device)
+        return torch.tensor(_MULTIPLIERS, device=device)[:, None], rounds
+
+
+def _philox_of_tensors(counter: Tensor, multipliers: Tensor, rounds: Tensor) -> Tensor:
     even, odd = counter[::2], counter[1::2]
-    multipliers = torch.tensor(_MULTIPLIERS, device=counter.device)[:, None]
     for key in rounds.unbind():
         swapped = (even * multipliers).flip(0)
         # the mask drops the copies of the sign bit

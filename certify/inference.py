@@ -21,14 +21,46 @@ _PROBES = 4  # random images on which kernels are tested
 _MOST_VALUES = 1_000  # values searched for modules
 
 
+class _MatrixProducts:
+    """The older one of torch's two settings for the precision of matrix products.
+
+    Both change together if a program uses the older one, but only one if it uses the newer one. Where they contradict
+    each other, torch raises an error when the older one is read, and some of its kernels obey the older one.
+    """
+
+    @property
+    def reduced(self) -> bool:
+        """Whether this setting is in use, with less than full precision."""
+        if torch.backends.cuda.matmul.fp32_precision != "tf32":  # type: ignore[attr-defined]
+            return False
+        try:
+            return self.precision != "highest"
+        except RuntimeError:  # the newer one is in use
+            return False
+
+    @property
+    def precision(self) -> str:
+        return torch.get_float32_matmul_precision()
+
+    @precision.setter
+    def precision(self, value: str) -> None:
+        torch.set_float32_matmul_precision(value)
+
+
 def _exact_settings() -> list[tuple[Any, str, Any]]:
-    """Global torch settings, with the values that give full float32 precision without autotuning."""
+    """Global torch settings, with the values that give full float32 precision without autotuning.
+
+    They are to be set, and restored, in this order.
+    """
     backends: Any = torch.backends
     settings: list[tuple[Any, str, Any]] = [
         (backends.cudnn, "benchmark", False),
         (backends.cudnn, "deterministic", True),
     ]
     if hasattr(backends, "fp32_precision"):
+        products = _MatrixProducts()
+        if products.reduced:
+            settings.append((products, "precision", "highest"))
         owners = (backends.cuda, backends.cudnn, backends.mkldnn)
         kernels = [getattr(owner, name, None) for owner in owners for name in ("matmul", "conv", "rnn")]
         return settings + [

@@ -180,6 +180,7 @@ def test_sigma_out_of_range(sigma):
         GaussianNoise(sigma)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_cuda_gives_the_same_copies():
     x = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)

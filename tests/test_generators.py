@@ -1,10 +1,12 @@
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from certify import generators
 from certify.draws import ESTIMATION, Draws
@@ -28,8 +30,8 @@ WORDS, LONGS = st.integers(0, 2**32 - 1), st.integers(-(2**63), 2**63 - 1)
 )
 def test_philox_known_answers(counter, key, expected):
     assert philox4x32(torch.tensor(counter)[:, None], key)[:, 0].tolist() == expected
-    rounds = torch.from_numpy(generators._keys(key).view(np.int64))
-    assert generators._philox_of_tensors(torch.tensor(counter)[:, None], rounds)[:, 0].tolist() == expected
+    constants = generators._constants(key, torch.device("cpu"))
+    assert generators._philox_of_tensors(torch.tensor(counter)[:, None], *constants)[:, 0].tolist() == expected
 
 
 @given(counters=st.lists(st.tuples(WORDS, WORDS, WORDS, WORDS), min_size=1, max_size=9), key=st.tuples(WORDS, WORDS))
@@ -37,12 +39,34 @@ def test_philox_is_the_same_with_tensors_and_in_parts(counters, key):
     counter = torch.tensor(counters).T.contiguous()
     before = counter.clone()
     words = philox4x32(counter, key)
-    rounds = torch.from_numpy(generators._keys(key).view(np.int64))
-    assert torch.equal(generators._philox_of_tensors(counter, rounds), words)
+    constants = generators._constants(key, torch.device("cpu"))
+    assert torch.equal(generators._philox_of_tensors(counter, *constants), words)
     assert torch.equal(counter, before)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generators, "_CHUNK", 2)
         assert torch.equal(philox4x32(counter, key), words)
+
+
+class Transfers(TorchDispatchMode):
+    """Counts tensors that are brought from the CPU to another device: Python waits for all work in a GPU's queue."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.device.type != "cpu":
+            self.count += any(isinstance(own, torch.Tensor) and own.device.type == "cpu" for own in args)
+        return result
+
+
+def test_constants_stay_on_the_device():
+    counter = torch.empty((4, 3), dtype=torch.int64, device="meta")
+    counts = []
+    for key in ((77, 1), (77, 1), (77, 2)):
+        with Transfers() as transfers:
+            assert philox4x32(counter, key).shape == (4, 3)
+        counts.append(transfers.count)
+    assert counts[0] == counts[2] > counts[1] == 0
 
 
 def test_splitmix_known_answers():

@@ -288,6 +288,7 @@ def test_steps_are_counted_where_they_are_read() -> None:
     assert not optimizer.param_groups[0]["capturable"]
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_on_a_gpu(name: str) -> None:
@@ -304,7 +305,9 @@ def test_on_a_gpu(name: str) -> None:
             assert graphs.logger.name_to_value[key] == pytest.approx(value, rel=1e-2, abs=1e-3), key
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_updates_do_not_wait_for_a_gpu(name: str) -> None:
     rule = GoalGradient(normalize=True)

@@ -148,6 +148,7 @@ def test_deviations_out_of_range(deviation):
         RoundedGaussian(deviation)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("deviation", [Fraction(1, 100), Fraction(255, 4), Fraction(14_000)], ids=float)
 def test_cuda_gives_the_same_numbers(deviation):

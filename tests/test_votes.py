@@ -6,6 +6,7 @@ import itertools
 import threading
 import warnings
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -795,6 +796,36 @@ def test_cuda_gives_the_same_votes():
         cpu = Smoothed(Exact(weights), scheme, 10, n0=70, n=300).votes(images())
         cuda = Smoothed(Exact(weights).cuda(), scheme, 10, n0=70, n=300).votes(images())
         assert torch.equal(cpu.counts, cuda.counts)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="this version of torch has one interface")
+@pytest.mark.parametrize("reduce", ["older", "newer", "neither"])
+def test_settings_of_matrix_precision_do_not_contradict_each_other(reduce):
+    """torch has an older and a newer interface, and kernels and programs of others may read either."""
+    products: Any = torch.backends.cuda.matmul
+
+    def seen() -> list[object]:
+        values: list[object] = [products.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision]  # type: ignore[attr-defined]
+        for read in (torch.get_float32_matmul_precision, lambda: products.allow_tf32):
+            try:
+                values.append(read())
+            except RuntimeError:  # only one of the interfaces has been used
+                values.append("unknown")
+        return values
+
+    before, newer = torch.get_float32_matmul_precision(), products.fp32_precision
+    try:
+        if reduce == "older":
+            torch.set_float32_matmul_precision("medium")
+        elif reduce == "newer":
+            products.fp32_precision = "tf32"
+        outside = seen()
+        with exact_inference(None):
+            assert seen() == ["ieee", "ieee", "highest", False]
+        assert seen() == outside
+    finally:
+        products.fp32_precision = newer
+        torch.set_float32_matmul_precision(before)
 
 
 def test_predictions_with_a_seed_that_nobody_knows():
