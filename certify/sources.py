@@ -24,8 +24,9 @@ def code_of(things: Iterable[Any]) -> str | None:
     """The first digits of a checksum of classes, and of functions, that are neither of this package nor of torch.
 
     The checksum covers their source without comments and docstrings, their base classes, and the functions, classes,
-    plain values, arrays and collections of these in their module that they refer to; for code without a source (from standard input, say), the bytecode
-    of the methods. Arguments of a ``functools.partial`` count, too. Another Python version may give another checksum.
+    plain values, arrays and collections of these in their module that they refer to; for code without a source (from
+    standard input, say), the bytecode of the methods. Arguments of a ``functools.partial`` count, too. Another Python
+    version may give another checksum.
 
     Returns:
         None if there is no such code.
@@ -85,7 +86,7 @@ def _stable_text(value: Any) -> str:
     if isinstance(value, dict):
         return f"{{{', '.join(f'{_stable_text(key)}: {_stable_text(each)}' for key, each in value.items())}}}"
     if isinstance(value, (Tensor, np.ndarray)):
-        own = value.detach().cpu() if isinstance(value, Tensor) else value
+        own = value.detach().cpu().to_dense() if isinstance(value, Tensor) else value
         return f"{own.dtype} {own.tolist()}"
     return type(value).__qualname__
 
