@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from certify.inference import BaseClassifier
+from certify.sources import code_of
 
 # parameters, hooks, and whatever else torch keeps in every module or adds when it compiles one
 _MODULE_ATTRIBUTES = frozenset({*vars(nn.Module()), "_is_torch_compile"})
@@ -76,7 +77,8 @@ def _module_pieces(module: nn.Module, above: set[int]) -> Iterator[bytes]:
         settings = {name: value for name, value in vars(part).items() if name not in _MODULE_ATTRIBUTES}
         hooks = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
         if not kind.__module__.startswith("torch."):
-            settings |= {"forward": kind.forward}
+            # its other methods, and what they refer to in their module
+            settings |= {"forward": kind.forward, "code": code_of([kind])}
         for name, value in sorted((settings | ({"hooks": hooks} if hooks else {})).items()):
             if not isinstance(value, nn.Module):
                 try:
@@ -152,6 +154,7 @@ def _components(value: Any) -> list[Any]:
             value.__module__,
             value.__qualname__,
             _code_components(value.__code__),
+            code_of([value]),  # what it refers to in its module
             value.__defaults__,
             value.__kwdefaults__,
             cells,

@@ -1,8 +1,9 @@
 """Results on disk: one flushed line per image, readable at any time, resumable after any kind of stop.
 
-A run is a folder. ``config.json`` says what was run; ``votes*.tsv`` holds the integer votes, from which every
-certificate can be computed again; ``rows*.tsv`` holds one line per image, the columns of Cohen et al. (2019) first.
-Lines are only ever appended. A line that was cut short by a crash or a full disk is dropped and computed again.
+A run is a folder. ``config.json`` says what was run, and again for each shard of its own; ``votes*.tsv`` holds the
+integer votes, from which every certificate can be computed again; ``rows*.tsv`` holds one line per image, the columns
+of Cohen et al. (2019) first. Lines are only ever appended. A line that was cut short by a crash or a full disk is
+dropped and computed again.
 """
 
 from __future__ import annotations
@@ -255,6 +256,8 @@ class ResultFolder:
         self.rows_path = self.folder / f"rows{suffix}.tsv"
         self.votes_path = self.folder / f"votes{suffix}.tsv"
         self.config_path = self.folder / "config.json"
+        # shards that are made elsewhere may be copied into one folder, where only one config.json remains
+        self._own_config_path = self.folder / f"config{suffix}.json"
         self._open: list[TableFile] = []
 
     def start(self, config: dict[str, Any], *, resume: bool) -> set[int]:
@@ -269,6 +272,8 @@ class ResultFolder:
         check_writable(self.folder)
         self._check_config_exists()
         claim_config(self.config_path, config)
+        claim_config(self._own_config_path, config)
+        read_config(self.folder)  # raises if the shards do not belong together
         self._rows = TableFile(self.rows_path, self._columns)
         self._open.append(self._rows)
         if self._has_votes:

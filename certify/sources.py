@@ -12,6 +12,9 @@ from functools import partial
 from types import CodeType, FunctionType
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 _KNOWN_PACKAGES = frozenset({"builtins", "abc", "typing", "enum", "torch", __package__})  # their code is not the user's
 _PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes)
 _MAX_DEFINITIONS = 200  # functions and classes in one checksum, at most
@@ -20,9 +23,10 @@ _MAX_DEFINITIONS = 200  # functions and classes in one checksum, at most
 def code_of(things: Iterable[Any]) -> str | None:
     """The first digits of a checksum of classes, and of functions, that are neither of this package nor of torch.
 
-    The checksum covers their source without comments and docstrings, their base classes, and the functions, classes and
-    plain values of their module that they refer to; for code without a source (from standard input, say), the bytecode
-    of the methods. Arguments of a ``functools.partial`` count, too. Another Python version may give another checksum.
+    The checksum covers their source without comments and docstrings, their base classes, and the functions, classes,
+    plain values, arrays and collections of these in their module that they refer to; for code without a source (from
+    standard input, say), the bytecode of the methods. Arguments of a ``functools.partial`` count, too. Another Python
+    version may give another checksum.
 
     Returns:
         None if there is no such code.
@@ -69,7 +73,7 @@ def _add_text(thing: Any, texts: dict[Any, str]) -> None:
         if isinstance(value, (type, FunctionType)):
             if value.__module__ == thing.__module__:
                 _add_text(value, texts)
-        elif isinstance(value, (*_PLAIN_TYPES, tuple)):
+        elif isinstance(value, (*_PLAIN_TYPES, tuple, list, dict, Tensor, np.ndarray)):
             texts[thing.__module__, name] = f"{name} = {_stable_text(value)}"
 
 
@@ -79,6 +83,11 @@ def _stable_text(value: Any) -> str:
         return repr(value)
     if isinstance(value, (tuple, list)):
         return f"({', '.join(map(_stable_text, value))})"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_stable_text(key)}: {_stable_text(each)}' for key, each in value.items())}}}"
+    if isinstance(value, (Tensor, np.ndarray)):
+        own = value.detach().cpu().to_dense() if isinstance(value, Tensor) else value
+        return f"{own.dtype} {own.tolist()}"
     return type(value).__qualname__
 
 

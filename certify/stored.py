@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from certify.files import read_json
+from certify.files import differences, read_json
 from certify.images import Shape
 from certify.packed import unpack_votes
 from certify.votes import Votes, sum_votes
@@ -80,11 +80,19 @@ def table_paths(folder: Path, kind: str) -> list[Path]:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The configuration of a run."""
+    """The configuration of a run; raises if one of its shards was made with another, elsewhere."""
     path = Path(folder) / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such run; certify one with 'python -m scripts.certify'")
-    return read_json(path)
+    config = read_json(path)
+    for own in sorted(path.parent.glob("config-*-of-*.json")):
+        there, here = (dict(each, provenance=None) for each in (read_json(own), config))
+        if what := differences(there, here):
+            raise ValueError(
+                f"{own}: this shard was made with {what} as in {path.name}; results of different settings never go "
+                "into one folder, put the files of this shard into another"
+            )
+    return config
 
 
 def read_rows(source: str | Path) -> dict[str, np.ndarray]:

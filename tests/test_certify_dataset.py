@@ -333,6 +333,67 @@ def test_other_kinds_of_data_are_told_how_to_become_one(tmp_path):
         Dataset("mine", "test", np.zeros((2, 1, 4, 4), np.uint8), torch.zeros(2).long(), 3)
 
 
+OWN_MODEL = """
+import torch
+from torch import nn
+
+SCALE, MEAN, GAINS, SHIFT = 2.0, [0.5, 0.4], {"first": 3.0}, torch.ones(1)
+
+
+def halved(x):
+    return x / 2
+
+
+class Net(nn.Module):
+    gain = 1.0
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Flatten()
+
+    @property
+    def sign(self):
+        return -1
+
+    def head(self, x):
+        return self.last(x)[:, :3] * 7.0
+
+    def forward(self, x):
+        return halved(self.head(x - MEAN[0])) * SCALE * GAINS["first"] * self.sign * self.gain + SHIFT
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("7.0", "-7.0"),
+        ("x / 2", "x / -2"),
+        ("gain = 1.0", "gain = -1.0"),
+        ("return -1", "return 1"),
+        ("= 2.0", "= 3.0"),
+        ("[0.5, ", "[0.6, "),
+        ('"first": 3.0', '"first": 4.0'),
+        ("ones(1)", "zeros(1)"),
+    ],
+)
+def test_models_are_told_apart_by_all_of_their_code(old, new, tmp_path, monkeypatch):
+    """A run that is resumed after an edit would mix the votes of two models."""
+    monkeypatch.syspath_prepend(tmp_path)
+    names = []
+    for folder, source in (("a", OWN_MODEL), ("b", OWN_MODEL), ("c", OWN_MODEL.replace(old, new))):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "own_model.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path / folder)
+        monkeypatch.delitem(sys.modules, "own_model", raising=False)
+        own = importlib.import_module("own_model")
+        by_hook = nn.Sequential(nn.Flatten())
+        by_hook.register_forward_hook(lambda _module, _inputs, output, own=own.halved: own(output))
+        names.append((name_of(own.Net()), name_of(by_hook)))
+    monkeypatch.delitem(sys.modules, "own_model")
+    assert names[0] == names[1]
+    assert names[0][0] != names[2][0]
+
+
 class Indexed(nn.Module):
     """What is in its code has no order of its own, or no value."""
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -279,7 +280,7 @@ def test_shards_share_a_folder(tmp_path):
     assert start(tmp_path, shard=(0, 2), rows=[4, 0, 2]) == set()
     assert start(tmp_path, shard=(1, 2), rows=[3, 1]) == {0, 2, 4}
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "config.json",
+        *("config-0-of-2.json", "config-1-of-2.json", "config.json"),
         *("rows-0-of-2.tsv", "rows-1-of-2.tsv"),
         *("votes-0-of-2.tsv", "votes-1-of-2.tsv"),
     ]
@@ -289,6 +290,24 @@ def test_shards_share_a_folder(tmp_path):
         start(tmp_path, shard=(1, 2), resume=True, config=CONFIG | {"num_classes": 4})
     assert start(tmp_path, shard=(1, 2), resume=True) == {0, 1, 2, 3, 4}
     assert read_rows(tmp_path)["idx"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_shards_of_different_settings_are_told_apart_when_they_are_copied_together(tmp_path):
+    """Only one config.json remains, which would pass off the radii of one level as those of another."""
+    start(tmp_path / "here", shard=(0, 2), rows=[0, 2])
+    start(tmp_path / "there", shard=(1, 2), rows=[1, 3], config=CONFIG | {"seed": 1})
+    start(tmp_path / "same", shard=(1, 2), rows=[1, 3], config=CONFIG | {"provenance": {"started": "later"}})
+    for other in ("same", "there"):
+        shutil.copytree(tmp_path / other, tmp_path / "here", dirs_exist_ok=True)
+        if other == "same":
+            assert read_votes(tmp_path / "here").idx.tolist() == [0, 1, 2, 3]
+    for read in (read_config, read_votes):
+        with pytest.raises(
+            ValueError, match=r"config-0-of-2.json: this shard was made with seed = .*, not 1 as in conf"
+        ):
+            read(tmp_path / "here")
+    with pytest.raises(ValueError, match="this shard was made with seed"):
+        start(tmp_path / "here", shard=(1, 2), resume=True, config=CONFIG | {"seed": 1})
 
 
 def test_run_may_go_on_with_other_shards(tmp_path):
