@@ -69,6 +69,9 @@ def _module_pieces(module: nn.Module, above: set[int]) -> Iterator[bytes]:
     # including buffers that a state dictionary leaves out
     for name, value in sorted({**module.state_dict(), **dict(module.named_buffers())}.items()):
         yield from _named_pieces(name, value, above)
+    own_kinds = {type(part) for part in module.modules() if not type(part).__module__.startswith("torch.")}
+    # all methods, and what they refer to in their module
+    codes = {kind: code_of([kind]) for kind in own_kinds}
     for path, part in module.named_modules():
         kind = type(part)
         if isinstance(part, torch.jit.ScriptModule):
@@ -76,15 +79,14 @@ def _module_pieces(module: nn.Module, above: set[int]) -> Iterator[bytes]:
         yield f"{path} {kind.__module__} {kind.__qualname__} ".encode()
         settings = {name: value for name, value in vars(part).items() if name not in _MODULE_ATTRIBUTES}
         hooks = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
-        if not kind.__module__.startswith("torch."):
-            # its other methods, and what they refer to in their module
-            settings |= {"forward": kind.forward, "code": code_of([kind])}
+        if kind in codes:
+            settings |= {"forward": kind.forward, "code": codes[kind]}
         for name, value in sorted((settings | ({"hooks": hooks} if hooks else {})).items()):
             if not isinstance(value, nn.Module):
                 try:
                     yield from _named_pieces(f"{path}.{name}", value, above)
                 except _NotIdentifiableError:
-                    if not kind.__module__.startswith("torch.") or name == "hooks":  # torch's own settings are plain
+                    if kind in codes or name == "hooks":  # torch's own settings are plain
                         raise
 
 

@@ -8,12 +8,9 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from types import CodeType, FunctionType
 from typing import Any
-
-import numpy as np
-from torch import Tensor
 
 _KNOWN_PACKAGES = frozenset({"builtins", "abc", "typing", "enum", "torch", __package__})  # their code is not the user's
 _PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes)
@@ -23,10 +20,11 @@ _MAX_DEFINITIONS = 200  # functions and classes in one checksum, at most
 def code_of(things: Iterable[Any]) -> str | None:
     """The first digits of a checksum of classes, and of functions, that are neither of this package nor of torch.
 
-    The checksum covers their source without comments and docstrings, their base classes, and the functions, classes,
-    plain values, arrays and collections of these in their module that they refer to; for code without a source (from
-    standard input, say), the bytecode of the methods. Arguments of a ``functools.partial`` count, too. Another Python
-    version may give another checksum.
+    The checksum covers their source without comments and docstrings, their base classes, and the functions, classes and
+    plain values of their module that they refer to. Other values, such as lists and arrays, count as they are written
+    in the module, not as they are: a cache may fill up. For code without a source (from standard input, say), the
+    bytecode of the methods counts. Arguments of a ``functools.partial`` count, too. Another Python version may give
+    another checksum.
 
     Returns:
         None if there is no such code.
@@ -73,8 +71,10 @@ def _add_text(thing: Any, texts: dict[Any, str]) -> None:
         if isinstance(value, (type, FunctionType)):
             if value.__module__ == thing.__module__:
                 _add_text(value, texts)
-        elif isinstance(value, (*_PLAIN_TYPES, tuple, list, dict, Tensor, np.ndarray)):
+        elif isinstance(value, (*_PLAIN_TYPES, tuple)):
             texts[thing.__module__, name] = f"{name} = {_stable_text(value)}"
+        elif name in (written := _as_written(thing.__module__)):
+            texts[thing.__module__, name] = f"{name} = {written[name]}"
 
 
 def _stable_text(value: Any) -> str:
@@ -83,12 +83,26 @@ def _stable_text(value: Any) -> str:
         return repr(value)
     if isinstance(value, (tuple, list)):
         return f"({', '.join(map(_stable_text, value))})"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{_stable_text(key)}: {_stable_text(each)}' for key, each in value.items())}}}"
-    if isinstance(value, (Tensor, np.ndarray)):
-        own = value.detach().cpu().to_dense() if isinstance(value, Tensor) else value
-        return f"{own.dtype} {own.tolist()}"
     return type(value).__qualname__
+
+
+def _as_written(module: str) -> dict[str, str]:
+    """What a module assigns to its names; nothing without a source."""
+    try:
+        return _assignments(inspect.getsource(sys.modules[module]))
+    except (OSError, TypeError, SyntaxError):
+        return {}
+
+
+@lru_cache(maxsize=8)
+def _assignments(source: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for statement in ast.parse(source).body:
+        if isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
+            for node in ast.walk(statement):
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                    found[node.id] = found.get(node.id, "") + ast.dump(statement)
+    return found
 
 
 def _drop_docstrings(tree: ast.AST) -> None:

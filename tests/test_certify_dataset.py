@@ -394,6 +394,19 @@ def test_models_are_told_apart_by_all_of_their_code(old, new, tmp_path, monkeypa
     assert names[0][0] != names[2][0]
 
 
+def test_what_a_model_remembers_in_its_module_does_not_change_its_name(tmp_path, monkeypatch):
+    """Only how it begins is code."""
+    monkeypatch.syspath_prepend(tmp_path)
+    source = OWN_MODEL.replace("* SCALE", "* KNOWN.setdefault(x.shape, SCALE)") + "\n\nKNOWN = {}\n"
+    (tmp_path / "remembering_model.py").write_text(source)
+    model = importlib.import_module("remembering_model").Net()
+    before = name_of(model)
+    model(torch.ones(1, 1, 2, 2))
+    assert sys.modules["remembering_model"].KNOWN
+    assert name_of(model) == before
+    monkeypatch.delitem(sys.modules, "remembering_model")
+
+
 class Indexed(nn.Module):
     """What is in its code has no order of its own, or no value."""
 
