@@ -43,7 +43,9 @@ _PRINTABLE = (
 def name_of(base_classifier: BaseClassifier) -> str:
     """The class of a module, and the first digits of a checksum of its layers, parameters, buffers and settings.
 
-    Raises ``ValueError`` if two different classifiers could get the same name.
+    Code counts as in :func:`~certify.sources.code_of`: that of the module's class and functions, not of other modules.
+
+    Raises ``ValueError`` if a classifier refers to something that cannot be told from others of its kind.
     """
     if not isinstance(base_classifier, nn.Module):
         raise ValueError(
@@ -80,7 +82,7 @@ def _module_pieces(module: nn.Module, above: set[int]) -> Iterator[bytes]:
         settings = {name: value for name, value in vars(part).items() if name not in _MODULE_ATTRIBUTES}
         hooks = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
         if kind in codes:
-            settings |= {"forward": kind.forward, "code": codes[kind]}
+            settings |= {"forward": kind.forward} | ({} if codes[kind] is None else {"code": codes[kind]})
         for name, value in sorted((settings | ({"hooks": hooks} if hooks else {})).items()):
             if not isinstance(value, nn.Module):
                 try:
@@ -156,7 +158,7 @@ def _components(value: Any) -> list[Any]:
             value.__module__,
             value.__qualname__,
             _code_components(value.__code__),
-            code_of([value]),  # what it refers to in its module
+            *filter(None, [code_of([value])]),  # what it refers to in its module
             value.__defaults__,
             value.__kwdefaults__,
             cells,

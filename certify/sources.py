@@ -8,9 +8,14 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 _KNOWN_PACKAGES = frozenset({"builtins", "abc", "typing", "enum", "torch", __package__})  # their code is not the user's
 _PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes)
@@ -20,11 +25,12 @@ _MAX_DEFINITIONS = 200  # functions and classes in one checksum, at most
 def code_of(things: Iterable[Any]) -> str | None:
     """The first digits of a checksum of classes, and of functions, that are neither of this package nor of torch.
 
-    The checksum covers their source without comments and docstrings, their base classes, and the functions, classes and
-    plain values of their module that they refer to. Other values, such as lists and arrays, count as they are written
-    in the module, not as they are: a cache may fill up. For code without a source (from standard input, say), the
-    bytecode of the methods counts. Arguments of a ``functools.partial`` count, too. Another Python version may give
-    another checksum.
+    The checksum covers their source without comments and docstrings, their base classes, and whatever of their module
+    they refer to, and that in turn: functions, classes, plain values, and the statements that make other values, such
+    as lists and arrays. These count as they are written rather than as they are, since a cache may fill up; so do names
+    that a function declares ``global``. For code without a source (from standard input, say), the bytecode of the
+    methods counts, and all values as they are. Arguments of a ``functools.partial`` count, too. Another Python version
+    may give another checksum. What other modules define does not count.
 
     Returns:
         None if there is no such code.
@@ -45,7 +51,7 @@ def _definitions(thing: Any) -> Iterator[Any]:
         yield (thing.args, sorted(thing.keywords.items()))
     elif isinstance(thing, type):
         yield from (base for base in thing.__mro__ if base.__module__.split(".")[0] not in _KNOWN_PACKAGES)
-    elif inspect.isfunction(thing) and thing.__module__.split(".")[0] not in _KNOWN_PACKAGES:
+    elif inspect.isfunction(thing) and (thing.__module__ or "").split(".")[0] not in _KNOWN_PACKAGES:
         yield thing
 
 
@@ -58,23 +64,40 @@ def _add_text(thing: Any, texts: dict[Any, str]) -> None:
         return
     name = thing.__qualname__
     try:
+        if name.endswith("<lambda>"):
+            raise OSError("the source of a lambda is the line around it")
         tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
     except (OSError, TypeError, SyntaxError):  # no source, or only a part of a line
         texts[thing] = f"{name} {_instructions(thing)!r}"
+        _add_values(thing.__module__, _names_in(_instructions(thing)), texts)
         return
     _drop_docstrings(tree)
     texts[thing] = f"{name} {ast.dump(tree)}"
-    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    around = vars(sys.modules[thing.__module__]) if thing.__module__ in sys.modules else {}
+    _add_values(thing.__module__, {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}, texts)
+
+
+def _add_values(module: str | None, names: set[str], texts: dict[Any, str]) -> None:
+    """Add the texts of what a module calls by these names."""
+    around = vars(sys.modules[module]) if module in sys.modules else {}
+    source = _source_of(module)
     for name in sorted(names & around.keys()):
         value = getattr(around[name], "__wrapped__", around[name])  # of a decorator such as lru_cache
         if isinstance(value, (type, FunctionType)):
-            if value.__module__ == thing.__module__:
+            if value.__module__ == module:
                 _add_text(value, texts)
-        elif isinstance(value, (*_PLAIN_TYPES, tuple)):
-            texts[thing.__module__, name] = f"{name} = {_stable_text(value)}"
-        elif name in (written := _as_written(thing.__module__)):
-            texts[thing.__module__, name] = f"{name} = {written[name]}"
+        elif (module, name) in texts or isinstance(value, ModuleType):
+            continue
+        elif source is None or (_is_plain(value) and name not in _statements(source).declared_global):
+            texts[module, name] = f"{name} = {_stable_text(value)}"
+        elif name in (written := _statements(source)).text:
+            texts[module, name] = f"{name}: {written.text[name]}"
+            _add_values(module, written.names[name], texts)
+        elif isinstance(value, tuple):
+            texts[module, name] = f"{name} = {_stable_text(value)}"
+
+
+def _is_plain(value: Any) -> bool:
+    return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, _PLAIN_TYPES)
 
 
 def _stable_text(value: Any) -> str:
@@ -83,26 +106,60 @@ def _stable_text(value: Any) -> str:
         return repr(value)
     if isinstance(value, (tuple, list)):
         return f"({', '.join(map(_stable_text, value))})"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_stable_text(key)}: {_stable_text(each)}' for key, each in value.items())}}}"
+    if isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_quantized):
+        value = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return f"{value.dtype} {value.shape} {hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}"
     return type(value).__qualname__
 
 
-def _as_written(module: str) -> dict[str, str]:
-    """What a module assigns to its names; nothing without a source."""
+@dataclass
+class _Statements:
+    """What the statements of a module, outside its functions and classes, do to its names.
+
+    Attributes:
+        text: those that assign to a name, to its entries or attributes, or call its methods, as text.
+        names: what these refer to.
+        declared_global: names that a function may change.
+    """
+
+    text: dict[str, str] = field(default_factory=dict)
+    names: dict[str, set[str]] = field(default_factory=dict)
+    declared_global: set[str] = field(default_factory=set)
+
+
+def _source_of(module: str | None) -> str | None:
     try:
-        return _assignments(inspect.getsource(sys.modules[module]))
-    except (OSError, TypeError, SyntaxError):
-        return {}
+        return inspect.getsource(sys.modules[module]) if module in sys.modules else None
+    except (OSError, TypeError):
+        return None
 
 
 @lru_cache(maxsize=8)
-def _assignments(source: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for statement in ast.parse(source).body:
-        if isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
-            for node in ast.walk(statement):
-                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                    found[node.id] = found.get(node.id, "") + ast.dump(statement)
+def _statements(source: str) -> _Statements:
+    found, tree = _Statements(), ast.parse(source)
+    found.declared_global = {name for node in ast.walk(tree) if isinstance(node, ast.Global) for name in node.names}
+    for statement in tree.body:
+        if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            continue
+        read = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+        for name in {changed for node in ast.walk(statement) if (changed := _changed_name(node)) is not None}:
+            found.text[name] = found.text.get(name, "") + ast.dump(statement)
+            found.names[name] = found.names.get(name, set()) | read
     return found
+
+
+def _changed_name(node: ast.AST) -> str | None:
+    """What a part of a statement may change: ``x`` for ``x = ...``, ``x[0] = ...``, ``x.y = ...`` and ``x.f()``."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        node = node.func.value
+    elif not (isinstance(node, (ast.Name, ast.Subscript, ast.Attribute)) and not isinstance(node.ctx, ast.Load)):
+        return None
+    while isinstance(node, (ast.Subscript, ast.Attribute)):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else None
 
 
 def _drop_docstrings(tree: ast.AST) -> None:
@@ -131,3 +188,10 @@ def _code_text(code: CodeType) -> list[Any]:
     inner = [_code_text(each) if isinstance(each, CodeType) else each for each in code.co_consts]
     inner = [sorted(map(repr, each)) if isinstance(each, frozenset) else repr(each) for each in inner]
     return [code.co_code.hex(), code.co_names, inner]
+
+
+def _names_in(instructions: Any) -> set[str]:
+    """All strings in such a list, which contain the names that the code refers to."""
+    if isinstance(instructions, str):
+        return {instructions}
+    return {name for part in instructions for name in _names_in(part)}

@@ -75,24 +75,33 @@ class StoredVotes:
 
 
 def table_paths(folder: Path, kind: str) -> list[Path]:
-    """The files of all shards of a run."""
+    """The files of all shards of a run; raises if these do not belong together."""
+    _check_shards(folder)
     return sorted(p for p in folder.glob(f"{kind}*.tsv") if re.fullmatch(rf"{kind}(-\d+-of-\d+)?\.tsv", p.name))
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The configuration of a run; raises if one of its shards was made with another, elsewhere."""
+    """The configuration of a run; raises if its shards do not belong together."""
     path = Path(folder) / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such run; certify one with 'python -m scripts.certify'")
-    config = read_json(path)
-    for own in sorted(path.parent.glob("config-*-of-*.json")):
-        there, here = (dict(each, provenance=None) for each in (read_json(own), config))
+    _check_shards(path.parent)
+    return read_json(path)
+
+
+def _check_shards(folder: Path) -> None:
+    """Raise if shards that were made elsewhere, and copied into this folder, were made with different settings."""
+    shards = sorted(
+        path for path in folder.glob("config-*.json") if re.fullmatch(r"config-\d+-of-\d+\.json", path.name)
+    )
+    first, *others = [path for path in (folder / "config.json", *shards) if path.exists()] or [folder]
+    for other in others:
+        there, here = (dict(read_json(path), provenance=None) for path in (other, first))
         if what := differences(there, here):
             raise ValueError(
-                f"{own}: this shard was made with {what} as in {path.name}; results of different settings never go "
+                f"{other}: this shard was made with {what} as in {first.name}; results of different settings never go "
                 "into one folder, put the files of this shard into another"
             )
-    return config
 
 
 def read_rows(source: str | Path) -> dict[str, np.ndarray]:

@@ -11,7 +11,8 @@ class VectorizedNormalNoise(VectorizedActionNoise):
     """Gaussian noise for ``n_envs`` environments, drawn at once.
 
     The numbers are those of ``VectorizedActionNoise(NormalActionNoise(mean, sigma), n_envs)`` in Stable-Baselines3. It
-    draws for one environment after the other, which takes as long as acting if there are dozens.
+    draws for one environment after the other, which takes as long as acting if there are dozens. To change mean or
+    deviation, make a new object.
 
     Args:
         mean: ``[actions]``.
@@ -19,7 +20,7 @@ class VectorizedNormalNoise(VectorizedActionNoise):
     """
 
     def __init__(self, mean: ArrayLike, sigma: ArrayLike, n_envs: int) -> None:
-        mean, sigma = np.asarray(mean), np.asarray(sigma)
+        mean, sigma = np.broadcast_arrays(mean, sigma)
         super().__init__(NormalActionNoise(mean, sigma), n_envs)
         self._all = NormalActionNoise(*(np.broadcast_to(own, (n_envs, *own.shape)) for own in (mean, sigma)))
 

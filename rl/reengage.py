@@ -239,7 +239,8 @@ class GoalConditioned(OffPolicyAlgorithm):
         return None
 
     def _trains_as_upstream(self) -> bool:
-        """Whether losses and inputs are those of Stable-Baselines3, whose results are then reproduced bit for bit."""
+        """Whether the critic's loss and the inputs are those of Stable-Baselines3, which is then reproduced bit for bit
+        unless another option makes a difference."""
         return self.goal_gradient_coef == 0 and self._normalization is None and self.target_range is None
 
     def updates_are_alike(self) -> bool:

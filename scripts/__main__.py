@@ -27,10 +27,10 @@ def main() -> None:
     given = [word for word in sys.argv[1:] if word not in ("-h", "--help")]
     if given:
         right = f"python -m scripts.{given[0]}" if given[0] in known else "python -m scripts, which lists all commands"
-        raise SystemExit(f"scripts: got {given[0]!r} after a space, expected {right}")
+        raise SystemExit(f"scripts: got {' '.join(given)!r} after a space, expected {right}")
     print("Each command runs as python -m scripts.NAME; with --help, it shows its options and examples.\n")
     for name, summary in known.items():
-        first, *others = textwrap.wrap(summary, 92)
+        first, *others = textwrap.wrap(summary, 92) or [""]
         print("\n".join([f"{name:23} {first}", *(f"{'':23} {line}" for line in others)]))
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import random
 import sys
+import types
 import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -337,11 +339,31 @@ OWN_MODEL = """
 import torch
 from torch import nn
 
-SCALE, MEAN, GAINS, SHIFT = 2.0, [0.5, 0.4], {"first": 3.0}, torch.ones(1)
+SCALE = 2.0
+MEAN = [0.5, 0.4]
+GAINS = {"first": 3.0}
+SHIFT = torch.ones(1)
+TABLE = [0.0]
+TABLE[0] = 11.0
+LONG = []
+LONG.append(12.0)
+if SCALE > 0:
+    INNER = [13.0]
+PAIR = (torch.zeros(2), {"a": 14})
+LIMITS = [15.0]
+MADE = torch.tensor(LIMITS)
+CURVE = None
 
 
 def halved(x):
     return x / 2
+
+
+def kernel():
+    return torch.tensor([16.0])
+
+
+BUILT = kernel()
 
 
 class Net(nn.Module):
@@ -359,8 +381,24 @@ class Net(nn.Module):
         return self.last(x)[:, :3] * 7.0
 
     def forward(self, x):
-        return halved(self.head(x - MEAN[0])) * SCALE * GAINS["first"] * self.sign * self.gain + SHIFT
+        global CURVE
+        if CURVE is None:
+            CURVE = torch.zeros(1)
+        x = halved(self.head(x - MEAN[0])) * SCALE * GAINS["first"] * self.sign * self.gain + SHIFT
+        return x + TABLE[0] + LONG[0] + INNER[0] + PAIR[1]["a"] + MADE + BUILT + CURVE
 """
+
+
+def own_models(tmp_path, monkeypatch, *sources):
+    """Modules with these sources, one after the other under one name."""
+    for i, source in enumerate(sources):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        (folder / "own_model.py").write_text(source)
+        monkeypatch.syspath_prepend(folder)
+        monkeypatch.delitem(sys.modules, "own_model", raising=False)
+        yield importlib.import_module("own_model")
+    monkeypatch.delitem(sys.modules, "own_model")
 
 
 @pytest.mark.parametrize(
@@ -374,37 +412,68 @@ class Net(nn.Module):
         ("[0.5, ", "[0.6, "),
         ('"first": 3.0', '"first": 4.0'),
         ("ones(1)", "zeros(1)"),
+        ("11.0", "-11.0"),
+        ("12.0", "-12.0"),
+        ("13.0", "-13.0"),
+        ("14", "-14"),
+        ("15.0", "-15.0"),
+        ("16.0", "-16.0"),
+        ("CURVE = torch.zeros", "CURVE = torch.ones"),
     ],
 )
 def test_models_are_told_apart_by_all_of_their_code(old, new, tmp_path, monkeypatch):
     """A run that is resumed after an edit would mix the votes of two models."""
-    monkeypatch.syspath_prepend(tmp_path)
     names = []
-    for folder, source in (("a", OWN_MODEL), ("b", OWN_MODEL), ("c", OWN_MODEL.replace(old, new))):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "own_model.py").write_text(source)
-        monkeypatch.syspath_prepend(tmp_path / folder)
-        monkeypatch.delitem(sys.modules, "own_model", raising=False)
-        own = importlib.import_module("own_model")
+    assert OWN_MODEL.count(old) == 1
+    for own in own_models(tmp_path, monkeypatch, OWN_MODEL, OWN_MODEL, OWN_MODEL.replace(old, new)):
         by_hook = nn.Sequential(nn.Flatten())
         by_hook.register_forward_hook(lambda _module, _inputs, output, own=own.halved: own(output))
         names.append((name_of(own.Net()), name_of(by_hook)))
-    monkeypatch.delitem(sys.modules, "own_model")
     assert names[0] == names[1]
     assert names[0][0] != names[2][0]
+    assert (names[0][1] != names[2][1]) == (old == "x / 2")
+
+
+def test_models_without_a_source_are_told_apart_by_the_values_they_refer_to(monkeypatch):
+    names = []
+    for mean in ("[0.5]", "[0.5]", "[0.6]", "torch.tensor([0.5])", "torch.tensor([0.6])"):
+        module = types.ModuleType("without_source")
+        monkeypatch.setitem(sys.modules, "without_source", module)
+        exec(OWN_MODEL.replace("[0.5, 0.4]", mean), vars(module))  # as in a notebook
+        names.append(name_of(module.Net()))
+    assert names[0] == names[1]
+    assert len(set(names)) == 4
+
+
+def test_a_lambda_is_not_the_line_around_it(tmp_path, monkeypatch):
+    sources = [
+        f"made = (lambda x: x + {number}), dict(resume={resume})\n" for number, resume in ((1, 0), (1, 1), (2, 1))
+    ]
+    codes = [code_of([own.made[0]]) for own in own_models(tmp_path, monkeypatch, *sources)]
+    assert codes[0] == codes[1] != codes[2]
+
+
+def test_functions_of_no_module():
+    space: dict[str, Any] = {}
+    exec("def double(x):\n    return 2 * x", space)
+    names = []
+    for function in (space["double"], space["double"]):
+        model = nn.Flatten()
+        model.register_forward_hook(lambda _module, _inputs, output, function=function: function(output))
+        names.append(name_of(model))
+    assert names[0] == names[1]
 
 
 def test_what_a_model_remembers_in_its_module_does_not_change_its_name(tmp_path, monkeypatch):
     """Only how it begins is code."""
-    monkeypatch.syspath_prepend(tmp_path)
     source = OWN_MODEL.replace("* SCALE", "* KNOWN.setdefault(x.shape, SCALE)") + "\n\nKNOWN = {}\n"
-    (tmp_path / "remembering_model.py").write_text(source)
-    model = importlib.import_module("remembering_model").Net()
-    before = name_of(model)
-    model(torch.ones(1, 1, 2, 2))
-    assert sys.modules["remembering_model"].KNOWN
-    assert name_of(model) == before
-    monkeypatch.delitem(sys.modules, "remembering_model")
+    for own in own_models(tmp_path, monkeypatch, source):
+        model = own.Net()
+        before = name_of(model)
+        model(torch.ones(1, 3, 1, 1))
+        assert own.KNOWN
+        assert own.CURVE is not None
+        assert name_of(model) == before
 
 
 class Indexed(nn.Module):

@@ -139,6 +139,7 @@ def test_noise_for_many_environments_is_that_of_stable_baselines(size: int, n: i
     assert drawn[0].shape == (4, n, size)
     assert drawn[0].dtype == drawn[1].dtype == np.float32
     assert np.array_equal(*drawn)
+    assert VectorizedNormalNoise(np.zeros(size), 0.1, n)().shape == (n, size)
 
 
 def test_the_action_penalty_makes_actions_small() -> None:

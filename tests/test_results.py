@@ -301,7 +301,7 @@ def test_shards_of_different_settings_are_told_apart_when_they_are_copied_togeth
         shutil.copytree(tmp_path / other, tmp_path / "here", dirs_exist_ok=True)
         if other == "same":
             assert read_votes(tmp_path / "here").idx.tolist() == [0, 1, 2, 3]
-    for read in (read_config, read_votes):
+    for read in (read_config, read_votes, read_rows):
         with pytest.raises(
             ValueError, match=r"config-0-of-2.json: this shard was made with seed = .*, not 1 as in conf"
         ):

@@ -482,7 +482,7 @@ def test_all_commands_are_listed():
     command = [sys.executable, "-m", "scripts"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     runnable = {file.stem for file in Path("scripts").glob("*.py") if "    cli.run(main" in file.read_text()}
-    assert {line.split()[0] for line in listed.splitlines()[2:] if not line.startswith(" ")} >= runnable
+    assert {line.split()[0] for line in listed.splitlines()[2:] if not line.startswith(" ")} == runnable
     assert all(len(line) <= 120 for line in listed.splitlines())
     for word, message in (("train", "expected python -m scripts.train\n"), ("tarin", "which lists all commands")):
         refused = subprocess.run([*command, word], capture_output=True, text=True, check=False)
