@@ -26,8 +26,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from certify.data import Dataset, load
+from certify.poisoning.feature_method import FeatureMethod
 from certify.poisoning.features import FILE, Pretraining, load_features, read_method
-from certify.poisoning.pretext import Pretext, SimCLR
+from certify.poisoning.pretext import SimCLR
 from scripts import cli, poisoning_inputs
 
 
@@ -47,7 +48,7 @@ class Args:
     resume: bool = cli.arg("continue what is in OUT", False)
 
 
-def check(method: Pretext, data: Dataset) -> None:
+def check(method: FeatureMethod, data: Dataset) -> None:
     """Raise unless the method suits the data set."""
     if data.kind != "picture":
         raise ValueError(f"data: got {data.name}, expected images")

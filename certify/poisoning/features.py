@@ -23,21 +23,18 @@ import torch
 from torch import Tensor, nn
 
 from certify import spec
-from certify.images import check_images, to_float
-from certify.inference import deterministic, exact_gradients, exact_inference
-from certify.models import Normalize
+from certify.images import check_images
+from certify.inference import deterministic, exact_inference
+from certify.poisoning.feature_method import FeatureMethod
 from certify.poisoning.job import environment_of, images_checksum
 from certify.poisoning.neighbors import fixed_batches
-from certify.poisoning.network import normalization
 from certify.poisoning.partition import sample_keys
-from certify.poisoning.pretext import PRETEXTS, Pretext
+from certify.poisoning.pretext import RotNet, SimCLR
 from certify.results import claim_config
-from certify.training import SCHEDULES
 from certify.training.checkpoint import read_tensors, write_tensors
-from certify.training.trainer import generator_for
 
+METHODS: dict[str, type] = {kind.__name__: kind for kind in (RotNet, SimCLR)}
 FILE = "features.safetensors"
-_PURPOSE = 4  # substream of the random numbers
 _ROWS = 64  # images per forward pass, always this many
 _FORMAT = 1
 
@@ -47,37 +44,30 @@ class Pretraining:
 
     Args:
         images: uint8 ``[N, C, H, W]``, or floats in [0, 1], in any order.
-        method: the pretext task and its training settings.
+        method: how features are learned, such as a pretext task and its training settings.
         folder: where the state and the result go.
         device: where to train.
     """
 
-    def __init__(self, images: Tensor, method: Pretext, folder: str | Path, *, device: str = "cpu") -> None:
+    def __init__(self, images: Tensor, method: FeatureMethod, folder: str | Path, *, device: str = "cpu") -> None:
         check_images(images)
         if len(images) < 2:
             raise ValueError(f"images: got {len(images)}, expected at least 2")
-        self.images = images[torch.tensor(sorted_by_content(images)[0])]
-        self.method, self.folder, self.device = method, Path(folder), torch.device(device)
-        self.networks = _networks(method, tuple(images.shape[1:]), self.images).to(self.device)
-        self.optimizer = torch.optim.SGD(
-            self.networks.parameters(),
-            method.lr,
-            method.momentum,
-            weight_decay=method.weight_decay,
-            nesterov=method.nesterov and method.momentum > 0,
-        )
+        ordered = images[torch.tensor(sorted_by_content(images)[0])]
+        self.method, self.folder = method, Path(folder)
+        self.learning = method.begin(ordered, torch.device(device))
         self.losses: list[float] = []  # of all epochs so far
         self.identity = {
             "format": _FORMAT,
             "method": spec.to_text(method),
-            "images_sha256": images_checksum(self.images),
+            "images_sha256": images_checksum(ordered),
             "shape": list(images.shape[1:]),
             "environment": environment_of(device),
         }
 
     @property
     def steps_per_epoch(self) -> int:
-        return max(1, len(self.images) // self.method.batch_size)
+        return self.learning.steps_per_epoch
 
     def start(self, *, resume: bool, provenance: dict[str, Any] | None = None) -> None:
         """Claim the folder, and resume from the state in it; raises if it holds other features, or the same without
@@ -92,50 +82,24 @@ class Pretraining:
     def run(
         self,
         *,
-        on_step: Callable[[], None] | None = None,
-        on_epoch: Callable[[int, float], None] | None = None,
+        on_step: Callable[[], None] = lambda: None,
+        on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
     ) -> Path:
         """Train to the last epoch, saving the state after each; returns the file of the result."""
-        while len(self.losses) < self.method.epochs:
-            loss = self._epoch(on_step)
+        while len(self.losses) < self.method.epochs and not self.learning.converged(self.losses):
+            loss = self.learning.epoch(len(self.losses), on_step)
             if not math.isfinite(loss):
                 raise FloatingPointError(f"training diverged in epoch {len(self.losses)} (loss {loss}); lower lr")
             self.losses.append(loss)
-            self._save_state()
-            if on_epoch is not None:
-                on_epoch(len(self.losses) - 1, loss)
+            write_tensors(self.folder / "state.safetensors", self.learning.tensors(), self._header)
+            on_epoch(len(self.losses) - 1, loss)
         path = self.folder / FILE
-        features = dict(self.networks[0].state_dict())
-        write_tensors(path, features, self.identity | {"losses": self.losses})
+        write_tensors(path, dict(self.learning.module.state_dict()), self._header)
         return path
 
-    def _epoch(self, on_step: Callable[[], None] | None) -> float:
-        method, epoch = self.method, len(self.losses)
-        generator = generator_for(method.seed, epoch, _PURPOSE)
-        order = torch.randperm(len(self.images), generator=generator)
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.networks.train()
-        with exact_gradients(), deterministic(self.device):
-            for step in range(self.steps_per_epoch):
-                t = (epoch * self.steps_per_epoch + step) / (method.epochs * self.steps_per_epoch)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = method.lr * SCHEDULES[method.schedule](t)
-                batch = self.images[order[step * method.batch_size : (step + 1) * method.batch_size]]
-                self.optimizer.zero_grad(set_to_none=True)
-                loss = method.loss((self.networks[0], self.networks[1]), batch.to(self.device), generator)
-                loss.backward()
-                self.optimizer.step()
-                total += loss.detach()
-                if on_step is not None:
-                    on_step()
-        return total.item() / self.steps_per_epoch
-
-    def _save_state(self) -> None:
-        tensors = {f"networks.{name}": tensor for name, tensor in self.networks.state_dict().items()}
-        for i, state in self.optimizer.state_dict()["state"].items():
-            if state.get("momentum_buffer") is not None:
-                tensors[f"momentum.{i}"] = state["momentum_buffer"]
-        write_tensors(self.folder / "state.safetensors", tensors, self.identity | {"losses": self.losses})
+    @property
+    def _header(self) -> dict[str, Any]:
+        return self.identity | {"losses": self.losses}
 
     def _load_state(self) -> None:
         tensors, header = read_tensors(self.folder / "state.safetensors")
@@ -143,11 +107,7 @@ class Pretraining:
             raise ValueError(
                 f"{self.folder}: its state.safetensors does not belong to its configuration; remove that file"
             )
-        prefix = "networks."
-        self.networks.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-        momenta = {int(k.split(".")[1]): {"momentum_buffer": v} for k, v in tensors.items() if k.startswith("momentum")}
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": momenta, "param_groups": groups})
+        self.learning.load(tensors)
         self.losses = header["losses"]
 
 
@@ -162,7 +122,7 @@ class Features:
         module: maps images to features, in evaluation mode.
     """
 
-    method: Pretext
+    method: FeatureMethod
     shape: tuple[int, ...]
     sha256: str
     module: nn.Module
@@ -208,9 +168,8 @@ def load_features(path: str | Path) -> Features:
     try:
         if header["format"] != _FORMAT:
             raise ValueError(f"format {header['format']}")
-        method: Pretext = spec.parse(header["method"], PRETEXTS, example="RotNet()")
-        shape = tuple(header["shape"])
-        module = _networks(method, shape, torch.zeros((1, *shape)))[0]
+        method, shape = read_method(header["method"]), tuple(header["shape"])
+        module = method.module(shape)
         module.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
@@ -220,9 +179,9 @@ def load_features(path: str | Path) -> Features:
     return Features(method, shape, hashlib.sha256(path.read_bytes()).hexdigest(), module.eval())
 
 
-def read_method(text: str) -> Pretext:
-    """The :class:`Pretext` that a text describes."""
-    return spec.parse(text, PRETEXTS, example="RotNet('small_cnn', epochs=5)")
+def read_method(text: str) -> FeatureMethod:
+    """The :class:`~certify.poisoning.feature_method.FeatureMethod` that a text describes."""
+    return spec.parse(text, METHODS, example="RotNet('small_cnn', epochs=5)")
 
 
 def sorted_by_content(images: Tensor, *, distinct: bool = False) -> tuple[list[int], list[int]]:
@@ -239,21 +198,3 @@ def sorted_by_content(images: Tensor, *, distinct: bool = False) -> tuple[list[i
             first.append(i)
         place[i] = len(first) - 1
     return first, place
-
-
-class _Scaled(nn.Module):
-    """8-bit images as floats."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return to_float(x)
-
-
-def _networks(method: Pretext, shape: tuple[int, ...], images: Tensor) -> nn.ModuleList:
-    """Features and head, freshly initialized, with normalization constants from ``images``."""
-    channels, height, width = shape
-    mean, std = normalization(images)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(method.seed)
-        features, head = method.build(channels, (height, width))
-    normalize = Normalize(tuple(mean.flatten().tolist()), tuple(std.flatten().tolist()), channels)
-    return nn.ModuleList([nn.Sequential(_Scaled(), normalize, features), head])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,19 +11,25 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from certify.images import to_float
-from certify.models import MODELS
+from certify.inference import deterministic, exact_gradients
+from certify.models import MODELS, Normalize
 from certify.models.convolution import he_conv
 from certify.models.network_in_network import network_in_network
 from certify.models.small import small_cnn
+from certify.poisoning.feature_method import FeatureMethod
+from certify.poisoning.network import normalization
 from certify.poisoning.views import random_view
 from certify.scheme import check_integer
+from certify.training import SCHEDULES
 from certify.training.augment import crop_and_flip
 from certify.training.schedules import check_sgd
+from certify.training.trainer import generator_for
 
 Networks = tuple[nn.Module, nn.Module]  # images -> features, and features -> outputs of the task
+_PURPOSE = 4  # substream of the random numbers
 
 
-class Pretext(ABC):
+class Pretext(FeatureMethod):
     """A task on images alone, and how a network is trained for it. Subclasses are frozen dataclasses.
 
     Attributes:
@@ -56,9 +63,11 @@ class Pretext(ABC):
     def loss(self, networks: Networks, images: Tensor, generator: torch.Generator) -> Tensor:
         """The mean loss on uint8 or float images ``[B, C, H, W]``."""
 
-    def output(self, features: Tensor) -> Tensor:
-        """Final transformation of the features; by default the identity."""
-        return features
+    def begin(self, images: Tensor, device: torch.device) -> PretextLearning:
+        return PretextLearning(self, images, device)
+
+    def module(self, shape: tuple[int, ...]) -> nn.Module:
+        return _networks(self, torch.zeros((1, *shape)))[0]
 
     def __post_init__(self) -> None:
         for name, low in (("epochs", 1), ("batch_size", 2), ("seed", 0)):
@@ -193,4 +202,79 @@ def contrastive_loss(z: Tensor, temperature: float) -> Tensor:
     return functional.cross_entropy(scores, other)
 
 
-PRETEXTS: dict[str, type] = {kind.__name__: kind for kind in (RotNet, SimCLR)}
+class PretextLearning:
+    """Networks that are trained for a pretext task by SGD, see :class:`~certify.poisoning.feature_method.Learning`."""
+
+    def __init__(self, method: Pretext, images: Tensor, device: torch.device) -> None:
+        self.method, self.images, self.device = method, images, device
+        self.networks = _networks(method, images).to(device)
+        self.optimizer = torch.optim.SGD(
+            self.networks.parameters(),
+            method.lr,
+            method.momentum,
+            weight_decay=method.weight_decay,
+            nesterov=method.nesterov and method.momentum > 0,
+        )
+
+    @property
+    def module(self) -> nn.Module:
+        return self.networks[0]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(1, len(self.images) // self.method.batch_size)
+
+    def epoch(self, number: int, on_step: Callable[[], None]) -> float:
+        method = self.method
+        generator = generator_for(method.seed, number, _PURPOSE)
+        order = torch.randperm(len(self.images), generator=generator)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.networks.train()
+        with exact_gradients(), deterministic(self.device):
+            for step in range(self.steps_per_epoch):
+                t = (number * self.steps_per_epoch + step) / (method.epochs * self.steps_per_epoch)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = method.lr * SCHEDULES[method.schedule](t)
+                batch = self.images[order[step * method.batch_size : (step + 1) * method.batch_size]]
+                self.optimizer.zero_grad(set_to_none=True)
+                loss = method.loss((self.networks[0], self.networks[1]), batch.to(self.device), generator)
+                loss.backward()
+                self.optimizer.step()
+                total += loss.detach()
+                on_step()
+        return total.item() / self.steps_per_epoch
+
+    def converged(self, losses: list[float]) -> bool:
+        return False
+
+    def tensors(self) -> dict[str, Tensor]:
+        tensors = {f"networks.{name}": tensor for name, tensor in self.networks.state_dict().items()}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            if state.get("momentum_buffer") is not None:
+                tensors[f"momentum.{i}"] = state["momentum_buffer"]
+        return tensors
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        prefix = "networks."
+        self.networks.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        momenta = {int(k.split(".")[1]): {"momentum_buffer": v} for k, v in tensors.items() if k.startswith("momentum")}
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": momenta, "param_groups": groups})
+
+
+class _Scaled(nn.Module):
+    """8-bit images as floats."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return to_float(x)
+
+
+def _networks(method: Pretext, images: Tensor) -> nn.ModuleList:
+    """Features and head, freshly initialized, with normalization constants from ``images``."""
+    channels, height, width = images.shape[1:]
+    mean, std = normalization(images)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(method.seed)
+        features, head = method.build(channels, (height, width))
+    normalize = Normalize(tuple(mean.flatten().tolist()), tuple(std.flatten().tolist()), channels)
+    return nn.ModuleList([nn.Sequential(_Scaled(), normalize, features), head])
