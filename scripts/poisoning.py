@@ -71,13 +71,14 @@ class Args:
     step: Step = cli.arg("step to run; all runs the four others", positional=True)
     out: Path = cli.arg("folder of the ensemble", positional=True)
     data: str = cli.arg(
-        "training set: digits, mnist, fashion-mnist, cifar10, gtsrb or 'gtsrb(whole=True, equalize=True)' (train)",
+        "training set: digits, mnist, fashion-mnist, cifar10, also as 'mnist(classes=(1, 7))', gtsrb or "
+        "'gtsrb(whole=True, equalize=True)' (train)",
         "digits",
     )
     partition: str = cli.arg("PixelSum(k), ContentHash(k) or SortedIndex(k), for k models (train)", "ContentHash(50)")
     learner: str = cli.arg(
         "e.g. \"Network('network_in_network', steps=200, batch_size=64)\", also with small_cnn, linear or "
-        "nin_block, or NearestNeighbors(1) (train)",
+        "nin_block, NearestNeighbors(1), or ClusterLabels() on features of KMeans (train)",
         "Network('small_cnn')",
     )
     features: Path | None = cli.arg(
@@ -148,7 +149,7 @@ def train(args: Args) -> None:
     sizes = torch.tensor([len(part.labels) for part in parts])
     least, most = int(sizes.min()), int(sizes.max())
     each = f"{least}" if least == most else f"{least} to {most}"
-    print(f"{ensemble.size} models, {each} samples each ({len(data)} in all)")
+    print(f"{ensemble.size} models, {each} {'sample' if most == 1 else 'samples'} each ({len(data)} in all)")
     shard = classifier_runs.parse_shard(args.shard)
     with cli.progress() as bar:
         task = bar.add_task("training", total=sum(map(len, job.groups[shard[0] :: shard[1]])))

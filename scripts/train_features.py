@@ -14,7 +14,13 @@ CUBLAS_WORKSPACE_CONFIG=:4096:8):
     python -m scripts.poisoning all runs/cifar-ss-dpa --data cifar10 --partition "SortedIndex(50)" --device cuda \\
         --features runs/simclr --learner "Network('linear', steps=200, batch_size=512, lr=1.0, weight_decay=0)"
 
-For GTSRB, use ``SimCLR(batch_size=256, flip=False)``. On the same machine with the same number of threads, a command
+For GTSRB, use ``SimCLR(batch_size=256, flip=False)``. Two clusters as features, and one label per model (Appendix F.2):
+
+    python -m scripts.train_features runs/clusters --data "mnist(classes=(1, 7))" --method "KMeans(2)"
+    python -m scripts.poisoning all runs/one-label --data "mnist(classes=(1, 7))" --partition "SortedIndex(13007)" \\
+        --features runs/clusters --learner "ClusterLabels()" --at-once 1000
+
+On the same machine with the same number of threads, a command
 always yields bit-identical features; an interrupted run continues with ``--resume`` from its last epoch, to the
 identical result.
 """
@@ -37,10 +43,12 @@ class Args:
     """Learn features from images without labels; the result is OUT/features.safetensors."""
 
     out: Path = cli.arg("folder of the features", positional=True)
-    data: str = cli.arg("digits, mnist, fashion-mnist, cifar10, gtsrb or 'gtsrb(whole=True)'", "digits")
+    data: str = cli.arg(
+        "digits, mnist, fashion-mnist, cifar10, also as 'mnist(classes=(1, 7))', gtsrb or 'gtsrb(whole=True)'", "digits"
+    )
     method: str = cli.arg(
-        "pretext task: RotNet('small_cnn', epochs=5), also with network_in_network, or "
-        "SimCLR('resnet18', epochs=100), also with other models",
+        "RotNet('small_cnn', epochs=5), also with network_in_network, SimCLR('resnet18', epochs=100), also with other "
+        "models, or KMeans(clusters=2)",
         "RotNet('small_cnn', epochs=10)",
     )
     device: str = cli.arg("cpu, cuda, ...", "cpu")
@@ -74,6 +82,7 @@ def main(args: Args) -> None:
             on_step=lambda: bar.advance(task),
             on_epoch=lambda epoch, loss: bar.console.print(f"epoch {epoch}: loss {loss:.4f}"),
         )
+        bar.update(task, completed=total)  # it may have converged before the last epoch
     features = load_features(args.out)
     seen = poisoning_inputs.learned_features(features, images, args.out / "train.safetensors", args.device)
     print(f"wrote {args.out / FILE}: {' x '.join(map(str, seen.shape[1:]))} features of {len(images)} images")

@@ -101,7 +101,8 @@ def test_options_are_part_of_the_name():
         ("moving-shapes(frames=8", "expected options as in"),
         ("moving-shapes(frames=open('x'))", "expected options as in"),
         ("moving-shapes(speed=2)", "expected options as in"),
-        ("digits(size=4)", "digits takes no options"),
+        ("shapes(size=4)", "shapes takes no options"),
+        ("digits(size=4)", r"expected options as in digits\(classes=\(1, 7\)\)"),
         ("films", "data set: got 'films', expected one of digits"),
     ],
 )

@@ -155,6 +155,33 @@ def default_root() -> Path:
     return Path(os.environ.get("CERTIFY_DATA", "data"))
 
 
+def _with_classes(read: Callable[[Path, Split], Dataset]) -> Callable[..., Dataset]:
+    """A reader with the option ``classes``: only the items of these classes, which are renumbered from 0."""
+
+    def reader(root: Path, split: Split, *, classes: tuple[int, ...] | None = None) -> Dataset:
+        data = read(root, split)
+        return data if classes is None else _only(data, classes)
+
+    return reader
+
+
+def _only(data: Dataset, classes: Sequence[int]) -> Dataset:
+    """The items of some classes, in their order; class ``classes[i]`` becomes class i.
+
+    The result is a data set of its own: certificates against poisoned data are about its samples and its labels.
+    """
+    legal = isinstance(classes, Sequence) and not isinstance(classes, str) and len(classes) >= 2
+    if not legal or len(set(classes)) < len(classes) or not set(classes) <= set(range(data.num_classes)):
+        raise ValueError(
+            f"{data.name}: got classes={classes!r}, expected two or more distinct classes, 0..{data.num_classes - 1}"
+        )
+    number = torch.full((data.num_classes,), -1)
+    number[list(classes)] = torch.arange(len(classes))
+    labels = number[data.labels]
+    index = (labels >= 0).nonzero()[:, 0]
+    return replace(data, images=data.images[index], labels=labels[index], num_classes=len(classes))
+
+
 def _digits(root: Path, split: Split) -> Dataset:
     """The 8x8 digits of scikit-learn, scaled from 0..16 to 8 bits; a fixed random fifth is the test set."""
     from sklearn.datasets import load_digits  # heavy import, only for this data set
@@ -245,10 +272,10 @@ def _folder(
 
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
-    "digits": _digits,
-    "mnist": _idx("mnist"),
-    "fashion-mnist": _idx("fashion-mnist"),
-    "cifar10": _cifar10,
+    "digits": _with_classes(_digits),
+    "mnist": _with_classes(_idx("mnist")),
+    "fashion-mnist": _with_classes(_idx("fashion-mnist")),
+    "cifar10": _with_classes(_cifar10),
     "imagenet": _imagenet,
     "gtsrb": _gtsrb,
     "shapes": _shapes,
@@ -273,6 +300,10 @@ _FILES: dict[str, Callable[..., object]] = {
 _OWN = ("npz", "folder")  # the user's own data, whose names contain a path
 own_datasets: set[str] = set()  # names given by register_dataset, which are in DATASETS, too
 _WITH_OPTIONS = {
+    "digits": "classes=(1, 7)",
+    "mnist": "classes=(1, 7)",
+    "fashion-mnist": "classes=(1, 7)",
+    "cifar10": "classes=(1, 7)",
     "gtsrb": "whole=True, equalize=True",
     "moving-shapes": "frames=8, size=16",
     "ucf101": "frames=16, stride=2, size=112, resize=128, fold=1",

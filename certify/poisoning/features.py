@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from certify import spec
 from certify.images import check_images
 from certify.inference import deterministic, exact_inference
+from certify.poisoning.clusters import KMeans
 from certify.poisoning.feature_method import FeatureMethod
 from certify.poisoning.job import environment_of, images_checksum
 from certify.poisoning.neighbors import fixed_batches
@@ -33,7 +34,7 @@ from certify.poisoning.pretext import RotNet, SimCLR
 from certify.results import claim_config
 from certify.training.checkpoint import read_tensors, write_tensors
 
-METHODS: dict[str, type] = {kind.__name__: kind for kind in (RotNet, SimCLR)}
+METHODS: dict[str, type] = {kind.__name__: kind for kind in (RotNet, SimCLR, KMeans)}
 FILE = "features.safetensors"
 _ROWS = 64  # images per forward pass, always this many
 _FORMAT = 1

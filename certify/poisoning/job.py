@@ -25,6 +25,7 @@ from torch import Tensor
 from certify import spec
 from certify.files import write_atomically
 from certify.models import own_models
+from certify.poisoning.clusters import ClusterLabels
 from certify.poisoning.ensemble import Ensemble
 from certify.poisoning.executors import Executor, Sequential, Work
 from certify.poisoning.learner import Learner, Part, State
@@ -36,7 +37,7 @@ from certify.scheme import check_integer
 from certify.sources import code_of
 from certify.training.checkpoint import read_tensors, tensor_bytes
 
-LEARNERS: dict[str, type] = {kind.__name__: kind for kind in (Network, NearestNeighbors)}
+LEARNERS: dict[str, type] = {kind.__name__: kind for kind in (Network, NearestNeighbors, ClusterLabels)}
 OnGroup = Callable[[int], None]  # called with the number of models after every group
 PathOf = Callable[[range], Path]  # the file of a group
 

@@ -21,7 +21,7 @@ from certify.attacks import linf_attack, patch_attack, pointwise_attack, wassers
 from certify.attacks.wasserstein import Growth
 from certify.data import Dataset, load
 from certify.models import ModelSpec
-from certify.poisoning import ContentHash, Ensemble, NearestNeighbors, Network, RotNet, SimCLR
+from certify.poisoning import ContentHash, Ensemble, KMeans, NearestNeighbors, Network, RotNet, SimCLR
 from certify.poisoning.features import Pretraining, load_features
 from certify.training import Trainer, TrainingConfig, base_accuracy, load_checkpoint
 from tests.emulated.device import GPU
@@ -72,8 +72,12 @@ def test_poisoning_ensembles(learner, at_once):
 
 @pytest.mark.parametrize(
     "method",
-    [RotNet("small_cnn", epochs=1, batch_size=16, crop=1), SimCLR("small_cnn", epochs=1, batch_size=16, projection=8)],
-    ids=["rotnet", "simclr"],
+    [
+        RotNet("small_cnn", epochs=1, batch_size=16, crop=1),
+        SimCLR("small_cnn", epochs=1, batch_size=16, projection=8),
+        KMeans(3),
+    ],
+    ids=["rotnet", "simclr", "clusters"],
 )
 def test_features(method, tmp_path):
     images, found = small(40).images, []

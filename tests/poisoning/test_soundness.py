@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from certify.poisoning import ContentHash, Ensemble, NearestNeighbors, PixelSum, SortedIndex
+from certify.poisoning import ClusterLabels, ContentHash, Ensemble, NearestNeighbors, PixelSum, SortedIndex
 from certify.threats import TrainingLabels, TrainingSamples, TrainingSet
 
 LARGEST = 2  # radius up to which all poisonings are tried
@@ -53,8 +53,15 @@ def _rankings(ensemble: Ensemble, data: TrainingSet) -> torch.Tensor:
         return ensemble.rankings(ensemble.fit(ensemble.parts(data)), QUERIES)
     # features that depend on all samples, learned again for each training set: their quantiles
     samples = data[0].flatten().sort().values
-    parts = ensemble.parts(data, features=torch.searchsorted(samples, data[0]))
-    return ensemble.rankings(ensemble.fit(parts), torch.searchsorted(samples, QUERIES))
+
+    def features(x: torch.Tensor) -> torch.Tensor:
+        quantiles = torch.searchsorted(samples, x)
+        if isinstance(ensemble.learner, ClusterLabels):  # two clusters: the lower and the upper half
+            return torch.nn.functional.one_hot((2 * quantiles[:, 0] >= len(samples)).long(), 2)
+        return quantiles
+
+    parts = ensemble.parts(data, features=features(data[0]))
+    return ensemble.rankings(ensemble.fit(parts), features(QUERIES))
 
 
 CASES = [
@@ -67,6 +74,7 @@ CASES = [
     ("plurality", TrainingLabels(), PixelSum(6), 1),
     ("learned", TrainingLabels(), SortedIndex(6), 1),
     ("learned", TrainingLabels(), PixelSum(6), 1),
+    ("clusters", TrainingLabels(), SortedIndex(5), 1),
 ]
 
 
@@ -83,8 +91,10 @@ def test_no_poisoning_at_all_within_the_radius_changes_a_prediction(method, thre
 
 
 def _attack(method, threat, partitioner, spread, *, every: int) -> None:
-    ensemble = Ensemble(partitioner, NearestNeighbors(), CLASSES, spread=spread, learned=method == "learned")
-    method = "plurality" if ensemble.learned else method
+    learned = method in ("learned", "clusters")
+    learner = ClusterLabels() if method == "clusters" else NearestNeighbors()
+    ensemble = Ensemble(partitioner, learner, CLASSES, spread=spread, learned=learned)
+    method = "plurality" if learned else method
     data = _training_set()
     clean = ensemble.certify(_rankings(ensemble, data), method=method, threat=threat)
     attacked, broken = 0, 0
