@@ -273,7 +273,8 @@ class ResultFolder:
         self._check_config_exists()
         claim_config(self.config_path, config)
         read_config(self.folder)  # raises if shards that are here already do not belong together
-        claim_config(self._own_config_path, config)
+        if self._own_config_path != self.config_path:
+            claim_config(self._own_config_path, config)
         self._rows = TableFile(self.rows_path, self._columns)
         self._open.append(self._rows)
         if self._has_votes:

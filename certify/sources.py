@@ -62,18 +62,26 @@ def _add_text(thing: Any, texts: dict[Any, str]) -> None:
         return
     if thing in texts or len(texts) >= _MAX_DEFINITIONS:
         return
-    name = thing.__qualname__
+    name, tree = thing.__qualname__, _tree_of(thing)
+    if tree is None:
+        texts[thing] = f"{name} {_instructions(thing)!r}"
+        names = _names_in(_instructions(thing))
+    else:
+        texts[thing] = f"{name} {ast.dump(tree)}"
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    _add_values(thing.__module__, names, texts)
+
+
+def _tree_of(thing: type | FunctionType) -> ast.Module | None:
+    """The syntax of a class or function, without docstrings; None where the source is not to be had."""
+    if thing.__qualname__.endswith("<lambda>"):  # its source is the whole line around it
+        return None
     try:
-        if name.endswith("<lambda>"):
-            raise OSError("the source of a lambda is the line around it")
         tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
     except (OSError, TypeError, SyntaxError):  # no source, or only a part of a line
-        texts[thing] = f"{name} {_instructions(thing)!r}"
-        _add_values(thing.__module__, _names_in(_instructions(thing)), texts)
-        return
+        return None
     _drop_docstrings(tree)
-    texts[thing] = f"{name} {ast.dump(tree)}"
-    _add_values(thing.__module__, {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}, texts)
+    return tree
 
 
 def _add_values(module: str | None, names: set[str], texts: dict[Any, str]) -> None:
