@@ -114,7 +114,7 @@ class GaussianScheme(SampledScheme):
         """The values that :meth:`numbers`, times ``scale``, stand for; computed in place."""
         divisor = scale * self.q if self.sound else scale
         # by a tensor: for a Python number, CUDA would multiply by its rounded inverse
-        return numbers if divisor == 1 else numbers.div_(torch.full((), float(divisor), device=numbers.device))
+        return numbers if divisor == 1 else numbers.div_(numbers.new_full((), float(divisor)))
 
     def deviation(self, shape: Shape | None) -> float:
         """The standard deviation of the noise in units of how far a perturbation may move its mean, rounded down."""

@@ -119,7 +119,8 @@ class RandomizedVariableLambda(SampledScheme):
         upper = (below + 2 * width).clamp(max=2 * q).to(torch.float64) / (2 * q)
         whole = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
         constants = encode_cells(*whole, self.encoding)
-        copies = torch.empty((words.numel() // features, len(constants), features), device=x.device)
+        size = (words.numel() // features, len(constants), features)
+        copies = torch.empty(size, dtype=torch.float32, device=x.device)
         for channel, (values, nothing) in enumerate(
             zip(encode_cells(lower, upper, self.encoding), constants, strict=True)
         ):

@@ -125,7 +125,7 @@ class WassersteinNoise(SampledScheme):
     def sample(self, x: Tensor, draws: Draws) -> Tensor:
         shape, keys = tuple(x.shape[1:]), draws.keys()
         image = _on_grid(x, self.steps, path=self.on == "flows")[:, None]
-        copies = torch.empty((len(x), keys.shape[1], *shape), device=x.device)
+        copies = torch.empty((len(x), keys.shape[1], *shape), dtype=torch.float32, device=x.device)
         at_once = max(1, _CHUNK // math.prod(shape)) if x.device.type == "cpu" else keys.shape[1]
         for own, part in zip(keys.split(at_once, 1), copies.split(at_once, 1), strict=True):
             torch.mul(self._noised(image, own), self.brightness(shape) / self.steps, out=part)

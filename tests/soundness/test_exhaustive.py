@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from certify import EnumeratedScheme, SampledScheme, Smoothed
+from certify import EnumeratedScheme, SampledScheme, Smoothed, SplittingNoise, WassersteinNoise
 from certify.testing import RandomTable, attack, check_scheme, copy_key
 from tests.soundness.table import Toy, enumerated, sampled
 
@@ -28,6 +28,39 @@ def test_sampled_certificates_hold_everywhere_at_exact_probabilities(toy: Toy):
 def test_contract(toy: Toy):
     """Copies that depend on their image and number alone, zeros without a sign, radii that grow with what is known."""
     check_scheme(toy.scheme, toy.images()[:7])
+
+
+OTHERS = {
+    "flows": (WassersteinNoise(0.1), (1, 2, 3)),
+    "flows, uniform": (WassersteinNoise(0.1, noise="uniform"), (1, 2, 3)),
+    "pixels": (WassersteinNoise(0.1, on="pixels"), (2, 1, 3)),
+    "splitting noise without a grid": (SplittingNoise(0.8, q=None), (1, 2, 2)),
+}
+ALL = [pytest.param(toy.scheme, toy.shape, id=toy.name) for toy in (*enumerated(), *sampled())]
+
+
+@pytest.mark.parametrize(("scheme", "shape"), ALL + [pytest.param(*found, id=name) for name, found in OTHERS.items()])
+def test_the_default_dtype_changes_nothing(scheme, shape):
+    step = scheme.threat.q if getattr(scheme.threat, "q", None) is not None else 1
+    x = torch.randint(0, step + 1, (3, *shape), generator=torch.Generator().manual_seed(0)).float() / step
+    x[:, 0, 0, 0] = 1  # not all of them black
+    features = scheme.channels(shape[0]) * shape[1] * shape[2]
+    weights = torch.randn(features, 3, generator=torch.Generator().manual_seed(1))
+    options = {"n": 40, "n0": 10} if isinstance(scheme, SampledScheme) else {}
+
+    def certified() -> tuple[torch.Tensor, torch.Tensor]:
+        model = lambda copies: copies.flatten(1) @ weights[: copies[0].numel()]  # noqa: E731
+        result = Smoothed(model, scheme, num_classes=3, **options).certify(x)
+        return result.prediction, result.radius
+
+    expected, dtype = certified(), torch.get_default_dtype()
+    for other in (torch.float64, torch.bfloat16):
+        torch.set_default_dtype(other)
+        try:
+            found = certified()
+        finally:
+            torch.set_default_dtype(dtype)
+        assert all(torch.equal(*pair) and pair[0].dtype == pair[1].dtype for pair in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("toy", sampled(), ids=lambda toy: toy.name)
