@@ -76,6 +76,20 @@ def test_a_killed_run_resumes_to_the_identical_result(name: str, num_envs: int, 
     assert same_files(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_killed_run_on_a_gpu_resumes_to_the_identical_result(name: str, cuda_graphs: bool, tmp_path: Path) -> None:
+    options = {"device": "cuda", "cuda_graphs": cuda_graphs}
+    trained(name, tmp_path / "whole", **options)
+    for kill in (90, 190):
+        with pytest.raises(Killed):
+            trained(name, tmp_path / "killed", kill=kill, **options)
+    trained(name, tmp_path / "killed", **options)
+    assert same_files(tmp_path / "whole", tmp_path / "killed")
+
+
 def test_resuming_with_normalized_gradients(tmp_path: Path) -> None:
     rule = GoalGradient(normalize=True)
     trained("DDPG", tmp_path / "whole", goal_gradient=rule)
