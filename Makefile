@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-all lint types bench docs clean
+.PHONY: demo test test-all test-gpu lint types bench docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m scripts.demo demo
@@ -14,6 +14,10 @@ test: $(VENV)/.installed-dev
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not gpu and not network"
+
+# one after the other: they share the GPU. cuBLAS reads the variable when it starts.
+test-gpu: $(VENV)/.installed-dev
+	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(BIN)/python -m pytest -m gpu -n 0
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
