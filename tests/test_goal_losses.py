@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rl.goals import GoalStatistics
+from rl.goals import GoalGradient, GoalStatistics
 from rl.losses import goal_gradient_loss, low_return, soft_value, td_target, td_target_gradient
 from rl.slopes import relu_layers, relu_value_and_slope
 from rl.updates import Follower, descend, make_faster
@@ -43,6 +43,38 @@ def test_no_gradient_flows_into_the_target() -> None:
     target = torch.ones(3, 2, requires_grad=True)
     loss = goal_gradient_loss(torch.zeros(3, 2, requires_grad=True), target, torch.ones(3, 1))
     assert torch.autograd.grad(loss, target, allow_unused=True)[0] is None
+
+
+def test_sparse_targets_are_biased_only_where_transitions_are_random() -> None:
+    """Sec. 8.6.1: what the term fits is the mean target gradient of the transitions that miss the goal (Eq. 8.20)."""
+    gamma, goal = 0.9, torch.tensor([0.3, -0.2], dtype=torch.float64)
+
+    def mean_target(ends: Tensor, goal: Tensor) -> Tensor:  # of equally likely ends of one transition
+        value = -(ends - goal).pow(2).sum(1, keepdim=True)
+        return td_target(_sparse(ends, goal), torch.zeros(len(ends), 1), gamma, value).mean()
+
+    def fitted(ends: Tensor) -> Tensor:
+        goals = goal.expand(len(ends), -1).clone().requires_grad_()
+        slope = torch.autograd.grad(-(ends - goals).pow(2).sum(), goals)[0]
+        target = td_target_gradient(torch.zeros(len(ends), 1), gamma, slope)
+        weight = GoalGradient().weight(_sparse(ends, goal), gamma, gamma, None)
+        own = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+        for _ in range(2000):  # the minimum of the term alone
+            (grown,) = torch.autograd.grad(goal_gradient_loss(own.expand(len(ends), -1), target, weight), own)
+            own = (own - 0.1 * grown).detach().requires_grad_()
+        return own.detach()
+
+    hit, miss = goal + 0.05, torch.tensor([1.0, 1.0], dtype=torch.float64)
+    for ends, biased in ((torch.stack((hit, miss)), True), (torch.stack((miss, miss)), False)):
+        point = goal.clone().requires_grad_()
+        (true,) = torch.autograd.grad(mean_target(ends, point), point)
+        assert torch.allclose(fitted(ends), true, atol=1e-9) != biased
+        assert torch.allclose(fitted(ends), gamma * 2 * (miss - goal), atol=1e-9)
+
+
+def _sparse(ends: Tensor, goal: Tensor) -> Tensor:
+    """0 within 0.1 of the goal, else -1."""
+    return ((ends - goal).abs().amax(1, keepdim=True) <= 0.1).to(torch.float64) - 1
 
 
 @given(st.floats(0, 1), st.integers(1, 6), st.floats(-2, 2))
