@@ -57,8 +57,8 @@ def _exact_settings() -> list[tuple[Any, str, Any]]:
         (backends.cudnn, "benchmark", False),
         (backends.cudnn, "deterministic", True),
     ]
+    products = _MatrixProducts()
     if hasattr(backends, "fp32_precision"):
-        products = _MatrixProducts()
         if products.reduced:
             settings.append((products, "precision", "highest"))
         owners = (backends.cuda, backends.cudnn, backends.mkldnn)
@@ -66,7 +66,8 @@ def _exact_settings() -> list[tuple[Any, str, Any]]:
         return settings + [
             (kernel, "fp32_precision", "ieee") for kernel in kernels if hasattr(kernel, "fp32_precision")
         ]
-    return [*settings, (backends.cudnn, "allow_tf32", False), (backends.cuda.matmul, "allow_tf32", False)]
+    # cuda.matmul.allow_tf32 is a view of the second that cannot tell "medium" from "high"
+    return [*settings, (backends.cudnn, "allow_tf32", False), (products, "precision", "highest")]
 
 
 class _Exact:
