@@ -71,7 +71,7 @@ class Args:
     step: Step = cli.arg("step to run; all runs the four others", positional=True)
     out: Path = cli.arg("folder of the ensemble", positional=True)
     data: str = cli.arg(
-        "training set: digits, mnist, fashion-mnist, cifar10, also as 'mnist(classes=(1, 7))', gtsrb or "
+        "training set: digits, mnist, fashion-mnist, cifar10, also as 'mnist(only=(1, 7))', gtsrb or "
         "'gtsrb(whole=True, equalize=True)' (train)",
         "digits",
     )
@@ -135,6 +135,7 @@ def train(args: Args) -> None:
     images, seen = poisoning_inputs.images_of(data), None
     identity = {"name": data.name, "split": data.split, "sha256": data.checksum(), "shape": list(data.shape)}
     if features is not None and args.features is not None:
+        features.check_learned_from(images)
         seen = poisoning_inputs.learned_features(features, images, args.features / "train.safetensors", args.device)
         identity |= {"features": poisoning_inputs.features_identity(features, seen)}
     job = Job(args.out, ensemble, identity, args.at_once, args.mode, environment_of(args.device))

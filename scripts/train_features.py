@@ -16,13 +16,13 @@ CUBLAS_WORKSPACE_CONFIG=:4096:8):
 
 For GTSRB, use ``SimCLR(batch_size=256, flip=False)``. Two clusters as features, and one label per model (Appendix F.2):
 
-    python -m scripts.train_features runs/clusters --data "mnist(classes=(1, 7))" --method "KMeans(2)"
-    python -m scripts.poisoning all runs/one-label --data "mnist(classes=(1, 7))" --partition "SortedIndex(13007)" \\
+    python -m scripts.train_features runs/clusters --data "mnist(only=(1, 7))" --method "KMeans(2)"
+    python -m scripts.poisoning all runs/one-label --data "mnist(only=(1, 7))" --partition "SortedIndex(13007)" \\
         --features runs/clusters --learner "ClusterLabels()" --at-once 1000
 
-On the same machine with the same number of threads, a command
-always yields bit-identical features; an interrupted run continues with ``--resume`` from its last epoch, to the
-identical result.
+Models are trained on features of exactly their own training images. On the same machine with the same number of
+threads, a command always yields bit-identical features; an interrupted run continues with ``--resume`` from its last
+epoch, to the identical result.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Args:
 
     out: Path = cli.arg("folder of the features", positional=True)
     data: str = cli.arg(
-        "digits, mnist, fashion-mnist, cifar10, also as 'mnist(classes=(1, 7))', gtsrb or 'gtsrb(whole=True)'", "digits"
+        "digits, mnist, fashion-mnist, cifar10, also as 'mnist(only=(1, 7))', gtsrb or 'gtsrb(whole=True)'", "digits"
     )
     method: str = cli.arg(
         "RotNet('small_cnn', epochs=5), also with network_in_network, SimCLR('resnet18', epochs=100), also with other "

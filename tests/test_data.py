@@ -971,3 +971,23 @@ def test_labels_of_ones_own_data(labels, message):
         Dataset("mine", "test", images, labels, num_classes=10)
     with pytest.raises(ValueError, match=r"images \(4, 8, 8\), expected \[N, C, H, W\]"):
         Dataset("mine", "test", images[:, 0], torch.zeros(4, dtype=torch.int64), num_classes=10)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_only_some_classes(split):
+    whole, some = load("digits", split), load("digits(only=(7, 1, 4))", split)
+    assert isinstance(whole.images, torch.Tensor)
+    kept = torch.isin(whole.labels, torch.tensor([1, 4, 7]))
+    assert torch.equal(some.images, whole.images[kept])
+    assert torch.equal(torch.tensor([7, 1, 4])[some.labels], whole.labels[kept])
+    assert (some.num_classes, some.name, some.split) == (3, "digits(only=(7, 1, 4))", split)
+    assert some.checksum() != load("digits(only=(1, 7, 4))", split).checksum()
+
+
+@pytest.mark.parametrize(
+    "only",
+    ["()", "(1,)", "7", "'17'", "('1', '7')", "(1, 1)", "(-1, 7)", "(1, 10)", "(True, False)", "(1.0, 7.0)", "[1, 7]"],
+)
+def test_classes_that_are_none(only):
+    with pytest.raises(ValueError, match=r"expected two or more distinct classes from 0 to 9, as in only=\(1, 7\)"):
+        load(f"digits(only={only})", "train")

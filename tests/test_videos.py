@@ -102,7 +102,7 @@ def test_options_are_part_of_the_name():
         ("moving-shapes(frames=open('x'))", "expected options as in"),
         ("moving-shapes(speed=2)", "expected options as in"),
         ("shapes(size=4)", "shapes takes no options"),
-        ("digits(size=4)", r"expected options as in digits\(classes=\(1, 7\)\)"),
+        ("digits(size=4)", r"expected options as in digits\(only=\(1, 7\)\)"),
         ("films", "data set: got 'films', expected one of digits"),
     ],
 )

@@ -155,25 +155,23 @@ def default_root() -> Path:
     return Path(os.environ.get("CERTIFY_DATA", "data"))
 
 
-def _with_classes(read: Callable[[Path, Split], Dataset]) -> Callable[..., Dataset]:
-    """A reader with the option ``classes``: only the items of these classes, which are renumbered from 0."""
+def _selectable(read: Callable[[Path, Split], Dataset]) -> Callable[..., Dataset]:
+    """A reader with the option ``only``, see :func:`load`."""
 
-    def reader(root: Path, split: Split, *, classes: tuple[int, ...] | None = None) -> Dataset:
+    def reader(root: Path, split: Split, *, only: tuple[int, ...] | None = None) -> Dataset:
         data = read(root, split)
-        return data if classes is None else _only(data, classes)
+        return data if only is None else _only(data, only)
 
     return reader
 
 
-def _only(data: Dataset, classes: Sequence[int]) -> Dataset:
-    """The items of some classes, in their order; class ``classes[i]`` becomes class i.
-
-    The result is a data set of its own: certificates against poisoned data are about its samples and its labels.
-    """
-    legal = isinstance(classes, Sequence) and not isinstance(classes, str) and len(classes) >= 2
+def _only(data: Dataset, classes: Any) -> Dataset:
+    """The items of some classes, in their order; class ``classes[i]`` becomes class i."""
+    legal = isinstance(classes, tuple) and all(type(each) is int for each in classes) and len(classes) >= 2
     if not legal or len(set(classes)) < len(classes) or not set(classes) <= set(range(data.num_classes)):
         raise ValueError(
-            f"{data.name}: got classes={classes!r}, expected two or more distinct classes, 0..{data.num_classes - 1}"
+            f"{data.name}: got only={classes!r}, expected two or more distinct classes from 0 to "
+            f"{data.num_classes - 1}, as in only=(1, 7)"
         )
     number = torch.full((data.num_classes,), -1)
     number[list(classes)] = torch.arange(len(classes))
@@ -272,10 +270,10 @@ def _folder(
 
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
-    "digits": _with_classes(_digits),
-    "mnist": _with_classes(_idx("mnist")),
-    "fashion-mnist": _with_classes(_idx("fashion-mnist")),
-    "cifar10": _with_classes(_cifar10),
+    "digits": _selectable(_digits),
+    "mnist": _selectable(_idx("mnist")),
+    "fashion-mnist": _selectable(_idx("fashion-mnist")),
+    "cifar10": _selectable(_cifar10),
     "imagenet": _imagenet,
     "gtsrb": _gtsrb,
     "shapes": _shapes,
@@ -300,10 +298,10 @@ _FILES: dict[str, Callable[..., object]] = {
 _OWN = ("npz", "folder")  # the user's own data, whose names contain a path
 own_datasets: set[str] = set()  # names given by register_dataset, which are in DATASETS, too
 _WITH_OPTIONS = {
-    "digits": "classes=(1, 7)",
-    "mnist": "classes=(1, 7)",
-    "fashion-mnist": "classes=(1, 7)",
-    "cifar10": "classes=(1, 7)",
+    "digits": "only=(1, 7)",
+    "mnist": "only=(1, 7)",
+    "fashion-mnist": "only=(1, 7)",
+    "cifar10": "only=(1, 7)",
     "gtsrb": "whole=True, equalize=True",
     "moving-shapes": "frames=8, size=16",
     "ucf101": "frames=16, stride=2, size=112, resize=128, fold=1",
@@ -380,7 +378,10 @@ def load(name: str, split: Split, root: str | Path | None = None) -> Dataset:
 
     Args:
         name: one of ``DATASETS``. Some take options, such as ``"ucf101(frames=8, stride=2)"`` or
-            ``"gtsrb(whole=True, equalize=True)"``, which become part of the data set's name. For your own data:
+            ``"gtsrb(whole=True, equalize=True)"``, which become part of the data set's name.
+            ``"mnist(only=(1, 7))"`` has only the items of these classes, which become classes 0 and 1; also digits,
+            fashion-mnist and cifar10. Certificates against poisoned data are then about these samples and labels:
+            whatever gives a sample a label of another class also removes it. For your own data:
             ``"npz(path='mine.npz')"`` or ``"folder(path='mine', size=32)"`` (:mod:`certify.data.own`).
         split: ``"train"`` or ``"test"`` (for ImageNet, the validation set).
         root: folder that holds the data sets; by default :func:`default_root`.

@@ -18,11 +18,12 @@ from certify.scheme import check_integer
 from certify.training.trainer import generator_for
 
 _PURPOSE = 5  # substream of the random numbers
+_ADVICE = "use features of KMeans ('python -m scripts.train_features OUT --method \"KMeans(2)\"', then --features OUT)"
 
 
 @dataclass(frozen=True)
 class KMeans(FeatureMethod):
-    """The cluster of an image, one-hot: that of the nearest centre in Euclidean distance, ties to the lower index.
+    """The cluster of an image, one-hot: that of the nearest centre in Euclidean distance.
 
     Centres are found by Lloyd's algorithm, from images drawn as in k-means++ (Arthur and Vassilvitskii, 2007).
 
@@ -94,8 +95,8 @@ class Lloyd:
 
 
 def _flat(x: Tensor) -> Tensor:
-    """Images as rows of float64, in which sums of 8-bit values are exact."""
-    return x.flatten(1).to(torch.float64)
+    """Images as rows of float64 in [0, 255], in which sums of 8-bit values are exact."""
+    return x.flatten(1).to(torch.float64) * (255 if x.is_floating_point() else 1)
 
 
 def _nearest(x: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,8 +110,9 @@ def _first_centres(x: Tensor, clusters: int, seed: int) -> Tensor:
     """Distinct rows of ``x``, each drawn with a probability proportional to its squared distance from the others."""
     generator = generator_for(seed, 0, _PURPOSE)
     chosen = [int(torch.randint(len(x), (1,), generator=generator))]
+    squared = torch.full((len(x),), torch.inf, dtype=torch.float64)  # distance to the nearest one so far
     while len(chosen) < clusters:
-        squared = torch.stack([((x - x[i]) ** 2).sum(1) for i in chosen]).amin(0).cpu()
+        squared = torch.minimum(squared, ((x - x[chosen[-1]]) ** 2).sum(1).cpu())
         if not squared.any():
             raise ValueError(f"clusters: got {clusters}, but only {len(chosen)} of the images are distinct; use fewer")
         share = squared.cumsum(0)
@@ -123,26 +125,28 @@ def _first_centres(x: Tensor, clusters: int, seed: int) -> Tensor:
 class ClusterLabels(Learner):
     """A class counts its training samples in the image's cluster, minus those in other clusters.
 
-    With two classes, two clusters and one training sample, as in Appendix F.2 of the dissertation: an image in the
-    cluster of the sample has the sample's class, any other image has the other class. Samples are one-hot features such
-    as those of :class:`KMeans`; without samples, all classes have a score of 0.
+    With two classes, two clusters and one training sample, this is the rule of Appendix F.2 of the dissertation: an
+    image in the cluster of the sample has the sample's class, any other image has the other class. Samples are one-hot
+    features such as those of :class:`KMeans`; without samples, all classes have a score of 0.
     """
 
     def check(self, shape: tuple[int, ...], num_classes: int) -> None:
         if len(shape) != 1:
-            raise ValueError(
-                f"learner: got samples of shape {shape}, expected clusters; use features of KMeans "
-                "('python -m scripts.train_features OUT --method \"KMeans(2)\"', then --features OUT)"
-            )
+            raise ValueError(f"learner: got samples of shape {shape}, expected clusters; {_ADVICE}")
+
+    def check_samples(self, samples: Tensor) -> None:
+        if not (((samples == 0) | (samples == 1)).all() and (samples.sum(1) == 1).all()):
+            raise ValueError(f"learner: got samples that are no clusters, expected one-hot rows; {_ADVICE}")
 
     def fit(self, part: Part, *, num_classes: int, device: torch.device) -> State:
-        samples = part.samples
-        if not (((samples == 0) | (samples == 1)).all() and (samples.sum(1) == 1).all()):
-            raise ValueError("samples: got other values than clusters, expected one-hot rows; use features of KMeans")
+        self.check_samples(part.samples)
         labels = functional.one_hot(part.labels, num_classes)
-        return {"counts": (samples.T.to(torch.int64) @ labels).to(device)}
+        return {"counts": (part.samples.T.to(torch.int64) @ labels).to(device)}
 
     def scores(self, states: Sequence[State], x: Tensor, *, num_classes: int) -> Tensor:
         counts = torch.stack([state["counts"] for state in states]).to(torch.float64)  # [models, K, C]
+        self.check_samples(x)
+        if x.shape[1] != counts.shape[1]:
+            raise ValueError(f"x: got {x.shape[1]} clusters, expected {counts.shape[1]}, as in training")
         signs = 2 * x.to(counts) - 1  # 1 for the image's cluster, -1 for the others
         return (signs @ counts).float()

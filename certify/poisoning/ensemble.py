@@ -35,9 +35,9 @@ class Ensemble:
             model is trained on ``spread`` buckets.
         seeds: ``"distinct"``: a model's seed is its index; ``"shared"``: all have the seed 0
             (dissertation, Appendix F.6).
-        learned: models are trained on features that were learned from all training samples without labels (SS-DPA). An
-            inserted or deleted sample may change these features for every model, so certificates are against flipped
-            labels only.
+        learned: models are trained on features that were learned from exactly the training samples, without labels
+            (SS-DPA). An inserted or deleted sample may change these features for every model, so certificates are
+            against flipped labels only.
     """
 
     partitioner: Partitioner
@@ -89,7 +89,8 @@ class Ensemble:
             data: samples ``[N, ...]`` and their labels, int64 ``[N]``, in any order.
             inputs: ``[N, ...]``, what the learner is given for each sample, which must be a function of that sample
                 alone; by default the samples.
-            features: the same, but learned from all samples without labels; only for an ensemble with ``learned``.
+            features: the same, but learned from exactly these samples without labels; only for an ensemble with
+                ``learned``.
             originals: the samples before resizing, each of its own shape: the partition then depends on these, so that
                 certificates are about them (dissertation, Appendix F.10).
         """
@@ -97,6 +98,7 @@ class Ensemble:
         check_training_set(data, self.num_classes)
         seen = self._seen(samples, inputs, features)
         self.learner.check(tuple(seen.shape[1:]), self.num_classes)
+        self.learner.check_samples(seen)
         assigned = self.partitioner.assign(samples) if originals is None else self.partitioner.assign_each(originals)
         buckets = assigned.tolist()
         if len(buckets) != len(samples):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Learning(Protocol):
-    """Features in the process of being learned, one epoch after the other.
+    """Features in the process of being learned, one epoch after the other, with deterministic kernels.
 
     Attributes:
         module: maps images to features, as learned so far.
@@ -54,8 +54,8 @@ class FeatureMethod(ABC):
 
     @abstractmethod
     def begin(self, images: Tensor, device: torch.device) -> Learning:
-        """Start to learn from images ``[N, C, H, W]``, uint8 or floats in [0, 1]; raises if the method cannot use
-        them."""
+        """Start to learn from images ``[N, C, H, W]``, uint8 or floats in [0, 1], which are already checked; raises
+        ``ValueError`` if the method cannot use them."""
 
     @abstractmethod
     def module(self, shape: tuple[int, ...]) -> nn.Module:

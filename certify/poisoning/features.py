@@ -3,8 +3,10 @@
 Source: dissertation, Section 7.2.3.1.
 
 Training is given nothing but the images, sorted by content. The features are then bit-identical whatever the labels, so
-a flipped label affects the models of one part only. An inserted or deleted sample may change the features that every
-model sees: :class:`~certify.poisoning.Ensemble` refuses to certify against those.
+a flipped label affects the models of one part only. This needs features of exactly the images that the models are
+trained on, since others might have been selected by the labels of these (:meth:`Features.check_learned_from`). An
+inserted or deleted sample may change the features that every model sees: :class:`~certify.poisoning.Ensemble` refuses
+to certify against those.
 
 A folder holds ``config.json``, ``state.safetensors`` to resume from, and ``features.safetensors``, the result.
 """
@@ -55,8 +57,9 @@ class Pretraining:
         if len(images) < 2:
             raise ValueError(f"images: got {len(images)}, expected at least 2")
         ordered = images[torch.tensor(sorted_by_content(images)[0])]
-        self.method, self.folder = method, Path(folder)
-        self.learning = method.begin(ordered, torch.device(device))
+        self.method, self.folder, self.device = method, Path(folder), torch.device(device)
+        with deterministic(self.device):
+            self.learning = method.begin(ordered, self.device)
         self.losses: list[float] = []  # of all epochs so far
         self.identity = {
             "format": _FORMAT,
@@ -88,9 +91,12 @@ class Pretraining:
     ) -> Path:
         """Train to the last epoch, saving the state after each; returns the file of the result."""
         while len(self.losses) < self.method.epochs and not self.learning.converged(self.losses):
-            loss = self.learning.epoch(len(self.losses), on_step)
+            with deterministic(self.device):
+                loss = self.learning.epoch(len(self.losses), on_step)
             if not math.isfinite(loss):
-                raise FloatingPointError(f"training diverged in epoch {len(self.losses)} (loss {loss}); lower lr")
+                raise FloatingPointError(
+                    f"training diverged in epoch {len(self.losses)} (loss {loss}); use other settings"
+                )
             self.losses.append(loss)
             write_tensors(self.folder / "state.safetensors", self.learning.tensors(), self._header)
             on_epoch(len(self.losses) - 1, loss)
@@ -120,13 +126,23 @@ class Features:
         method: how they were learned.
         shape: shape of an image.
         sha256: checksum of their file.
+        images_sha256: checksum of the images that they were learned from, sorted by content.
         module: maps images to features, in evaluation mode.
     """
 
     method: FeatureMethod
     shape: tuple[int, ...]
     sha256: str
+    images_sha256: str
     module: nn.Module
+
+    def check_learned_from(self, images: Tensor) -> None:
+        """Raise unless the features were learned from exactly these images, in any order."""
+        if images_checksum(images[torch.tensor(sorted_by_content(images)[0])]) != self.images_sha256:
+            raise ValueError(
+                "features: were learned from other images than the models would be trained on, so that they may depend "
+                "on labels; learn them from the same data set with 'python -m scripts.train_features'"
+            )
 
     def of(self, images: Tensor, *, device: str = "cpu", on_batch: Callable[[int], None] | None = None) -> Tensor:
         """Features of images, float32 ``[N, ...]``; those of an image do not depend on the order of the images.
@@ -169,7 +185,7 @@ def load_features(path: str | Path) -> Features:
     try:
         if header["format"] != _FORMAT:
             raise ValueError(f"format {header['format']}")
-        method, shape = read_method(header["method"]), tuple(header["shape"])
+        method, shape, images_sha256 = read_method(header["method"]), tuple(header["shape"]), header["images_sha256"]
         module = method.module(shape)
         module.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -177,7 +193,7 @@ def load_features(path: str | Path) -> Features:
             f"{path}: got no features of this version of the project; learn them again with "
             "'python -m scripts.train_features'"
         ) from error
-    return Features(method, shape, hashlib.sha256(path.read_bytes()).hexdigest(), module.eval())
+    return Features(method, shape, hashlib.sha256(path.read_bytes()).hexdigest(), images_sha256, module.eval())
 
 
 def read_method(text: str) -> FeatureMethod:

@@ -49,6 +49,9 @@ class Learner(ABC):
     def check(self, shape: tuple[int, ...], num_classes: int) -> None:  # noqa: B027 - most learners take anything
         """Raise ``ValueError``, before any work starts, if the learner does not support samples of this shape."""
 
+    def check_samples(self, samples: Tensor) -> None:  # noqa: B027
+        """Raise ``ValueError``, before any work starts, if the learner does not support the values of the samples."""
+
     @abstractmethod
     def fit(self, part: Part, *, num_classes: int, device: torch.device) -> State:
         """Train on one part of any size: empty, without some classes, with a single sample."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from certify.images import to_float
-from certify.inference import deterministic, exact_gradients
+from certify.inference import exact_gradients
 from certify.models import MODELS, Normalize
 from certify.models.convolution import he_conv
 from certify.models.network_in_network import network_in_network
@@ -230,7 +230,7 @@ class PretextLearning:
         order = torch.randperm(len(self.images), generator=generator)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         self.networks.train()
-        with exact_gradients(), deterministic(self.device):
+        with exact_gradients():
             for step in range(self.steps_per_epoch):
                 t = (number * self.steps_per_epoch + step) / (method.epochs * self.steps_per_epoch)
                 for group in self.optimizer.param_groups:

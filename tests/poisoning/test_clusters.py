@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from certify.results import read_rows
 from scripts import poisoning, train_features
 
 CPU = torch.device("cpu")
+DATA = "digits(only=(1, 7))"
 
 
 def _learn(folder, images: torch.Tensor, **options) -> bytes:
@@ -24,7 +26,14 @@ def _learn(folder, images: torch.Tensor, **options) -> bytes:
 
 
 def _images() -> torch.Tensor:
-    return load("digits(classes=(1, 7))", "train").images
+    return load(DATA, "train").images
+
+
+def _args(out: Path, features: Path, data: str = DATA) -> poisoning.Args:
+    """One label per model."""
+    partition = f"SortedIndex({len(_images())})"
+    options = {"data": data, "partition": partition, "learner": "ClusterLabels()", "features": features}
+    return poisoning.Args("all", out, at_once=100, **options)
 
 
 def _fitted(clusters: list[int], labels: list[int], *, of: int, classes: int) -> dict[str, torch.Tensor]:
@@ -111,33 +120,50 @@ def test_scores_of_several_labels_by_hand():
 def test_anything_but_clusters_is_refused():
     with pytest.raises(ValueError, match=r"got samples of shape \(1, 8, 8\), expected clusters"):
         ClusterLabels().check((1, 8, 8), 2)
-    for rows in ([[0.5, 0.5]], [[1, 1]], [[0, 0]], [[2, -1]]):
-        with pytest.raises(ValueError, match="expected one-hot rows"):
+    state = _fitted([0], [0], of=2, classes=2)
+    for rows in ([[0.5, 0.5]], [[1, 1]], [[0, 0]], [[2, -1]], [[float("nan"), 1]]):
+        with pytest.raises(ValueError, match="expected one-hot rows; use features of KMeans"):
             ClusterLabels().fit(Part(torch.tensor(rows), torch.tensor([0]), 0), num_classes=2, device=CPU)
+        with pytest.raises(ValueError, match="expected one-hot rows"):
+            ClusterLabels().scores([state], torch.tensor(rows), num_classes=2)
+    with pytest.raises(ValueError, match="got 3 clusters, expected 2"):
+        ClusterLabels().scores([state], torch.eye(3), num_classes=2)
+
+
+def test_features_that_are_no_clusters_are_refused_before_anything_is_written(tmp_path):
+    method = "SimCLR('small_cnn', epochs=1, batch_size=16, flip=False)"
+    train_features.main(train_features.Args(tmp_path / "views", data=DATA, method=method))
+    with pytest.raises(ValueError, match="got samples that are no clusters"):
+        poisoning.main(_args(tmp_path / "ensemble", tmp_path / "views"))
+    assert not (tmp_path / "ensemble").exists()
+
+
+def test_features_of_other_images_are_refused(tmp_path):
+    """Images that were selected by their labels: one flipped label could change the features of all models."""
+    train_features.main(train_features.Args(tmp_path / "clusters", data=DATA, method="KMeans(2)"))
+    for other in ("digits", "digits(only=(1, 3))"):
+        with pytest.raises(ValueError, match="learned from other images than the models would be trained on"):
+            poisoning.main(_args(tmp_path / "ensemble", tmp_path / "clusters", data=other))
+    assert not (tmp_path / "ensemble").exists()
+
+
+def test_floats_have_the_clusters_of_bytes(tmp_path):
+    _learn(tmp_path, _images())
+    features = load_features(tmp_path)
+    assert torch.equal(features.of(_images().float() / 255), features.of(_images()))
 
 
 def test_the_commands_of_the_experiment(tmp_path, capsys):
     """As published for MNIST: one label per model; every image has the same radius."""
-    data = "digits(classes=(1, 7))"
-    train_features.main(train_features.Args(tmp_path / "clusters", data=data, method="KMeans(2)"))
+    train_features.main(train_features.Args(tmp_path / "clusters", data=DATA, method="KMeans(2)"))
     size = len(_images())
-    poisoning.main(
-        poisoning.Args(
-            "all",
-            tmp_path / "ensemble",
-            data=data,
-            partition=f"SortedIndex({size})",
-            learner="ClusterLabels()",
-            features=tmp_path / "clusters",
-            at_once=100,
-        )
-    )
+    poisoning.main(_args(tmp_path / "ensemble", tmp_path / "clusters"))
     assert f"{size} models, 1 sample each ({size} in all)" in capsys.readouterr().out
     rows = read_rows(tmp_path / "ensemble" / "test" / "plurality-labels")
     right = rows["correct"] == 1
     assert right.mean() > 0.8
     # by counting labels in clusters
-    train, test = load(data, "train"), load(data, "test")
+    train, test = load(DATA, "train"), load(DATA, "test")
     features = load_features(tmp_path / "clusters")
     agree = (features.of(train.images).argmax(1) == train.labels).sum().item()
     votes = (agree, size - agree) if agree > size / 2 else (size - agree, agree)
