@@ -37,6 +37,7 @@ from certify.training.copies import input_shape, parse_training_scheme
 from scripts import cli
 
 Statistics = tuple[float, ...] | None  # of each channel
+FEW_UPDATES = 250  # the 8x8 digits need about as many to be learned at all
 
 
 @dataclass
@@ -229,6 +230,12 @@ def main(args: Args) -> None:
         print(
             f"note: mnist_cnn is meant for small grayscale images and has {size:,} parameters for {train.shape}; for "
             "photographs, use --model resnet18 or wide_resnet40_2"
+        )
+    updates = args.epochs * trainer.steps_per_epoch
+    if updates < FEW_UPDATES and args.init is None:
+        print(
+            f"note: {updates:,} updates are few for a network that is trained from scratch, which may remain near "
+            "chance; use more --epochs, or a smaller --batch-size"
         )
     run(trainer, resume=args.resume)
     print_accuracy(trainer, test)

@@ -200,7 +200,17 @@ def test_a_network_for_digits_is_pointed_out_for_photographs(tmp_path, capsys):
     train_script.main(args)
     assert "note: mnist_cnn is meant for small grayscale images and has " in capsys.readouterr().out
     train_script.main(train_script.Args(out=tmp_path / "grey", data="digits", scheme="BandAblation(width=4)", epochs=1))
-    assert "note" not in capsys.readouterr().out
+    assert "mnist_cnn" not in capsys.readouterr().out
+
+
+def test_few_updates_are_pointed_out(tmp_path, capsys):
+    def said(name: str, **options: Any) -> str:
+        train_script.main(train_script.Args(tmp_path / name, data="digits", scheme="BandAblation(width=4)", **options))
+        return capsys.readouterr().out
+
+    assert "note: 12 updates are few for a network that is trained from scratch" in said("few", epochs=1)
+    assert "updates are few" not in said("many", epochs=1, batch_size=4)
+    assert "updates are few" not in said("further", epochs=1, init=str(tmp_path / "many"))
 
 
 def test_given_classes(tmp_path):
