@@ -107,7 +107,11 @@ class NormalizedExtractor(BaseFeaturesExtractor):
         return ((self.raw(observations) - statistics.mean) * statistics.scale).clamp(-self.clip, self.clip)
 
     def slope(self, observations: Observation, key: str) -> Tensor:
-        """Derivatives of the features of ``key`` with respect to ``key``, coordinate by coordinate: ``[B, size]``."""
+        """Derivatives of the features of ``key`` with respect to ``key``, coordinate by coordinate: ``[B, size]``.
+
+        Where a value equals a clip exactly, this is the derivative on the inner side, as that of ``torch.clamp`` up to
+        PyTorch 2.13.
+        """
         columns, statistics = self.columns[key], self.statistics
         raw = observations[key].float().flatten(1)
         normalized = (raw - statistics.mean[columns]) * statistics.scale[columns]

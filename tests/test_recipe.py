@@ -48,10 +48,10 @@ def test_features_are_normalized_and_clipped_twice() -> None:
     extractor.statistics.scale.copy_(torch.tensor([1.0, 2, 1, 1, 1, 3]))
     observation = {
         "observation": torch.tensor([[0.5, 1.5, -7]]),
-        GOAL: torch.tensor([[0.0, 2.0, 50.0]]),
+        GOAL: torch.tensor([[0.0, 1.5, 50.0]]),
         "achieved_goal": torch.full((1, 3), torch.nan),
     }
-    assert extractor(observation).tolist() == [[0.5, 1.0, -2.0, 0.0, 2.0, 2.0]]
+    assert extractor(observation).tolist() == [[0.5, 1.0, -2.0, 0.0, 1.5, 2.0]]
     assert extractor.slope(observation, GOAL).tolist() == [[1, 1, 0]]
     goal = observation[GOAL].requires_grad_()
     (gradient,) = torch.autograd.grad(extractor(observation).sum(), goal)
