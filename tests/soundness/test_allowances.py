@@ -7,6 +7,7 @@ import math
 from fractions import Fraction
 
 import mpmath
+import numpy as np
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ from certify import (
 )
 from certify.confidence import lower_bound, simultaneous_bounds, upper_bound
 from certify.draws import Draws
+from certify.patch_operators import eigenvalue_bound
 from certify.topk import label_bounds
 from certify.wasserstein import _SLIP, _UNIFORM_REACH
 
@@ -144,3 +146,18 @@ def test_laplace_noise_in_steps_is_not_taken_for_exact(p, on):
         rest = 1 - mpmath.mpf(p) + t
         left = 1 - rest * grown if rest * grown <= 0.5 else 1 / (4 * rest * grown)
         assert left - t >= 0.5
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_bounds_on_eigenvalues_pay_for_their_rounding(size):
+    """The rows of a circulant matrix have one sum, its largest eigenvalue, which doubles may round down."""
+    rounded_down = 0
+    for seed in range(100):
+        half = np.random.default_rng(seed).random(size // 2)
+        row = np.concatenate(([0.1], half, half[::-1][: (size - 1) // 2]))  # symmetric
+        matrix = np.stack([np.roll(row, i) for i in range(size)])
+        exact = sum(Fraction(float(value)) for value in row)
+        found = eigenvalue_bound(matrix)
+        assert exact <= Fraction(found) <= exact * (1 + Fraction(1, 10**9))
+        rounded_down += Fraction(found / (1 + size * 2.0**-50)) < exact
+    assert rounded_down > 5, "no rounding to pay for"
