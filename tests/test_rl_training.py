@@ -455,6 +455,15 @@ def test_rewards_that_are_none_are_named(monkeypatch: pytest.MonkeyPatch) -> Non
         model.learn(80)
 
 
+@pytest.mark.filterwarnings("ignore:replay buffer")  # steps and compute_reward disagree
+def test_rewards_that_are_none_after_relabelling_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These are in no buffer, only in minibatches."""
+    model: Any = agent("DDPG", goal_gradient_coef=0.3).learn(60)
+    monkeypatch.setattr(model.replay_buffer, "_rewards", lambda achieved, *_: np.full(len(achieved), np.inf, "f"))
+    with pytest.raises(FloatingPointError, match="buffer has a reward of inf, expected finite rewards"):
+        model.learn(60, reset_num_timesteps=False)
+
+
 def test_a_checkpoint_replaces_what_a_full_buffer_held(tmp_path: Path) -> None:
     """Also beyond what the checkpoint fills: an episode there, from before, would be drawn in part."""
     model: Any = agent("DDPG", buffer_size=50, goal_gradient_coef=0).learn(30)

@@ -105,6 +105,8 @@ def test_bounds_close_in_and_stay_ordered():
 def test_bounds_refuse_bad_input():
     with pytest.raises(TypeError, match=r"votes: got torch.float32"):
         sequence_bounds(torch.tensor([1.0]), 2, 0.1)
+    with pytest.raises(ValueError, match=r"counts in \[-1, 1\] of n = 2"):
+        sequence_bounds(torch.tensor([1, -1]), 2, 0.1)
     with pytest.raises(ValueError, match=r"counts in \[3, 3\] of n = 2"):
         sequence_bounds(torch.tensor([3]), 2, 0.1)
     with pytest.raises(ValueError, match="alpha"):
