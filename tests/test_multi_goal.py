@@ -444,6 +444,19 @@ def test_environments_that_do_not_fit() -> None:
         GoalImage(spaces.Dict(parts))  # type: ignore[arg-type]
 
 
+def test_an_encoder_may_be_a_class(tmp_path) -> None:
+    class Own(DeepSets):
+        pass
+
+    named, own = trained(), trained(policy_kwargs={"encoder": Own})
+    assert type(own.critic.features_extractor) is Own
+    ours, theirs = own.policy.state_dict(), named.policy.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    own.save(tmp_path / "agent")
+    loaded = rl.DDPG.load(tmp_path / "agent", device="cpu")
+    assert all(torch.equal(value, ours[name]) for name, value in loaded.policy.state_dict().items())
+
+
 def test_what_would_falsify_item_rewards_is_refused() -> None:
     vector = DummyVecEnv([Collect])
     with pytest.raises(ValueError, match="norm_reward=False"):
