@@ -452,6 +452,16 @@ def test_dssn_noise_cannot_replace_additive_noise():
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("shapes", [((1, 2, 2), (1, 2, 3)), ((1, 2, 2), (2, 2, 2)), ((2, 2), (2, 2))])
+def test_distances_of_images_of_different_shapes(shapes):
+    x, y = (np.full(shape, 1.0) for shape in shapes)
+    message = r"images to compare: got shapes .*, expected the same \[C, H, W\]"
+    with pytest.raises(ValueError, match=message):
+        flow_distance(x, y)
+    with pytest.raises(ValueError, match=message):
+        transport_distance(x, y, "l1")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
