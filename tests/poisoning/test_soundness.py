@@ -75,6 +75,8 @@ CASES = [
     ("learned", TrainingLabels(), SortedIndex(6), 1),
     ("learned", TrainingLabels(), PixelSum(6), 1),
     ("clusters", TrainingLabels(), SortedIndex(5), 1),
+    ("clusters", TrainingLabels(), PixelSum(6), 1),
+    ("clusters", TrainingLabels(), PixelSum(15), 1),  # some parts are empty
 ]
 
 
