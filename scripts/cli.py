@@ -9,11 +9,14 @@ import importlib
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -177,18 +180,44 @@ def _again(cls: type) -> tuple[str, str]:
     return "run the same command again", "and run the same command again"
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as schedulers send it before they kill."""
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Let the first SIGTERM end a command as Ctrl-C does, its processes included, and a second one at once."""
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled
+        yield
+        return
+
+    def end(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def run(main: Callable[[ArgsT], None], cls: type[ArgsT], prog: str, argv: list[str] | None = None) -> None:
-    """Run a script. Expected errors print one line and exit with status 1, Ctrl-C with 130, without a traceback."""
+    """Run a script, without a traceback for what is expected.
+
+    The status is 1 after an error, which prints one line, 130 after Ctrl-C and 143 after SIGTERM.
+    """
     try:
         args = parse_args(cls, argv, prog)
-        main(args)
+        with _terminated_like_interrupted():
+            main(args)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output (head, for example) has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest is flushed at exit
         sys.exit(141)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as reason:
         print(f"\ninterrupted; {_again(cls)[0]}", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(143 if isinstance(reason, Terminated) else 130)
     except OSError as error:
         message = str(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -10,7 +10,6 @@ import json
 import math
 import multiprocessing
 import platform
-import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -33,6 +32,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 import envs as _registered  # noqa: F401  (importing it registers the environments)
 import rl
 from certify.files import check_writable, differences, write_atomically
+from certify.processes import begin_worker
 from envs.parallel import ParallelVectorEnv
 from rl.logs import read_config
 from rl.noise import VectorizedNormalNoise
@@ -305,9 +305,9 @@ def train_all(run_: Run, args: RunArgs, prog: str, workers: int = 1) -> None:
 
 
 def _prepare_worker(modules: list[str]) -> None:
+    begin_worker()
     cli.import_modules(modules)
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which terminates its workers
 
 
 def _train_in_parallel(work: dict[Path, Run], args: RunArgs, workers: int) -> None:

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from rl import training
 from rl.logs import read_method
 from scripts import cli, goal_training, rollout, train_bit_flipping, train_continuous_seek
 
@@ -118,7 +119,8 @@ def test_seeds_in_parallel(tmp_path, finished):
     assert method.seeds == (0, 1)
 
 
-def test_interrupt_ends_all_seeds(tmp_path):
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
+def test_interrupt_ends_all_seeds(tmp_path, sent, status):
     command = [
         sys.executable,
         "-m",
@@ -135,12 +137,36 @@ def test_interrupt_ends_all_seeds(tmp_path):
     )
     while process.poll() is None and not (tmp_path / "seed-1/state.safetensors").exists():
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert "with --resume to continue" in stderr
     assert "Traceback" not in stderr
     assert not (tmp_path / "seed-2/evaluations.npz").exists()
+
+
+def test_killing_the_command_ends_all_seeds(tmp_path):
+    """Otherwise its workers would train on, and ``--resume`` would find the folders in use."""
+    words = arguments(BITS, tmp_path, "--steps 10000000 --jobs 2 --seeds 0 1")
+    process = subprocess.Popen([sys.executable, "-m", BITS.__name__, *words], cwd=ROOT, stdout=subprocess.DEVNULL)
+    folders = tmp_path / "seed-0", tmp_path / "seed-1"
+    while process.poll() is None and not all((folder / "state.safetensors").exists() for folder in folders):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while not all(map(_is_free, folders)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert all(map(_is_free, folders))
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether no process trains in a folder."""
+    try:
+        with training._locked(folder):
+            return True
+    except ValueError:
+        return False
 
 
 def test_one_refused_seed_keeps_the_others_from_starting(tmp_path):

@@ -106,7 +106,8 @@ def test_kill_in_the_middle_of_a_certification(tmp_path, checkpoints):
     assert (part / "votes.tsv").read_text() == (tmp_path / "whole/votes.tsv").read_text()
 
 
-def test_interrupt_ends_quietly_and_keeps_the_rows(tmp_path, checkpoints):
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
+def test_interrupt_ends_quietly_and_keeps_the_rows(tmp_path, checkpoints, sent, status):
     command = [sys.executable, "-m", "scripts.certify", str(tmp_path), "--checkpoint", str(checkpoints["ablation"])]
     process = subprocess.Popen(
         [*command, "--n", "20000"],
@@ -118,9 +119,9 @@ def test_interrupt_ends_quietly_and_keeps_the_rows(tmp_path, checkpoints):
     )
     while process.poll() is None and not ((tmp_path / "rows.tsv").exists() and len(lines(tmp_path)) >= 1):
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert "with --resume to continue" in stderr
     assert "Traceback" not in stderr
     assert len(lines(tmp_path)) >= 1

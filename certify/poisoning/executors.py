@@ -12,10 +12,7 @@ import importlib
 import importlib.util
 import itertools
 import multiprocessing
-import os
 import pickle
-import signal
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -24,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from certify.models import MODELS, is_typed, own_models
+from certify.processes import begin_worker
 from certify.scheme import check_integer
 
 _DONE = "Finished work is on disk; use --resume to continue"
@@ -134,16 +132,8 @@ _shared: dict[str, Any] = {}  # in a worker: the work function and the data shar
 
 def _begin(common: bytes) -> None:
     """Prepare a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent process
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    begin_worker()
     _shared["work"], _shared["of"] = _of_common(common)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _of_shared(task: bytes) -> bytes:
