@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import difflib
 import shlex
-import sys
 import textwrap
 import time
 from dataclasses import dataclass, replace
@@ -222,11 +221,7 @@ def run(catalogue: Catalogue, args: Args) -> None:
     check_nothing_is_missing(asked, budget, args.runs)
     for each in asked:
         started = time.perf_counter()
-        try:
-            folder = running.run_commands(each, budget, args.runs)
-        except KeyboardInterrupt:
-            print("\ninterrupted; run the same command again to continue", file=sys.stderr)
-            sys.exit(130)
+        folder = running.run_commands(each, budget, args.runs)
         minutes = (time.perf_counter() - started) / 60
         print(f"[{each.name}, {budget}] {folder} finished after {minutes:.1f} minutes\n")
     used = [entry.name for entry in entries if any(each.name in entry.runs for each in asked)]  # less with --only
