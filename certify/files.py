@@ -33,14 +33,25 @@ def create_atomically(path: Path, data: bytes) -> bool:
         os.link(temporary, path)
     except FileExistsError:
         return False
-    except OSError:  # a file system without hard links
-        try:
-            with path.open("xb") as handle:
-                handle.write(data)
-        except FileExistsError:
-            return False
+    except OSError:  # a file system without hard links, or one that is full
+        return _create(path, data)
     finally:
         temporary.unlink()
+    return True
+
+
+def _create(path: Path, data: bytes) -> bool:
+    """The same in a way that a killed process may leave unfinished, but not one that fails."""
+    try:
+        handle = path.open("xb")
+    except FileExistsError:
+        return False
+    try:
+        with handle:
+            handle.write(data)
+    except BaseException:
+        path.unlink()
+        raise
     return True
 
 

@@ -1,0 +1,60 @@
+"""Files that hold the complete old or new content, on a full disk and without hard links, too."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from certify.files import create_atomically, write_atomically
+
+
+@pytest.fixture
+def fill_disk() -> Iterator[Callable[[], None]]:
+    """A function after whose call every write to a file fails; a limit on their size stands in for a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def no_links(*_: object) -> None:
+    raise PermissionError("no hard links here")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_first_creation_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    path = tmp_path / "folder" / "file"
+    assert create_atomically(path, b"first")
+    assert not create_atomically(path, b"second")
+    monkeypatch.setattr(Path, "exists", lambda _: False)  # as for a process that is a moment too late
+    assert not create_atomically(path, b"third")
+    assert [each.read_bytes() for each in path.parent.iterdir()] == [b"first"]
+
+
+def test_a_disk_that_fills_up_during_a_creation_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fill_disk: Callable[[], None]
+) -> None:
+    """An empty configuration would keep a run from ever being continued."""
+
+    def full(*_: object) -> None:
+        fill_disk()
+        raise OSError("full")
+
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(OSError, match="too large"):
+        create_atomically(tmp_path / "file", b"content")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_write_that_fails_keeps_the_old_content(tmp_path: Path, fill_disk: Callable[[], None]) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+    fill_disk()
+    with pytest.raises(OSError, match="too large"):
+        write_atomically(path, b"new")
+    assert [each.read_bytes() for each in tmp_path.iterdir()] == [b"old"]
