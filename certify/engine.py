@@ -113,7 +113,7 @@ class VoteEngine:
     ) -> None:
         check_integer("num_classes", num_classes, 2)
         if batch_size is not None:
-            check_integer("batch_size", batch_size, 1)
+            check_integer("batch_size", batch_size, 1, (1 << 31) - 1)  # kernels count rows with 32 bits
         if not callable(vote):
             raise TypeError(f"vote: got {vote!r}, expected a rule such as argmax_vote or ThresholdVote(theta=0.6)")
         if isinstance(scheme, SampledScheme) and not getattr(vote, "exclusive", True):

@@ -56,7 +56,7 @@ class GaussianScheme(SampledScheme):
         object.__setattr__(self, "sigma", float(self.sigma))
         check_integer("q (quantization steps, 255 for 8-bit images)", self.q, 1, 1 << 16)
         if self.sound:
-            assert self.rounded.reach > 0  # raises where there are too many steps
+            _ = self.rounded  # raises where there are too many steps
 
     @property
     def threat(self) -> L2 | Unproven:

@@ -112,7 +112,7 @@ def main(args: Args) -> None:
             smoothed,
             data,
             args.out,
-            index=classifier_runs.chosen(len(data), args),
+            index=classifier_runs.chosen(len(data), args.skip, args.max),
             resume=args.resume,
             shard=classifier_runs.parse_shard(args.shard),
             question=asked,

@@ -53,17 +53,17 @@ def parse_shard(text: str) -> tuple[int, int]:
     raise ValueError(f"shard: got {text!r}, expected i/n with 0 <= i < n, such as 0/4")
 
 
-def chosen(count: int, args: Args) -> list[int]:
-    """Indices of the images of all shards."""
-    if args.skip < 1 or (args.max is not None and args.max < 1):
-        raise ValueError(f"skip, max: got {args.skip}, {args.max}, expected at least 1")
-    return list(range(0, count, args.skip)[: args.max])
+def chosen(count: int, skip: int, most: int | None) -> list[int]:
+    """Indices of every ``skip``-th of ``count`` images, at most ``most``."""
+    if skip < 1 or (most is not None and most < 1):
+        raise ValueError(f"skip, max: got {skip}, {most}, expected at least 1")
+    return list(range(0, count, skip)[:most])
 
 
 def select(count: int, args: Args) -> list[int]:
     """Indices of the images of this process."""
     i, n = parse_shard(args.shard)
-    return chosen(count, args)[i::n]
+    return chosen(count, args.skip, args.max)[i::n]
 
 
 def configuration(

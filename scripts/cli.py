@@ -162,9 +162,9 @@ def commit() -> str:
 
 
 def check_device(text: str) -> None:
-    """Raise unless ``text`` names a device that is available."""
+    """Raise unless ``text`` names a device that is available and computes."""
     try:
-        torch.zeros(1, device=text)
+        torch.zeros(1, device=text).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device: got {text!r}, which is not available here ({reason}); use cpu") from error

@@ -163,9 +163,7 @@ def vote(args: Args) -> None:
     job = read_job(args.out)
     data = test_set(job, args.split, args.data_root)
     shard = classifier_runs.parse_shard(args.shard)
-    if args.skip < 1 or (args.max is not None and args.max < 1):
-        raise ValueError(f"skip, max: got {args.skip}, {args.max}, expected at least 1")
-    index = list(range(0, len(data), args.skip)[: args.max])
+    index = classifier_runs.chosen(len(data), args.skip, args.max)
     inputs = {"data": data.name, "sha256": data.checksum(), "split": data.split, "skip": args.skip, "max": args.max}
     images = data.batch(index)[0]
     x = poisoning_inputs.seen_by(job, images, args.out / args.split / "inputs.safetensors", args.device)
@@ -189,7 +187,7 @@ def certify(args: Args) -> Path:
     poisoning_inputs.classes_of(data)
     if data.checksum() != voted["sha256"]:
         raise ValueError(f"{data.name}, {args.split}: is not the data that was voted on; run the step vote again")
-    index = list(range(0, len(data), voted["skip"])[: voted["max"]])
+    index = classifier_runs.chosen(len(data), voted["skip"], voted["max"])
     rankings, labels = job.rankings(args.split), data.labels[index]
     started = time.perf_counter()
     result = job.ensemble.certify(rankings, method=args.method, threat=THREATS[args.threat])
@@ -252,8 +250,16 @@ def provenance(args: Args) -> dict[str, Any]:
     return {"command": cli.command_line("scripts.poisoning", args), "commit": cli.commit(), "started": started}
 
 
-def main(args: Args) -> None:
+def check(args: Args) -> None:
+    """Raise for what only a later step would refuse, after a long training."""
     cli.check_used(args, args.step)
+    classifier_runs.parse_shard(args.shard)
+    classifier_runs.chosen(0, args.skip, args.max)
+    report.check_radii(args.radii)
+
+
+def main(args: Args) -> None:
+    check(args)
     steps = STEPS[:-1] if args.step == "all" else (args.step,)
     for step in steps:
         if step == "certify":

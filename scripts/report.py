@@ -150,9 +150,14 @@ def patch_lines(args: Args, runs: dict[Path, Run]) -> list[patches.PatchAccuracy
     return [line for path, run in runs.items() for line in patches.patch_accuracy(path, sizes, bounds, run)]
 
 
+def check_radii(radii: list[float] | None) -> None:
+    """Raise unless radii can be columns of a table."""
+    if radii and not all(math.isfinite(r) and r >= 0 for r in radii):
+        raise ValueError(f"radii: got {radii}, expected finite numbers, at least 0")
+
+
 def main(args: Args) -> None:
-    if args.radii and not all(math.isfinite(r) and r >= 0 for r in args.radii):
-        raise ValueError(f"radii: got {args.radii}, expected finite numbers, at least 0")
+    check_radii(args.radii)
     folders = [*(args.attack or ()), *args.runs]
     if not folders:
         raise ValueError("runs: got none, expected one or more result folders")

@@ -186,6 +186,22 @@ def test_labels_of_other_data_than_were_voted_on_are_refused(tmp_path, monkeypat
         poisoning.main(poisoning.Args("certify", tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"shard": "2/2"}, "shard: got '2/2'"),
+        ({"skip": 0}, "skip, max: got 0, None"),
+        ({"max": 0}, "skip, max: got 1, 0"),
+        ({"radii": [float("nan")]}, "radii: got"),
+        ({"device": "meta"}, "device: got 'meta', which is not available here"),
+    ],
+)
+def test_what_later_steps_would_refuse_is_refused_before_training(tmp_path, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        poisoning.main(poisoning.Args("all", tmp_path / "out", **wrong))
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_script_explains_missing_steps(tmp_path):
     with pytest.raises(FileNotFoundError, match="poisoning train"):
         poisoning.main(poisoning.Args("vote", tmp_path))
