@@ -10,7 +10,6 @@ environment.
 from __future__ import annotations
 
 import json
-import uuid
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -28,6 +27,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import Tensor
 
+from rl.files import replacing
 from rl.goals import GoalStatistics
 from rl.her import HerReplayBuffer, end_open_episodes
 
@@ -174,19 +174,13 @@ def _tensors_of(model: OffPolicyAlgorithm) -> dict[str, Tensor]:
 
 
 def _replace(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Write the file under another name, then move it to ``path``."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    """Write all of it to ``path``, or nothing."""
+    packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        temporary.touch()  # gets the usual permissions, which the writer would not set
-        mode = temporary.stat().st_mode
-        save_file(packed, temporary, metadata={"state": json.dumps(state)})
-        temporary.chmod(mode)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            save_file(packed, temporary, metadata={"state": json.dumps(state)})
     except SafetensorError as error:
         raise OSError(f"{path}: could not be written ({error}); an earlier checkpoint is kept") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(model: OffPolicyAlgorithm, path: str | Path, *, buffer: bool = True) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,13 +16,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
 from rl.checkpoint import check_settings, check_supported, load_checkpoint, save_checkpoint, start_afresh
+from rl.files import claimed, replacing
 from rl.logs import read_evaluations
 from rl.vec_env import VectorEnvAdapter
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: there folders are not locked
-    fcntl = None
 
 LOG, STATE = "evaluations.npz", "state.safetensors"
 
@@ -40,13 +33,9 @@ class EvaluationLog:
     successes: list[list[bool]] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp.npz")
-        try:
-            arrays: dict[str, Any] = {name: np.array(values) for name, values in vars(self).items() if values}
+        arrays: dict[str, Any] = {name: np.array(values) for name, values in vars(self).items() if values}
+        with replacing(path, ".npz") as temporary:
             np.savez(temporary, **arrays)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path, until: int) -> EvaluationLog:
@@ -228,7 +217,7 @@ def run(
     if holds_run(folder) and not resume:
         raise ValueError(f"{folder}: holds a training run; give resume=True to continue it, or choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with claimed(folder):
         log = _resume(model, plan, folder) if resume and (folder / STATE).exists() else EvaluationLog()
         left = plan.steps - model.num_timesteps
         if left > 0:
@@ -273,22 +262,3 @@ def _resume(model: OffPolicyAlgorithm, plan: Plan, folder: Path) -> EvaluationLo
             "train in another folder"
         )
     return log
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in ``folder``; raises if one does already."""
-    if fcntl is None:
-        yield
-        return
-    place = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{folder}: another process trains here; wait, or choose another folder") from error
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(place)

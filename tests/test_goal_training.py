@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from rl import training
+from rl import files
 from rl.logs import read_method
 from scripts import cli, goal_training, rollout, train_bit_flipping, train_continuous_seek
 
@@ -163,7 +163,7 @@ def test_killing_the_command_ends_all_seeds(tmp_path):
 def _is_free(folder: Path) -> bool:
     """Whether no process trains in a folder."""
     try:
-        with training._locked(folder):
+        with files.claimed(folder):
             return True
     except ValueError:
         return False

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import gymnasium
 import numpy as np
@@ -387,6 +388,15 @@ def test_a_folder_is_for_one_process_at_a_time(tmp_path: Path) -> None:
             return False
 
     rl.run(agent("DDPG"), seek(3), PLAN, tmp_path, callback=Second())
+
+
+def test_what_a_killed_process_has_half_written_is_removed(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    (tmp_path / f".{STATE}.{uuid4().hex}.tmp").write_bytes(b"half a checkpoint")
+    (tmp_path / f".{LOG}.{uuid4().hex}.tmp.npz").touch()
+    (tmp_path / ".mine.tmp").touch()
+    rl.run(agent("DDPG"), seek(3), replace(PLAN, steps=60), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {STATE, LOG, ".mine.tmp"}
 
 
 def test_a_log_that_is_lost_is_missed(tmp_path: Path) -> None:

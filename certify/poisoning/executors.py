@@ -61,7 +61,7 @@ class Processes(Executor):
     retries: int = 3
 
     def __post_init__(self) -> None:
-        check_integer("count", self.count, 1)
+        check_integer("workers", self.count, 1, 1 << 16)
         check_integer("retries", self.retries, 0)
 
     def run(self, work: Work, shared: Any, tasks: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
