@@ -9,6 +9,7 @@ need to decide whether an image is certified at that radius, or to determine its
 
 from __future__ import annotations
 
+import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
@@ -124,7 +125,9 @@ def main(args: Args) -> None:
             on_copies=shown.on_copies,
         )
     images = "1 image" if len(indices) == 1 else f"{len(indices)} images"
-    print(f"wrote {path}, {images}; for a table and a plot, run 'python -m scripts.report {args.out}'")
+    print(
+        f"wrote {path}, {images}; for a table and a plot, run 'python -m scripts.report {shlex.quote(str(args.out))}'"
+    )
 
 
 if __name__ == "__main__":

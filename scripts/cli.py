@@ -180,6 +180,15 @@ def _again(cls: type) -> tuple[str, str]:
     return "run the same command again", "and run the same command again"
 
 
+def _open_standard_streams() -> None:
+    """Let nothing else get the numbers 0 to 2 if they are closed: what libraries print would end up in its file."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, as schedulers send it before they kill."""
 
@@ -207,11 +216,13 @@ def run(main: Callable[[ArgsT], None], cls: type[ArgsT], prog: str, argv: list[s
 
     The status is 1 after an error, which prints one line, 130 after Ctrl-C and 143 after SIGTERM.
     """
+    _open_standard_streams()
     try:
         args = parse_args(cls, argv, prog)
         with _terminated_like_interrupted():
             main(args)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # a program may start this one without
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output (head, for example) has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest is flushed at exit
         sys.exit(141)

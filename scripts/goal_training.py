@@ -10,6 +10,7 @@ import json
 import math
 import multiprocessing
 import platform
+import shlex
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -231,8 +232,8 @@ def check(args: RunArgs) -> None:
             raise ValueError(f"{name.replace('_', '-')}: got {value}, expected at least 1")
     if args.lr is not None and not (math.isfinite(args.lr) and args.lr > 0):
         raise ValueError(f"lr: got {args.lr}, expected a number above 0")
-    if not args.seeds or len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
-        raise ValueError(f"seeds: got {args.seeds}, expected one or more distinct numbers, at least 0")
+    if not args.seeds or len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 1 << 32 for seed in args.seeds):
+        raise ValueError(f"seeds: got {args.seeds}, expected one or more distinct numbers from 0 to 2^32 - 1")
     if args.tensorboard is not None and find_spec("tensorboard") is None:
         raise ImportError('tensorboard: not installed; run "pip install tensorboard", or leave out --tensorboard')
     if args.device != "auto":
@@ -301,7 +302,9 @@ def train_all(run_: Run, args: RunArgs, prog: str, workers: int = 1) -> None:
     else:
         _train_in_parallel(work, args, workers)
     metric = " --metric return" if run_.hindsight is None else ""  # there is no success with sets of goals
-    print(f"wrote {args.out}; for learning curves, run 'python -m scripts.evaluate {args.out}{metric}'")
+    print(
+        f"wrote {args.out}; for learning curves, run 'python -m scripts.evaluate {shlex.quote(str(args.out))}{metric}'"
+    )
 
 
 def _prepare_worker(modules: list[str]) -> None:
@@ -313,7 +316,7 @@ def _prepare_worker(modules: list[str]) -> None:
 def _train_in_parallel(work: dict[Path, Run], args: RunArgs, workers: int) -> None:
     context = multiprocessing.get_context("spawn")
     own = list(cli.imported)
-    with ProcessPoolExecutor(args.jobs, context, initializer=_prepare_worker, initargs=(own,)) as pool:
+    with ProcessPoolExecutor(min(args.jobs, len(work)), context, initializer=_prepare_worker, initargs=(own,)) as pool:
         jobs = [pool.submit(each.train, folder, args, workers) for folder, each in work.items()]
         try:
             for job in as_completed(jobs):

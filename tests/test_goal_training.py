@@ -187,6 +187,7 @@ BAD = [
     (SEEK, "--seeds 3 3", r"seeds: got \[3, 3\], expected one or more distinct numbers"),
     (SEEK, "--seeds", r"seeds: got \[\]"),
     (SEEK, "--seeds -1", r"seeds: got \[-1\]"),
+    (SEEK, "--seeds 4294967296", r"seeds: got \[4294967296\], expected .* to 2\^32 - 1"),
     (SEEK, "--jobs 0", "jobs: got 0"),
     (SEEK, "--num-envs 0", "num_envs: got 0"),
     (SEEK, "--bound 0", "bound: got 0"),

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -125,6 +126,16 @@ def test_interrupt_ends_quietly_and_keeps_the_rows(tmp_path, checkpoints, sent, 
     assert "with --resume to continue" in stderr
     assert "Traceback" not in stderr
     assert len(lines(tmp_path)) >= 1
+
+
+def test_closed_streams_are_no_obstacle(tmp_path, checkpoints):
+    """Some programs start others without standard output; what is printed must not end up in the results."""
+    command = [sys.executable, "-m", "scripts.certify", "--checkpoint", str(checkpoints["ablation"]), "--n", "100"]
+    for name, closed in (("open", ""), ("closed", " >&- 2>&-")):
+        line = shlex.join([*command, "--max", "2", str(tmp_path / name)]) + closed
+        subprocess.run(line, shell=True, cwd=ROOT, check=True, capture_output=not closed)
+    assert lines(tmp_path / "closed") == lines(tmp_path / "open")
+    assert (tmp_path / "closed/votes.tsv").read_text() == (tmp_path / "open/votes.tsv").read_text()
 
 
 def test_full_disk_keeps_the_rows(tmp_path, checkpoints):
