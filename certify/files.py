@@ -97,6 +97,9 @@ def check_writable(folder: Path) -> None:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace the content of ``path`` by ``data`` atomically: it always holds the complete old or new content."""
+    if path.exists() and not path.is_file():  # /dev/null or a pipe, which a user who may do so would replace by a file
+        path.write_bytes(data)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_of(path)
     try:

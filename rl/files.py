@@ -16,7 +16,13 @@ except ImportError:  # not a POSIX system: there folders are not locked
 
 @contextmanager
 def replacing(path: Path, ending: str = "") -> Iterator[Path]:
-    """A new file to write, which takes the place of ``path`` once it is on disk; ``ending`` is that of its name."""
+    """A new file to write, which takes the place of ``path`` once it is on disk; ``ending`` is that of its name.
+
+    Raises:
+        ValueError: if ``path`` is a folder, a device or a pipe.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: is not a file; choose another path")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp{ending}")
     try:
         temporary.touch()  # gets the usual permissions, which some writers would not set

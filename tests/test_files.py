@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from certify.files import create_atomically, write_atomically
+from rl.files import replacing
 
 
 @pytest.fixture
@@ -49,6 +50,20 @@ def test_a_disk_that_fills_up_during_a_creation_leaves_nothing(
     with pytest.raises(OSError, match="too large"):
         create_atomically(tmp_path / "file", b"content")
     assert not list(tmp_path.iterdir())
+
+
+def test_devices_are_written_to_and_not_replaced(tmp_path: Path) -> None:
+    """A user who may replace /dev/null, as in many containers, would have no working system afterwards."""
+    path = tmp_path / "null"
+    path.symlink_to(os.devnull)
+    write_atomically(path, b"content")
+    assert path.is_symlink()
+    assert path.read_bytes() == b""
+    assert [each.name for each in tmp_path.iterdir()] == ["null"]
+    with pytest.raises(ValueError, match="is not a file"), replacing(path):
+        pass
+    with pytest.raises(IsADirectoryError):
+        write_atomically(tmp_path, b"content")
 
 
 def test_a_write_that_fails_keeps_the_old_content(tmp_path: Path, fill_disk: Callable[[], None]) -> None:
