@@ -41,7 +41,7 @@ def create_atomically(path: Path, data: bytes) -> bool:
 
 
 def _create(path: Path, data: bytes) -> bool:
-    """The same in a way that a killed process may leave unfinished, but not one that fails."""
+    """The same without hard links: a write that fails leaves nothing, a process killed meanwhile a part of the file."""
     try:
         handle = path.open("xb")
     except FileExistsError:
@@ -49,6 +49,8 @@ def _create(path: Path, data: bytes) -> bool:
     try:
         with handle:
             handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
     except BaseException:
         path.unlink()
         raise
@@ -96,10 +98,15 @@ def check_writable(folder: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace the content of ``path`` by ``data`` atomically: it always holds the complete old or new content."""
-    if path.exists() and not path.is_file():  # /dev/null or a pipe, which a user who may do so would replace by a file
+    """Replace the content of ``path`` by ``data`` atomically: it always holds the complete old or new content.
+
+    A link stays a link to the new content; a device or a pipe is simply written to.
+    """
+    if path.exists() and not path.is_file():  # with enough rights, /dev/null would be replaced by a file
         path.write_bytes(data)
         return
+    if path.is_symlink():  # /dev/stdout, for instance
+        path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_of(path)
     try:

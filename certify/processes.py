@@ -1,4 +1,4 @@
-"""What every worker process does first: leave Ctrl-C to its parent, and end when the parent does."""
+"""What the processes of a pool do first: leave Ctrl-C to their parent, and end when the parent does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 
 
 def begin_worker() -> None:
-    """Call first in a process made by :mod:`multiprocessing`.
+    """For the initializer of a pool of processes.
 
     Ctrl-C reaches all processes of a terminal; it is the parent that answers, and ends its workers. A parent that is
     killed cannot do that: its workers notice and end themselves, instead of working on for nobody in a folder that

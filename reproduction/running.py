@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import subprocess
@@ -178,8 +179,17 @@ def missing(run: Run, budget: str, root: Path = RUNS) -> list[str]:
 
 
 def _as_subprocess(words: Words) -> None:
-    code = subprocess.run([sys.executable, "-m", *words], check=False).returncode
-    if code == 130:
+    process = subprocess.Popen([sys.executable, "-m", *words])
+    try:
+        code = process.wait()
+    except BaseException as reason:
+        # Ctrl-C in a terminal has reached it, too; it may need a moment to end its own processes
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0 if isinstance(reason, cli.Terminated) else 10)
+        process.terminate()
+        process.wait()
+        raise
+    if code in (130, 143):
         raise KeyboardInterrupt
     if code != 0:
         raise ChildProcessError(

@@ -134,6 +134,11 @@ def save_checkpoint(model: OffPolicyAlgorithm, path: str | Path, *, settings: Ma
 
     Args:
         settings: further settings that must not change when the run is resumed, as JSON values.
+
+    Raises:
+        ValueError: if the model has state that checkpoints do not hold, or parameters that are no longer finite; if
+            ``path`` is a folder, a device or a pipe.
+        OSError: if the file could not be written.
     """
     check_supported(model)
     path = Path(path)

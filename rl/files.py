@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -40,6 +41,8 @@ def replacing(path: Path, ending: str = "") -> Iterator[Path]:
 def claimed(folder: Path) -> Iterator[None]:
     """Keep other processes from training in ``folder``, and remove what killed ones left half written.
 
+    Where the system or the file system has no locks for folders, this does nothing.
+
     Raises:
         ValueError: if another process trains there.
     """
@@ -56,7 +59,8 @@ def claimed(folder: Path) -> Iterator[None]:
             pass
         else:
             for left in folder.glob(f".*.{'[0-9a-f]' * 32}.tmp*"):  # a checkpoint with its buffer may be large
-                left.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    left.unlink()
         yield
     finally:
         os.close(place)

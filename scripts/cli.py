@@ -181,12 +181,18 @@ def _again(cls: type) -> tuple[str, str]:
 
 
 def _open_standard_streams() -> None:
-    """Let nothing else get the numbers 0 to 2 if they are closed: what libraries print would end up in its file."""
-    for number in range(3):
+    """Open those of standard input, output and error that are closed, to discard what is written.
+
+    Otherwise, a file of results could get the number of one of them, and what libraries print would end up in it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            lowest = os.open(os.devnull, os.O_RDWR)  # the system gives the lowest number that is free
+            os.set_inheritable(lowest, True)  # for worker processes
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115  (until the process ends)
 
 
 class Terminated(KeyboardInterrupt):
@@ -196,7 +202,8 @@ class Terminated(KeyboardInterrupt):
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
     """Let the first SIGTERM end a command as Ctrl-C does, its processes included, and a second one at once."""
-    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled
+    handled = threading.current_thread() is threading.main_thread()  # signals can only be handled there
+    if not handled or signal.getsignal(signal.SIGTERM) in (signal.SIG_IGN, None):  # ignored, or not by Python
         yield
         return
 
@@ -221,8 +228,7 @@ def run(main: Callable[[ArgsT], None], cls: type[ArgsT], prog: str, argv: list[s
         args = parse_args(cls, argv, prog)
         with _terminated_like_interrupted():
             main(args)
-        if sys.stdout is not None:  # a program may start this one without
-            sys.stdout.flush()
+        sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output (head, for example) has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest is flushed at exit
         sys.exit(141)

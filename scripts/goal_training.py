@@ -317,8 +317,8 @@ def _train_in_parallel(work: dict[Path, Run], args: RunArgs, workers: int) -> No
     context = multiprocessing.get_context("spawn")
     own = list(cli.imported)
     with ProcessPoolExecutor(min(args.jobs, len(work)), context, initializer=_prepare_worker, initargs=(own,)) as pool:
-        jobs = [pool.submit(each.train, folder, args, workers) for folder, each in work.items()]
         try:
+            jobs = [pool.submit(each.train, folder, args, workers) for folder, each in work.items()]
             for job in as_completed(jobs):
                 job.result()
         except BrokenProcessPool as error:

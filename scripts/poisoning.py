@@ -251,7 +251,7 @@ def provenance(args: Args) -> dict[str, Any]:
 
 
 def check(args: Args) -> None:
-    """Raise for what only a later step would refuse, after a long training."""
+    """Raise for options that a step would refuse only after earlier ones have run."""
     cli.check_used(args, args.step)
     classifier_runs.parse_shard(args.shard)
     classifier_runs.chosen(0, args.skip, args.max)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,24 @@ from certify.files import create_atomically, write_atomically
 from rl.files import replacing
 
 
-@pytest.fixture
-def fill_disk() -> Iterator[Callable[[], None]]:
-    """A function after whose call every write to a file fails; a limit on their size stands in for a full disk."""
+@contextmanager
+def full_disk(monkeypatch: pytest.MonkeyPatch, *, from_link: bool = False) -> Iterator[None]:
+    """Let every write to a file fail, if desired only from the first link on: a limit on sizes stands in for it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    def fill(*_: object) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+        if from_link:
+            raise OSError("full")
+
+    try:
+        if from_link:
+            monkeypatch.setattr(os, "link", fill)
+        else:
+            fill()
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def no_links(*_: object) -> None:
@@ -37,17 +50,9 @@ def test_the_first_creation_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [each.read_bytes() for each in path.parent.iterdir()] == [b"first"]
 
 
-def test_a_disk_that_fills_up_during_a_creation_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fill_disk: Callable[[], None]
-) -> None:
+def test_a_disk_that_fills_up_during_a_creation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty configuration would keep a run from ever being continued."""
-
-    def full(*_: object) -> None:
-        fill_disk()
-        raise OSError("full")
-
-    monkeypatch.setattr(os, "link", full)
-    with pytest.raises(OSError, match="too large"):
+    with full_disk(monkeypatch, from_link=True), pytest.raises(OSError, match="too large"):
         create_atomically(tmp_path / "file", b"content")
     assert not list(tmp_path.iterdir())
 
@@ -66,10 +71,19 @@ def test_devices_are_written_to_and_not_replaced(tmp_path: Path) -> None:
         write_atomically(tmp_path, b"content")
 
 
-def test_a_write_that_fails_keeps_the_old_content(tmp_path: Path, fill_disk: Callable[[], None]) -> None:
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    target, path = tmp_path / "target", tmp_path / "link"
+    path.symlink_to(target)
+    for content in (b"first", b"second"):
+        write_atomically(path, content)
+        assert path.is_symlink()
+        assert target.read_bytes() == content
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_write_that_fails_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     write_atomically(path, b"old")
-    fill_disk()
-    with pytest.raises(OSError, match="too large"):
+    with full_disk(monkeypatch), pytest.raises(OSError, match="too large"):
         write_atomically(path, b"new")
     assert [each.read_bytes() for each in tmp_path.iterdir()] == [b"old"]

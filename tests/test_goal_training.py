@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -148,16 +149,22 @@ def test_interrupt_ends_all_seeds(tmp_path, sent, status):
 def test_killing_the_command_ends_all_seeds(tmp_path):
     """Otherwise its workers would train on, and ``--resume`` would find the folders in use."""
     words = arguments(BITS, tmp_path, "--steps 10000000 --jobs 2 --seeds 0 1")
-    process = subprocess.Popen([sys.executable, "-m", BITS.__name__, *words], cwd=ROOT, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", BITS.__name__, *words]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
     folders = tmp_path / "seed-0", tmp_path / "seed-1"
-    while process.poll() is None and not all((folder / "state.safetensors").exists() for folder in folders):
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + 60
-    while not all(map(_is_free, folders)) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert all(map(_is_free, folders))
+    try:
+        while process.poll() is None and not all((folder / "state.safetensors").exists() for folder in folders):
+            time.sleep(0.01)
+        assert process.poll() is None, "the run was over before it could be killed"
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 60
+        while not all(map(_is_free, folders)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert all(map(_is_free, folders))
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _is_free(folder: Path) -> bool:

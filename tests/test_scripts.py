@@ -11,7 +11,9 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -126,6 +128,59 @@ def test_interrupt_ends_quietly_and_keeps_the_rows(tmp_path, checkpoints, sent, 
     assert "with --resume to continue" in stderr
     assert "Traceback" not in stderr
     assert len(lines(tmp_path)) >= 1
+
+
+@dataclass
+class NoArgs:
+    """A command without arguments."""
+
+
+def test_sigterm_is_handled_once_and_only_where_it_is_not_ignored(monkeypatch):
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals are handled in the main thread")
+    handlers = []
+
+    def interrupted(args: NoArgs) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            handlers.append(signal.getsignal(signal.SIGTERM))
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        cli.run(interrupted, NoArgs, "scripts.test", [])
+    assert ended.value.code == 143
+    assert handlers == [signal.SIG_DFL]  # a second one ends the process at once
+    assert signal.getsignal(signal.SIGTERM) == before
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        cli.run(lambda args: os.kill(os.getpid(), signal.SIGTERM), NoArgs, "scripts.test", [])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_no_file_gets_the_number_of_a_closed_stream(tmp_path):
+    program = f"""
+import os, subprocess, sys
+from dataclasses import dataclass
+from scripts import cli
+@dataclass
+class Args:
+    "A command without arguments."
+def main(args):
+    with open({str(tmp_path / "results")!r}, "w") as results:
+        for number in (1, 2):
+            os.write(number, b"a warning of a library")
+        print("progress")
+        print("a message", file=sys.stderr)
+        subprocess.run(["sh", "-c", "echo from a worker; echo and another >&2"], close_fds=True)
+        results.write("results")
+cli.run(main, Args, "scripts.test", [])
+"""
+    line = shlex.join([sys.executable, "-c", program]) + " <&- >&- 2>&-"
+    subprocess.run(line, shell=True, cwd=ROOT, check=True)
+    assert (tmp_path / "results").read_text() == "results"
 
 
 def test_closed_streams_are_no_obstacle(tmp_path, checkpoints):

@@ -61,7 +61,7 @@ class Processes(Executor):
     retries: int = 3
 
     def __post_init__(self) -> None:
-        check_integer("workers", self.count, 1, 1 << 16)
+        check_integer("count (workers)", self.count, 1, 1 << 16)
         check_integer("retries", self.retries, 0)
 
     def run(self, work: Work, shared: Any, tasks: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
@@ -99,6 +99,10 @@ class Processes(Executor):
                         )
                     lost, running = list(running.values()), {}
                     waiting, pool = itertools.chain(lost, waiting), self._pool(common)
+        except BaseException:  # nobody takes the results of the tasks in progress
+            for worker in list((pool._processes or {}).values()):
+                worker.terminate()
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from certify.poisoning import ContentHash, Ensemble, Learner, Network
 from certify.poisoning.executors import Executor, Processes, RayCluster
 from certify.poisoning.job import Job, environment_of, same_environment
 from scripts import poisoning
-from tests.poisoning.workers import DyingNetwork, FailingNeighbors
+from tests.poisoning.workers import DyingNetwork, FailingNeighbors, hold
 
 RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 
@@ -96,6 +98,19 @@ def test_other_machines_than_the_configured_one_are_refused():
 def test_without_ray_the_message_says_what_to_install(tmp_path):
     with pytest.raises(ImportError, match="install the extra 'ray'"):
         _run(tmp_path, Network("linear", steps=1), RayCluster())
+
+
+def test_an_interruption_ends_the_tasks_in_progress(tmp_path):
+    """Nobody takes their results."""
+    results = Processes(2).run(hold, str(tmp_path), range(3))
+    assert isinstance(results, Generator)
+    assert next(results) == (0, b"done")
+    while not (tmp_path / "begun-1").exists():
+        time.sleep(0.01)
+    with pytest.raises(KeyboardInterrupt):
+        results.throw(KeyboardInterrupt())
+    assert not multiprocessing.active_children()
+    assert not list(tmp_path.glob("ended-*"))
 
 
 def _children(pid: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,3 +38,12 @@ class FailingNeighbors(NearestNeighbors):
         if part.seed == 3:
             raise ValueError("this part cannot be learned")
         return super().fit(part, num_classes=num_classes, device=device)
+
+
+def hold(folder: str, task: int) -> bytes:
+    """A task that takes long, but for the first one."""
+    if task > 0:
+        (Path(folder) / f"begun-{task}").touch()
+        time.sleep(100)
+        (Path(folder) / f"ended-{task}").touch()
+    return b"done"
