@@ -228,8 +228,8 @@ def check(args: RunArgs) -> None:
     """Raise for illegal arguments that the parts of a run would not reject themselves."""
     for name in ("jobs", "batch_size"):
         value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name.replace('_', '-')}: got {value}, expected at least 1")
+        if value is not None and not 1 <= value <= 1 << 24:
+            raise ValueError(f"{name.replace('_', '-')}: got {value}, expected at least 1, at most 2^24")
     if args.lr is not None and not (math.isfinite(args.lr) and args.lr > 0):
         raise ValueError(f"lr: got {args.lr}, expected a number above 0")
     if not args.seeds or len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 1 << 32 for seed in args.seeds):

@@ -196,6 +196,7 @@ BAD = [
     (SEEK, "--seeds -1", r"seeds: got \[-1\]"),
     (SEEK, "--seeds 4294967296", r"seeds: got \[4294967296\], expected .* to 2\^32 - 1"),
     (SEEK, "--jobs 0", "jobs: got 0"),
+    (SEEK, "--batch-size 99999999999999999999", "batch-size: got 99999999999999999999, expected .*, at most 2\\^24"),
     (SEEK, "--num-envs 0", "num_envs: got 0"),
     (SEEK, "--bound 0", "bound: got 0"),
     (SEEK, "--eps -1", "eps: got -1"),
