@@ -14,6 +14,9 @@ try:
 except ImportError:  # not a POSIX system: there folders are not locked
     fcntl = None
 
+# what killed processes leave: files of replacing(), and those that safetensors writes first (large ones, with a buffer)
+_UNFINISHED = (f".*.{'[0-9a-f]' * 32}.tmp*", ".tmp" + "[0-9A-Za-z]" * 6)
+
 
 @contextmanager
 def replacing(path: Path, ending: str = "") -> Iterator[Path]:
@@ -58,9 +61,10 @@ def claimed(folder: Path) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         else:
-            for left in folder.glob(f".*.{'[0-9a-f]' * 32}.tmp*"):  # a checkpoint with its buffer may be large
-                with contextlib.suppress(OSError):
-                    left.unlink()
+            for pattern in _UNFINISHED:
+                for left in folder.glob(pattern):
+                    with contextlib.suppress(OSError):
+                        left.unlink()
         yield
     finally:
         os.close(place)

@@ -394,6 +394,7 @@ def test_what_a_killed_process_has_half_written_is_removed(tmp_path: Path) -> No
     pytest.importorskip("fcntl")
     (tmp_path / f".{STATE}.{uuid4().hex}.tmp").write_bytes(b"half a checkpoint")
     (tmp_path / f".{LOG}.{uuid4().hex}.tmp.npz").touch()
+    (tmp_path / ".tmpNmvMEY").write_bytes(b"as safetensors names it")
     (tmp_path / ".mine.tmp").touch()
     rl.run(agent("DDPG"), seek(3), replace(PLAN, steps=60), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {STATE, LOG, ".mine.tmp"}
