@@ -22,11 +22,15 @@ _UNFINISHED = (f".*.{'[0-9a-f]' * 32}.tmp*", ".tmp" + "[0-9A-Za-z]" * 6)
 def replacing(path: Path, ending: str = "") -> Iterator[Path]:
     """A new file to write, which takes the place of ``path`` once it is on disk; ``ending`` is that of its name.
 
+    A link stays a link to the new content.
+
     Raises:
         ValueError: if ``path`` is a folder, a device or a pipe.
     """
     if path.exists() and not path.is_file():
         raise ValueError(f"{path}: is not a file; choose another path")
+    if path.is_symlink():
+        path = path.resolve()
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp{ending}")
     try:
         temporary.touch()  # gets the usual permissions, which some writers would not set

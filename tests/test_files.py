@@ -74,8 +74,12 @@ def test_devices_are_written_to_and_not_replaced(tmp_path: Path) -> None:
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
     target, path = tmp_path / "target", tmp_path / "link"
     path.symlink_to(target)
-    for content in (b"first", b"second"):
-        write_atomically(path, content)
+    for content in (b"first", b"second", b"third"):
+        if content == b"third":
+            with replacing(path) as new:
+                new.write_bytes(content)
+        else:
+            write_atomically(path, content)
         assert path.is_symlink()
         assert target.read_bytes() == content
     assert len(list(tmp_path.iterdir())) == 2

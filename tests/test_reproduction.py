@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import signal
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -403,6 +407,28 @@ def test_runs_of_other_commands_are_refused(tmp_path, finished):
     changed = catalogue_of(tmp_path / "entries", (RUNS + ENTRY).replace("--skip 60", "--skip 30"))
     with pytest.raises(ValueError, match="was made by other commands than the catalogue has now"):
         run_commands(changed.runs["digits"], "smoke", folder / "runs", in_process=True)
+
+
+def test_sigterm_ends_the_command_in_progress(tmp_path):
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals are handled in the main thread")
+    path = tmp_path / "process"
+    begun = f"import os, time; open({str(path)!r}, 'w').write(str(os.getpid())); time.sleep(100)"
+
+    def terminate_this_process() -> None:
+        while not (path.exists() and path.read_text()):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=terminate_this_process)
+    sender.start()
+    words = ["timeit", "-n", "1", "-r", "1", begun]  # any module that runs for a while stands in for a script
+    with pytest.raises(SystemExit) as ended:
+        cli.run(lambda _: running._as_subprocess(words), reproduce_script.Args, "scripts.reproduce", ["list"])
+    sender.join()
+    assert ended.value.code == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(path.read_text()), 0)
 
 
 def test_two_processes_do_not_share_a_run(tmp_path, catalogue):

@@ -135,7 +135,7 @@ class NoArgs:
     """A command without arguments."""
 
 
-def test_sigterm_is_handled_once_and_only_where_it_is_not_ignored(monkeypatch):
+def test_sigterm_is_handled_once_and_only_where_it_is_not_ignored():
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("signals are handled in the main thread")
     handlers = []
