@@ -174,7 +174,7 @@ class RandomizedAblation(Ablation, SampledScheme):
         return coverage.steps_within(coverage.margin(p_lower, p_upper), shares).to(torch.float64)
 
     def certify_top_k(
-        self, counts: Tensor, k: int, alpha: float, *, n: int, shape: Shape | None = None
+        self, counts: Tensor, k: int, alpha: float, *, n: int | None = None, shape: Shape | None = None
     ) -> TopKCertified:
         """Radii are numbers of pixels (features); see :mod:`certify.topk`."""
         if shape is None:

@@ -136,7 +136,7 @@ class GaussianScheme(SampledScheme):
         return torch.where(gap > 0, gap * (1 - ROUNDING) * self.deviation(shape), -1.0)
 
     def certify_top_k(
-        self, counts: Tensor, k: int, alpha: float, *, n: int, shape: Shape | None = None
+        self, counts: Tensor, k: int, alpha: float, *, n: int | None = None, shape: Shape | None = None
     ) -> TopKCertified:
         """Radii in l2, which are certificates if those of the scheme are; see :mod:`certify.topk_l2`."""
         return topk_l2.certify_counts(counts, k, self, alpha, n=n, shape=shape)

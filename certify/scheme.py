@@ -177,6 +177,27 @@ def check_counts(counts: Tensor, name: str = "counts") -> None:
         raise ValueError(f"{name}: got negative votes ({counts.min().item()}), expected counts >= 0")
 
 
+def sample_size(counts: Tensor, n: int | None) -> int:
+    """The number of samples behind ``counts`` (``[B, C]``, already checked), each of which votes for at most one class.
+
+    Args:
+        n: the number, if it is known. Without it, each sample is taken to have voted, and all images must then have the
+            same number of votes.
+    """
+    votes = counts.sum(1)
+    if n is None:
+        if len(counts) and votes.min() < votes.max():
+            raise ValueError(
+                f"n: got None and between {votes.min().item()} and {votes.max().item()} votes per image, so not every "
+                "sample voted for one class; pass n=, the number of samples per image"
+            )
+        return int(votes.max()) if len(counts) and votes.max() > 0 else 1
+    check_integer("n", n, 1)
+    if (votes > n).any():
+        raise ValueError(f"counts: got {votes.max().item()} votes of n = {n} samples, expected at most n")
+    return n
+
+
 def checked_radius(scheme: Scheme, radius: Tensor, images: int) -> Tensor:
     """The radii that a scheme returned; raises unless they are float64 ``[images]``: a conversion might round up."""
     if not isinstance(radius, Tensor) or radius.dtype != torch.float64 or radius.shape != (images,):
@@ -297,7 +318,7 @@ class SampledScheme(Scheme):
         counts: Tensor,
         alpha: float,
         *,
-        n: int,
+        n: int | None = None,
         shape: Shape | None = None,
         bounds: Bounds = "one-sided",
         uniforms: Tensor | None = None,
@@ -311,8 +332,9 @@ class SampledScheme(Scheme):
             selection_counts: int64 ``[B, C]`` votes of the samples that choose the class.
             counts: int64 ``[B, C]`` votes of *other*, fresh samples, which bound its probability.
             alpha: failure probability, in (0, 1).
-            n: number of samples behind ``counts``, including those that voted for no class: it cannot be inferred from
-                the votes. No copy may vote for two: p > 1/2 must imply that no other class has more.
+            n: number of samples behind ``counts``, including those that voted for no class. Needed if there may be such
+                (:class:`~certify.votes.ThresholdVote`), since votes do not show them; by default, each sample is taken
+                to have voted. No copy may vote for two: p > 1/2 must imply that no other class has more.
             shape: of one image (C, H, W), for schemes whose radius depends on the number of pixels.
             bounds: ``"one-sided"`` bounds the chosen class from below and leaves the rest to one rival
                 (Levine and Feizi, AAAI 2020, Corollary 1); ``"simultaneous"`` bounds every class (Corollary 2).
@@ -329,9 +351,7 @@ class SampledScheme(Scheme):
                 f"expected that of counts, {tuple(counts.shape)}"
             )
         selected = selection_counts.argmax(1)
-        check_integer("n", n, 1)
-        if (counts.sum(1) > n).any():
-            raise ValueError(f"counts: got {counts.sum(1).max().item()} votes of n = {n} samples, expected at most n")
+        n = sample_size(counts, n)
         if bounds == "one-sided":
             own = None if uniforms is None else uniforms.gather(1, selected[:, None])[:, 0]
             p_lower = confidence.lower_bound(counts.gather(1, selected[:, None])[:, 0], n, alpha, uniforms=own)
@@ -344,7 +364,7 @@ class SampledScheme(Scheme):
         return Certified(torch.where(radius >= 0, selected, -1), radius, self.threat, p_lower)
 
     def certify_top_k(
-        self, counts: Tensor, k: int, alpha: float, *, n: int, shape: Shape | None = None
+        self, counts: Tensor, k: int, alpha: float, *, n: int | None = None, shape: Shape | None = None
     ) -> TopKCertified:
         """How far an image may change before a label can leave the ``k`` most probable ones, from stored votes.
 
@@ -356,7 +376,7 @@ class SampledScheme(Scheme):
             counts: int64 ``[B, C]`` votes of independent copies.
             k: number of predicted labels, 1 <= k < C.
             alpha: failure probability, in (0, 1), for each label: of its bound and those of all others together.
-            n: number of copies behind ``counts``, including those that voted for no class.
+            n: number of copies behind ``counts``, including those that voted for no class; needed if there may be such.
             shape: of one image (C, H, W), for schemes whose radius depends on it.
         """
         raise ValueError(

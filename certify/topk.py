@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from certify.confidence import check_alpha, lower_bound, upper_bound
-from certify.scheme import TopKCertified, check_counts, check_integer
+from certify.scheme import TopKCertified, check_counts, check_integer, sample_size
 from certify.threats import L0, Unit
 
 
@@ -75,7 +75,7 @@ def certified_radius(p_lower: Fraction, others: Sequence[Fraction], top_k: int, 
     return _radius_in_units(own, [_floor_times(p, total) for p in sorted(others)[-top_k:]], total, touched)
 
 
-def label_bounds(counts: Tensor, k: int, alpha: float, n: int) -> tuple[Tensor, Tensor]:
+def label_bounds(counts: Tensor, k: int, alpha: float, n: int | None) -> tuple[Tensor, Tensor]:
     """Bounds that hold for all labels at once (SimuEM), after checking the arguments: float64 ``[B, C]`` each.
 
     Args: as those of :func:`certify_counts`.
@@ -83,15 +83,13 @@ def label_bounds(counts: Tensor, k: int, alpha: float, n: int) -> tuple[Tensor, 
     check_counts(counts)
     check_alpha(alpha)
     check_integer("k (predicted labels)", k, 1, counts.shape[1] - 1)
-    check_integer("n", n, 1)
-    if (counts.sum(1) > n).any():
-        raise ValueError(f"counts: got {counts.sum(1).max().item()} votes of n = {n} samples, expected at most n")
+    n = sample_size(counts, n)
     share = alpha / counts.shape[1]
     return lower_bound(counts, n, share), upper_bound(counts, n, share)
 
 
 def certify_counts(
-    counts: Tensor, k: int, d: int, e: int, alpha: float, *, n: int, unit: Unit = "pixel"
+    counts: Tensor, k: int, d: int, e: int, alpha: float, *, n: int | None = None, unit: Unit = "pixel"
 ) -> TopKCertified:
     """Certified radii of all labels from the votes of randomized ablation.
 
@@ -105,7 +103,7 @@ def certify_counts(
         d: number of pixels, or of features.
         e: how many of them are retained.
         alpha: failure probability, in (0, 1).
-        n: number of ablations behind ``counts``, including those that voted for no class.
+        n: number of ablations behind ``counts``, including those that voted for no class; needed if there may be such.
         unit: what d, e and radii count.
     """
     check_integer("e (retained pixels)", e, 1, d)

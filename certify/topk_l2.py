@@ -28,7 +28,7 @@ _MAX_DEVIATIONS = 64.0  # standard deviations
 
 
 def certify_counts(
-    counts: Tensor, k: int, scheme: GaussianScheme, alpha: float, *, n: int, shape: Shape | None = None
+    counts: Tensor, k: int, scheme: GaussianScheme, alpha: float, *, n: int | None = None, shape: Shape | None = None
 ) -> TopKCertified:
     """Certified radii of all labels from the votes of Gaussian noise.
 
@@ -41,7 +41,7 @@ def certify_counts(
         k: number of predicted labels, 1 <= k < C.
         scheme: the scheme that made the copies.
         alpha: failure probability, in (0, 1).
-        n: number of copies behind ``counts``, including those that voted for no class.
+        n: number of copies behind ``counts``, including those that voted for no class; needed if there may be such.
         shape: shape of one image, for schemes whose radius depends on it.
     """
     lower, upper = label_bounds(counts, k, alpha, n)

@@ -222,6 +222,14 @@ def test_pixels_of_an_l2_radius():
         pixels_of_l2_radius(float("nan"), 3)
 
 
+def test_the_number_of_samples_may_be_left_out_if_each_sample_votes():
+    counts = torch.tensor([[70, 20, 10], [40, 60, 0]])
+    radius = certify_counts(counts, 1, 64, 5, 0.05).radius
+    assert radius.equal(certify_counts(counts, 1, 64, 5, 0.05, n=100).radius)
+    with pytest.raises(ValueError, match="n: got None and between 99 and 100 votes"):
+        certify_counts(counts - torch.tensor([[0, 0, 0], [1, 0, 0]]), 1, 64, 5, 0.05)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -171,6 +171,19 @@ def test_sampled_schemes_refuse_several_votes_per_copy():
         RandomizedAblation(2).certify_counts(counts.clone(), counts, 0.05, n=200, shape=(1, 8, 8))
 
 
+@pytest.mark.parametrize("scheme", [RandomizedAblation(4), SplittingNoise(0.5), GaussianNoise(0.5)])
+def test_the_number_of_samples_may_be_left_out_if_each_sample_votes(scheme):
+    selection, counts = torch.tensor([[9, 1], [2, 8]]), torch.tensor([[95, 5], [10, 90]])
+    told = scheme.certify_counts(selection, counts, 0.05, n=100, shape=(1, 8, 8))
+    left_out = scheme.certify_counts(selection, counts, 0.05, shape=(1, 8, 8))
+    assert (told.radius > 0).all()
+    assert left_out.radius.equal(told.radius)
+    with pytest.raises(ValueError, match=r"n: got None and between 90 and 100 votes per image, .*pass n="):
+        scheme.certify_counts(selection, torch.tensor([[95, 5], [10, 80]]), 0.05, shape=(1, 8, 8))
+    nobody = scheme.certify_counts(selection, torch.zeros_like(counts), 0.05, shape=(1, 8, 8))
+    assert nobody.prediction.tolist() == [-1, -1]
+
+
 def test_copies_without_a_vote_count_as_samples():
     def base(copies: torch.Tensor) -> torch.Tensor:
         scores = torch.tensor([[0.0, 1.0], [5.0, 0.0]])  # soft-max 0.73 and 0.99
