@@ -10,10 +10,13 @@ import numpy as np
 import stable_baselines3 as sb3
 import torch
 import torch.nn.functional as F
+from stable_baselines3.common.distributions import Distribution as SB3Distribution
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
+from torch.distributions import Normal
 
+from rl.checks import is_number
 from rl.goals import Observation
 from rl.graphs import Results
 from rl.multi_goal import MultiGoalPolicy
@@ -35,8 +38,8 @@ class _ActorCritic(GoalConditioned):
     random_action: float = 0.0
 
     def __init__(self, *args: Any, random_action: float = 0.0, **kwargs: Any) -> None:
-        if not 0 <= random_action <= 1:
-            raise ValueError(f"random_action: got {random_action}, expected a probability")
+        if not (is_number(random_action) and 0 <= random_action <= 1):
+            raise ValueError(f"random_action: got {random_action!r}, expected a probability")
         self.random_action = random_action
         super().__init__(*args, **kwargs)
 
@@ -87,10 +90,12 @@ class _DeterministicActor(_ActorCritic):
     target_update_interval: int = 1
 
     def __init__(self, *args: Any, action_l2: float = 0.0, target_update_interval: int = 1, **kwargs: Any) -> None:
-        if not (np.isfinite(action_l2) and action_l2 >= 0):
-            raise ValueError(f"action_l2: got {action_l2}, expected a number of at least 0")
-        if target_update_interval < 1:
-            raise ValueError(f"target_update_interval: got {target_update_interval}, expected at least 1")
+        if not (is_number(action_l2) and action_l2 >= 0):
+            raise ValueError(f"action_l2: got {action_l2!r}, expected a number of at least 0")
+        if not (isinstance(target_update_interval, int | np.integer) and target_update_interval >= 1):
+            raise ValueError(
+                f"target_update_interval: got {target_update_interval!r}, expected an integer of at least 1"
+            )
         self.action_l2, self.target_update_interval = action_l2, target_update_interval
         super().__init__(*args, **kwargs)
 
@@ -214,12 +219,23 @@ class SAC(_ActorCritic, sb3.SAC):
     def _finish(self, batch: Batch, step: int, logs: Logs) -> None:
         value = _lowest(self.critic(batch.observations, self._actions))
         loss = (self._entropy_coef * self._log_prob - value).mean()
-        del self._actions, self._log_prob  # they would keep the graph alive beyond this update, and break deepcopy
         logs.add("actor_loss", loss)
         descend(self.actor.optimizer, loss)
+        # what is left would keep the graph alive beyond this update, and break deepcopy
+        del self._actions, self._log_prob
+        _detach(self.actor.action_dist)
         if step % self.target_update_interval == 0:
             for follower in self._followers:
                 follower.update(self.tau)
+
+
+def _detach(distribution: SB3Distribution) -> None:
+    """Cut what a distribution over actions keeps of its last parameters and samples off from their gradients."""
+    for name, value in vars(distribution).items():
+        if isinstance(value, Tensor):
+            setattr(distribution, name, value.detach())
+        elif isinstance(value, Normal):
+            setattr(distribution, name, Normal(value.loc.detach(), value.scale.detach(), validate_args=False))
 
 
 def _lowest(values: tuple[Tensor, ...]) -> Tensor:

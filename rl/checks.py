@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 SB3_VEC_ENVS = "DummyVecEnv or SubprocVecEnv (stable_baselines3.common.vec_env) of single environments"
 
 
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is a finite number."""
+    return isinstance(value, float | int | np.number) and bool(np.isfinite(value))
+
+
 def check_range(target_range: Any) -> None:
     """Raise unless ``target_range`` is the smallest and the largest return, or None."""
     if target_range is not None and not (np.shape(target_range) == (2,) and target_range[0] < target_range[1]):
@@ -33,7 +38,7 @@ def check_options(model: GoalConditioned) -> None:
     """
     check_range(model.target_range)
     coef, rule = model.goal_gradient_coef, model.goal_gradient
-    if not (isinstance(coef, float | int | np.number) and np.isfinite(coef) and coef >= 0):
+    if not (is_number(coef) and coef >= 0):
         schedule = "; it cannot follow a schedule" if callable(coef) else ""
         raise ValueError(f"goal_gradient_coef: got {coef!r}, expected a number of at least 0{schedule}")
     if isinstance(rule, type) or not hasattr(rule, "check"):

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rl.checks import is_number
 from rl.goals import Observation
 from rl.losses import soft_value
 from rl.reengage import Batch, GoalConditioned, NextValue, show_arguments
@@ -41,8 +42,8 @@ class DQN(GoalConditioned, sb3.DQN):
     def __init__(
         self, *args: Any, temperature: float = 0.5, soft_target: SoftTarget = "gradient", **kwargs: Any
     ) -> None:
-        if not (np.isfinite(temperature) and temperature >= 0):
-            raise ValueError(f"temperature: got {temperature}, expected a number of at least 0")
+        if not (is_number(temperature) and temperature >= 0):
+            raise ValueError(f"temperature: got {temperature!r}, expected a number of at least 0")
         if soft_target not in ("gradient", "both", "behaviour"):
             raise ValueError(f"soft_target: got {soft_target!r}, expected gradient, both or behaviour")
         self.temperature, self.soft_target = float(temperature), soft_target

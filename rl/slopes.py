@@ -39,9 +39,16 @@ def slope(value: Tensor, variable: Tensor, *, differentiable: bool) -> Tensor:
     return gradient.flatten(1)
 
 
+def _as_defined(module: nn.Module) -> bool:
+    """Whether calling ``module`` runs the ``forward`` of its class and nothing else: no hooks, which may change inputs,
+    outputs or weights (as in ``torch.nn.utils.spectral_norm`` and ``prune``), and no function put in its place."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return not any(hooks) and "forward" not in vars(module)
+
+
 def relu_layers(network: nn.Module) -> list[nn.Linear] | None:
     """The linear layers of ``Linear, ReLU, ..., Linear``; None for any other network."""
-    if not isinstance(network, nn.Sequential):
+    if type(network) is not nn.Sequential or not all(map(_as_defined, network.modules())):
         return None
     modules = list(network)
     linear, between = modules[::2], modules[1::2]
@@ -97,11 +104,13 @@ def plain_critic(
 ) -> PlainCritic | None:
     """``critic`` as a :class:`PlainCritic`, None if it is not one; ``networks`` follow its features extractor."""
     layers = [own for own in map(relu_layers, networks) if own is not None]
-    if type(critic) not in _PLAIN or len(layers) < len(networks):
+    if type(critic) not in _PLAIN or not _as_defined(critic) or len(layers) < len(networks):
         return None
     extractor = critic.features_extractor
+    if extractor is None or not all(map(_as_defined, extractor.modules())):
+        return None
     columns = _columns_of_goal(critic, extractor)
-    if extractor is None or columns is None:
+    if columns is None:
         return None
     features = critic.extract_features(observation, extractor)
     inputs = features if actions is None else torch.cat([features, actions], dim=1)
@@ -110,7 +119,7 @@ def plain_critic(
     return PlainCritic(inputs, columns, layers, select, chain)
 
 
-def _columns_of_goal(critic: BaseModel, extractor: nn.Module | None) -> slice | None:
+def _columns_of_goal(critic: BaseModel, extractor: nn.Module) -> slice | None:
     """The features that are the goal, possibly normalized; None if there are no such features."""
     if type(extractor) is NormalizedExtractor:
         return extractor.columns.get(GOAL)

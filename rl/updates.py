@@ -43,15 +43,15 @@ def unchecked_distributions() -> Iterator[None]:
 class Follower:
     """Polyak updates of a target network: ``target <- (1 - tau) target + tau network``.
 
-    Running statistics of normalization layers are copied.
+    Running statistics of normalization layers are copied: whatever has ``running_`` in its name, as in
+    Stable-Baselines3. The target network keeps other buffers of its own.
     """
 
     def __init__(self, network: nn.Module, target: nn.Module) -> None:
         # collected once: walking through the modules takes longer than the update itself
         self._sources: list[Tensor] = list(network.parameters())
         self._targets: list[Tensor] = list(target.parameters())
-        statistics = zip(network.buffers(), target.buffers(), strict=True)
-        self._statistics = [(source, copy) for source, copy in statistics if source is not copy]  # some are shared
+        self._statistics = list(zip(_running(network), _running(target), strict=True))
 
     @torch.no_grad()
     def update(self, tau: float) -> None:
@@ -60,6 +60,12 @@ class Follower:
         torch._foreach_add_(self._targets, self._sources, alpha=tau)  # pyright: ignore[reportPrivateImportUsage]
         for source, copy in self._statistics:
             copy.copy_(source)
+
+
+def _running(network: nn.Module) -> list[Tensor]:
+    """The running statistics of a network."""
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    return [tensor for name, tensor in tensors.items() if "running_" in name]
 
 
 def make_faster(optimizer: torch.optim.Optimizer, *, exact: bool, recorded: bool = False) -> None:

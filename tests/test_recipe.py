@@ -194,6 +194,9 @@ def test_target_networks_follow_now_and_then() -> None:
     [
         ({"random_action": 1.5}, "random_action: got 1.5"),
         ({"action_l2": -1}, "action_l2: got -1"),
+        ({"action_l2": "1"}, "action_l2: got '1', expected a number"),
+        ({"random_action": "1"}, "random_action: got '1', expected a probability"),
+        ({"target_update_interval": 2.5}, "target_update_interval: got 2.5, expected an integer"),
         ({"target_range": (0, -50)}, "target_range: got"),
         ({"target_update_interval": 0}, "target_update_interval: got 0"),
         ({"policy_kwargs": normalized(keys=["x"])}, "keys: got 'x'"),

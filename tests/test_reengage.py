@@ -17,6 +17,7 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import rl
 from rl.goals import GOAL, GoalGradient, Observation
@@ -24,11 +25,28 @@ from rl.losses import goal_gradient_loss, td_target_gradient
 from rl.reengage import GoalConditioned, Logs
 from rl.reward_watch import RewardWatch
 from rl.slopes import slope
-from tests.agents import ALGORITHMS, Mute, agent, bits, check_plain_critic, seek
+from tests.agents import ALGORITHMS, OURS, STOCK, Mute, agent, bits, check_plain_critic, seek
 
 
 def parameters(model: Any) -> dict[str, Tensor]:
     return model.policy.state_dict()
+
+
+class Centered(CombinedExtractor):
+    """A features extractor with a buffer that follows what it sees while it is trained."""
+
+    def __init__(self, space: spaces.Dict) -> None:
+        super().__init__(space)
+        self.register_buffer("mean", torch.zeros(self.features_dim))
+        self.register_buffer("running_scale", torch.ones(self.features_dim))
+
+    def forward(self, observation: dict[str, Tensor]) -> Tensor:
+        features = super().forward(observation)
+        if self.training:
+            with torch.no_grad():
+                self.mean += 0.1 * (features.mean(0) - self.mean)
+                self.running_scale += 0.1 * (features.abs().mean(0) - self.running_scale)
+        return (features - self.mean) * self.running_scale
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -52,6 +70,7 @@ def test_coefficient_zero_is_stable_baselines3_bit_for_bit(name: str, stock_buff
         ("SAC", {"ent_coef": 0.1, "target_update_interval": 2, "gradient_steps": 3}),
         ("SAC", {"use_sde": True}),
         ("DQN", {"max_grad_norm": 0.01}),
+        *((name, {"policy_kwargs": {"net_arch": [16], "features_extractor_class": Centered}}) for name in ALGORITHMS),
     ],
 )
 def test_coefficient_zero_with_other_options(name: str, options: dict[str, Any]) -> None:
@@ -546,6 +565,8 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
 def test_bad_options_of_dqn() -> None:
     with pytest.raises(ValueError, match="temperature: got -1"):
         agent("DQN", temperature=-1)
+    with pytest.raises(ValueError, match="temperature: got 'warm', expected a number"):
+        agent("DQN", temperature="warm")
     with pytest.raises(ValueError, match="soft_target: got 'hard'"):
         agent("DQN", soft_target="hard")
 
@@ -640,8 +661,7 @@ def test_saving_and_loading_as_stable_baselines3(name: str, tmp_path: Any) -> No
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_trained_models_can_be_copied(name: str) -> None:
     model: Any = agent(name, goal_gradient_coef=0.3).learn(60)
-    model.predict(model._last_obs)  # as before each callback; SAC's actor remembers its last distribution
-    copied = deepcopy(model)
+    copied = deepcopy(model)  # after an update, and not only where callbacks run: SAC's actor keeps its distribution
     copied.replay_buffer.set_env(copied.env)  # as with Stable-Baselines3, copies of buffers have no environment
     before = {key: value.clone() for key, value in parameters(model).items()}
     copied.train(3, 32)
@@ -650,6 +670,77 @@ def test_trained_models_can_be_copied(name: str) -> None:
     assert name == "DQN" or any(
         not torch.equal(value, before[key]) for key, value in parameters(copied).items() if "target" in key
     )
+
+
+class Doubled(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def double_a_layer(layer: nn.Linear) -> None:
+    weight, bias = layer.weight, layer.bias
+    layer.forward = lambda x: 2 * F.linear(x, weight, bias)  # type: ignore[method-assign]
+
+
+def halved(output: Any) -> Any:
+    return tuple(map(halved, output)) if isinstance(output, tuple) else 0.5 * output
+
+
+def hooked(module: nn.Module) -> None:
+    module.register_forward_hook(lambda module, inputs, output: halved(output))
+
+
+CHANGES: dict[str, Any] = {
+    "hook on a layer": lambda critic: hooked(critic.qf0[0]),
+    "hook on an activation": lambda critic: hooked(critic.qf0[1]),
+    "hook on the network": lambda critic: hooked(critic.qf0),
+    "hook on the critic": hooked,
+    "hook on the features": lambda critic: hooked(critic.features_extractor),
+    "hook on an entry": lambda critic: hooked(critic.features_extractor.extractors[GOAL]),
+    "hook before a layer": lambda critic: critic.qf0[2].register_forward_pre_hook(lambda module, x: (2 * x[0],)),
+    "another forward": lambda critic: double_a_layer(critic.qf0[0]),
+    "a subclass": lambda critic: critic.q_networks.__setitem__(0, Doubled(*critic.qf0)),
+    "spectral norm": lambda critic: nn.utils.spectral_norm(critic.qf0[0]).eval(),
+    "weight norm": lambda critic: nn.utils.parametrizations.weight_norm(critic.qf0[0]),
+    "pruned": lambda critic: prune.l1_unstructured(critic.qf0[0], "weight", amount=0.5),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_critics_that_were_changed_are_trained_as_they_are(change: str) -> None:
+    model: Any = agent("DDPG", goal_gradient_coef=0.3).learn(60)
+    batch = model.replay_buffer.sample(64)
+    assert model._plain_critic(batch) is not None
+    before = model._critic_loss(batch, Logs())
+    CHANGES[change](model.critic)
+    assert model._plain_critic(batch) is None
+    naive, ours = naive_loss(model, batch, 0.3), model._critic_loss(batch, Logs())
+    assert torch.allclose(naive, ours, rtol=1e-5)
+    for expected, got in zip(gradients(model, naive), gradients(model, ours), strict=True):
+        assert torch.allclose(expected, got, rtol=1e-4, atol=1e-6)
+    assert change in ("weight norm", "hook on an activation") or not torch.allclose(ours, before, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["DDPG", "TD3", "SAC"])
+@pytest.mark.parametrize("coef", [0.0, 0.3])
+def test_critics_with_spectral_norm_can_be_trained(name: str, coef: float) -> None:
+    class Policy(STOCK[name].policy_aliases["MultiInputPolicy"]):
+        def make_critic(self, features_extractor: Any = None) -> Any:
+            critic = super().make_critic(features_extractor)
+            for network in critic.q_networks:
+                nn.utils.spectral_norm(network[0])
+            return critic
+
+    model: Any = OURS[name](
+        Policy,
+        seek(),
+        goal_gradient_coef=coef,
+        learning_starts=50,
+        batch_size=16,
+        policy_kwargs={"net_arch": [16, 16]},
+        replay_buffer_class=rl.HerReplayBuffer,
+    )
+    assert model.learn(80)._n_updates > 20
 
 
 def test_several_environments() -> None:
