@@ -146,7 +146,7 @@ def _randomized_lower_bound(k: np.ndarray, u: np.ndarray, n: int, alpha: float, 
 
 def upper_bound(successes: Tensor, n: int, alpha: float, *, uniforms: Tensor | None = None) -> Tensor:
     """One-sided Clopper-Pearson upper bound: one minus the lower bound on the failures. See :func:`lower_bound`."""
-    failures = n - successes
+    failures = n - successes.to(torch.int64)
     complement = lower_bound(failures, n, alpha, uniforms=uniforms)
     return torch.nextafter(1 - complement, torch.ones_like(complement)).clamp(max=1)
 
@@ -168,6 +168,7 @@ def simultaneous_bounds(
         ``p_lower [B]`` of the selected class and ``p_upper [B]``, the largest upper bound of the others; float64.
     """
     check_alpha(alpha)
+    counts = counts.to(torch.int64)
     share = alpha / counts.shape[1]
     own = None if uniforms is None else uniforms.gather(1, selected[:, None])[:, 0]
     p_lower = lower_bound(counts.gather(1, selected[:, None])[:, 0], n, share, uniforms=own)
@@ -220,11 +221,12 @@ def binomial_p_value(top: Tensor, second: Tensor) -> Tensor:
     Args:
         top, second: integer votes for the two leading classes, ``top >= second``.
     """
-    total = top + second
+    total = top.to(torch.int64) + second.to(torch.int64)
     k, m = top.cpu().numpy().astype(np.float64), total.cpu().numpy().astype(np.float64)
     with np.errstate(all="ignore"):
         tail = np.where(k > 0, betainc(k, m - k + 1, 0.5), 1.0)  # P(Binomial(m, 1/2) >= k)
-    return torch.from_numpy(np.minimum(1.0, 2 * tail * (1 + _MARGIN))).to(top.device)
+    margin = np.where(tail > 0.1, np.maximum(_MARGIN, m * 2.0**-52), _MARGIN)  # see _margin
+    return torch.from_numpy(np.minimum(1.0, 2 * tail * (1 + margin))).to(top.device)
 
 
 def predict_or_abstain(counts: Tensor, alpha: float) -> Tensor:
@@ -239,6 +241,7 @@ def predict_or_abstain(counts: Tensor, alpha: float) -> Tensor:
         int64 ``[B]``; on an exact tie of the two leading classes, always -1.
     """
     check_alpha(alpha)
+    counts = counts.to(torch.int64)
     first = counts.argmax(1)
     top = counts.gather(1, first[:, None])[:, 0]
     second = counts.scatter(1, first[:, None], -1).amax(1)

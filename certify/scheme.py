@@ -167,14 +167,19 @@ def check_integer(name: str, value: int, low: int, high: int | None = None) -> N
         raise ValueError(f"{name}: got {value!r}, expected an integer {limits}{python}")
 
 
-def check_counts(counts: Tensor, name: str = "counts") -> None:
-    """Raise unless ``counts`` is an integer tensor ``[B, C]`` of votes for at least two classes."""
+def check_counts(counts: Tensor, name: str = "counts") -> Tensor:
+    """``counts`` as int64, in which sums and differences of votes cannot overflow.
+
+    Raises:
+        TypeError, ValueError: unless it is an integer tensor ``[B, C]`` of votes for at least two classes.
+    """
     if counts.is_floating_point() or counts.is_complex() or counts.dtype == torch.bool:
         raise TypeError(f"{name}: got {counts.dtype}, expected integer votes (int64), never averaged floats")
     if counts.ndim != 2 or counts.shape[1] < 2:
         raise ValueError(f"{name}: got shape {tuple(counts.shape)}, expected [B, num_classes] with num_classes >= 2")
     if counts.numel() and counts.min() < 0:
         raise ValueError(f"{name}: got negative votes ({counts.min().item()}), expected counts >= 0")
+    return counts.to(torch.int64)
 
 
 def sample_size(counts: Tensor, n: int | None) -> int:
@@ -222,8 +227,7 @@ def leader_and_gap(counts: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         int64 ``[B]`` leader, int64 ``[B]`` gap (never negative).
     """
-    check_counts(counts)
-    counts = counts.to(torch.int64)
+    counts = check_counts(counts)
     leader = counts.argmax(1, keepdim=True)  # the first maximum, as documented
     lower_index = torch.arange(counts.shape[1], device=counts.device) < leader
     rivals = (counts + lower_index).scatter(1, leader, -1)
@@ -341,10 +345,9 @@ class SampledScheme(Scheme):
             uniforms: float64 ``[B, C]``: use randomized Clopper-Pearson bounds, see
                 :func:`certify.confidence.lower_bound`; None for the published, plain ones.
         """
-        check_counts(selection_counts, "selection_counts")
-        check_counts(counts)
         if selection_counts is counts:
             raise ValueError("selection_counts: got the same tensor as counts, expected the votes of other samples")
+        selection_counts, counts = check_counts(selection_counts, "selection_counts"), check_counts(counts)
         if selection_counts.shape != counts.shape:
             raise ValueError(
                 f"selection_counts: got shape {tuple(selection_counts.shape)}, "

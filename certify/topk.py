@@ -80,7 +80,7 @@ def label_bounds(counts: Tensor, k: int, alpha: float, n: int | None) -> tuple[T
 
     Args: as those of :func:`certify_counts`.
     """
-    check_counts(counts)
+    counts = check_counts(counts)
     check_alpha(alpha)
     check_integer("k (predicted labels)", k, 1, counts.shape[1] - 1)
     n = sample_size(counts, n)

@@ -43,7 +43,8 @@ class UniformNoise(SampledScheme):
     dissertation, Proposition 3.1.
 
     Guarantee: class probabilities are ``1 / (2 lam)``-Lipschitz in l1 for inputs on the grid ``i / q``, so the radius
-    is the largest multiple of ``1 / q`` below ``2 lam (p_lower - 1/2)``. With ``bound="box"`` it is at least that:
+    is the largest multiple of ``1 / q`` below ``2 lam (p_lower - 1/2)``, less what the 32 random bits of each value of
+    the noise may add to a probability. With ``bound="box"`` it is at least that:
     the largest multiple ``k + r``, with k an integer and 0 <= r < 1, for which
     ``1 - (1 - 1 / (2 lam))^k (1 - r / (2 lam)) < p_lower - 1/2``.
 

@@ -257,10 +257,11 @@ class VariableLambda(CellSmoothing):
         return max(self.budget, round(self.alpha * self.budget))
 
     def published_radius(self, counts: Tensor) -> Tensor:
-        """The radius as published (Eq. C.77), ``(alpha gap / (2 B))^(1/p)``: float64 ``[B]``, never larger than that
-        of ``certify_counts``."""
+        """The radius as published (Eq. C.77), ``(alpha gap / (2 B))^(1/p)``: float64 ``[B]``, rounded down, and never
+        larger than that of ``certify_counts``."""
         _, gap = leader_and_gap(counts)
-        return (gap.to(torch.float64) * float(self._scale) / (2 * self.budget)) ** (1 / self.p)
+        radii = {each: root_at_most(each * self._scale / (2 * self.budget), self.p) for each in gap.unique().tolist()}
+        return torch.tensor([radii[each] for each in gap.tolist()], dtype=torch.float64, device=gap.device)
 
     def radius_of_flips(self, flips: Tensor, *, shape: Shape | None = None) -> Tensor:
         # below the supremum of ((flips + 1) alpha / B)^(1/p)
@@ -321,6 +322,21 @@ def root_below(power: Tensor, p: float) -> Tensor:
     """``power^(1/p)``, rounded down and finite; the computed pth root is accurate to far better than 2^-40."""
     root = power ** (1 / float(exact_power(p)))
     return root.clamp(max=torch.finfo(torch.float64).max) * (1 - 2.0**-40)
+
+
+def root_at_most(power: Fraction, p: float) -> float:
+    """The largest double that is at most ``power^(1/p)``; exact comparisons decide."""
+    exponent = exact_power(p)
+    root = float(power) ** (1 / float(exponent))
+
+    def too_large(value: float) -> bool:
+        return Fraction(value) ** exponent.numerator > power**exponent.denominator
+
+    while too_large(root):
+        root = math.nextafter(root, 0)
+    while not too_large(math.nextafter(root, math.inf)):
+        root = math.nextafter(root, math.inf)
+    return root
 
 
 def radius_through_norms(l1_radius: Tensor, p: float) -> Tensor:

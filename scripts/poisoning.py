@@ -144,14 +144,14 @@ def train(args: Args) -> None:
         print(f"note: {what} for {args.workers} workers; use a smaller --at-once for more")
     originals = poisoning_inputs.originals_of(read)
     parts = ensemble.parts((images, data.labels), features=seen, originals=originals)
-    job.start(resume=args.resume, provenance=provenance(args))
+    shard = classifier_runs.parse_shard(args.shard)
+    job.start(resume=args.resume, shard=shard, provenance=provenance(args))
     if args.features is not None:
         write_atomically(args.out / FILE, (args.features / FILE).read_bytes())
     sizes = torch.tensor([len(part.labels) for part in parts])
     least, most = int(sizes.min()), int(sizes.max())
     each = f"{least}" if least == most else f"{least} to {most}"
     print(f"{ensemble.size} models, {each} {'sample' if most == 1 else 'samples'} each ({len(data)} in all)")
-    shard = classifier_runs.parse_shard(args.shard)
     with cli.progress() as bar:
         task = bar.add_task("training", total=sum(map(len, job.groups[shard[0] :: shard[1]])))
         job.train(parts, shard=shard, executor=executor, on_group=lambda count: bar.advance(task, count))

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from certify import confidence
+from certify import DeterministicSplittingNoise, GaussianNoise, confidence, topk
 
 
 def tail(k: int, n: int, p: Fraction) -> Fraction:
@@ -232,3 +232,35 @@ def test_averaged_votes_are_refused():
 def test_impossible_counts(k, n):
     with pytest.raises(ValueError, match="expected 0 <= count <= n"):
         confidence.lower_bound(torch.tensor([k]), n, 0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_votes_in_small_integers_are_worth_the_same(dtype):
+    """Sums and differences of votes do not fit into these types."""
+    counts = torch.tensor([[100, 100, 0], [60, 40, 27], [120, 7, 0], [0, 0, 127]])
+    small, selected = counts.to(dtype), torch.tensor([0, 0, 0, 2])
+    assert confidence.predict_or_abstain(small, 0.05).equal(confidence.predict_or_abstain(counts, 0.05))
+    assert confidence.predict_or_abstain(small, 0.05).tolist() == [-1, -1, 0, 2]
+    assert confidence.binomial_p_value(small[:, 0], small[:, 1]).equal(
+        confidence.binomial_p_value(counts[:, 0], counts[:, 1])
+    )
+    for n in (254, 1_000, 100_000):
+        assert confidence.upper_bound(small, n, 0.01).equal(confidence.upper_bound(counts, n, 0.01))
+        both = zip(
+            confidence.simultaneous_bounds(small, selected, n, 0.01),
+            confidence.simultaneous_bounds(counts, selected, n, 0.01),
+            strict=True,
+        )
+        assert all(own.equal(other) for own, other in both)
+        scheme = GaussianNoise(0.5)
+        for bounds in ("one-sided", "simultaneous"):
+            radii = [
+                scheme.certify_counts(votes.flip(0), votes, 0.01, n=n, bounds=bounds).radius
+                for votes in (small, counts)
+            ]
+            assert radii[0].equal(radii[1])
+        assert topk.certify_counts(small, 2, 64, 5, 0.01, n=n).radius.equal(
+            topk.certify_counts(counts, 2, 64, 5, 0.01, n=n).radius
+        )
+    exact = DeterministicSplittingNoise(0.5)
+    assert exact.certify_counts(small).radius.equal(exact.certify_counts(counts).radius)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -150,6 +151,19 @@ def test_radius():
     assert radius.tolist() == pytest.approx([1.501**2, 0.501**2, 0.001**2, 7.501**2])
     assert (radius >= published).all()
     assert all(1000 * r**0.5 < flips + 1 for r, flips in zip(radius.tolist(), (1500, 500, 0, 7500), strict=True))
+
+
+@pytest.mark.parametrize(("p", "alpha"), [(0.5, 1), (0.5, 0.3), (1 / 3, 15), (2 / 3, 1), (1, 2)])
+def test_the_published_radius_is_rounded_down(p, alpha):
+    scheme = VariableLambda(p, alpha=alpha)
+    votes = scheme.num_copies((1, 1, 1))
+    gaps = torch.arange(0, votes + 1, max(1, votes // 300))
+    radius = scheme.published_radius(torch.stack(((votes + gaps) // 2, (votes - gaps) // 2), 1))
+    power = Fraction(p).limit_denominator(100)
+    for gap, r in zip(gaps.tolist(), radius.tolist(), strict=True):
+        exact = gap * min(Fraction(float(alpha)), Fraction(1)) / (2 * scheme.budget)
+        above = math.nextafter(r, math.inf)
+        assert Fraction(r) ** power.numerator <= exact**power.denominator < Fraction(above) ** power.numerator
 
 
 def test_baseline_through_norms():

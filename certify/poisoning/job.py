@@ -155,12 +155,24 @@ class Job:
         """SHA-256 of the configuration, which every file of the job carries."""
         return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
 
-    def start(self, *, resume: bool, provenance: dict[str, Any] | None = None) -> None:
-        """Claim the folder for this job; raises if it holds another job, or this one without ``resume``."""
-        path = self.folder / "ensemble.json"
-        if path.exists() and not resume:
+    def start(self, *, resume: bool, shard: tuple[int, int] = (0, 1), provenance: dict[str, Any] | None = None) -> None:
+        """Claim the folder for this job.
+
+        Args:
+            resume: whether the folder may hold the job already.
+            shard: see :meth:`train`. Shards share the folder: without ``resume``, it may hold models of others.
+
+        Raises:
+            ValueError: if the folder holds another job, or this one without ``resume``.
+        """
+        path, (number, shards) = self.folder / "ensemble.json", shard
+        begun = (
+            path.exists() if shards == 1 else any(self._models(each).exists() for each in self.groups[number::shards])
+        )
+        if begun and not resume:
+            what = "an ensemble" if shards == 1 else f"models of shard {number}/{shards}"
             raise ValueError(
-                f"{self.folder}: already holds an ensemble; add --resume to continue it, or choose another folder"
+                f"{self.folder}: already holds {what}; add --resume to continue it, or choose another folder"
             )
         claim_config(path, self.config | {"provenance": provenance or {}})
 

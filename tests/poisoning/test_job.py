@@ -56,6 +56,24 @@ def test_a_killed_job_continues_to_the_identical_result(tmp_path):
     assert len(_files(job.folder)) == 3
 
 
+def test_shards_share_a_folder_without_resuming(tmp_path):
+    def train(folder, **options):
+        options = {"partition": "PixelSum(6)", "learner": "NearestNeighbors(1)", "at_once": 2, **options}
+        poisoning.main(poisoning.Args("train", folder, **options))
+
+    train(tmp_path / "whole")
+    for number in (1, 0):
+        train(tmp_path / "shared", shard=f"{number}/2")
+    assert _files(tmp_path / "whole") == _files(tmp_path / "shared")
+    with pytest.raises(ValueError, match=r"already holds models of shard 0/2; add --resume"):
+        train(tmp_path / "shared", shard="0/2")
+    train(tmp_path / "shared", shard="0/2", resume=True)
+    with pytest.raises(ValueError, match="was made with"):
+        train(tmp_path / "shared", shard="2/3", learner="NearestNeighbors(3)", resume=True)
+    with pytest.raises(ValueError, match="already holds an ensemble"):
+        train(tmp_path / "shared")
+
+
 def test_votes_are_stored_and_read_again(tmp_path):
     ensemble, data = _ensemble(), _data()
     job = _job(tmp_path)
