@@ -68,7 +68,8 @@ class GoalEnv(_GoalContract, gymnasium.Env[Observation, Any]):
 
     ``reset(options={"state": ..., "goal": ...})`` starts from a given state and goal. For tasks that define success,
     ``info["is_success"]`` tells whether any step of the episode so far has reached the goal. Render mode:
-    ``"rgb_array"``.
+    ``"rgb_array"``. Random numbers are drawn in blocks, so setting the state of ``np_random`` back does not repeat an
+    episode; ``reset(seed=...)`` does, and copies and pickles of the environment continue as it would.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012  (gymnasium's type)
