@@ -44,10 +44,15 @@ def check_alpha(alpha: float) -> None:
         raise ValueError(f"alpha (failure probability): got {alpha}, expected at least {_LEAST_ALPHA}")
 
 
+def _whole(votes: Tensor) -> Tensor:
+    """Integer votes as int64, in which sums and differences cannot overflow."""
+    if votes.is_floating_point() or votes.is_complex():
+        raise TypeError(f"votes: got {votes.dtype}, expected integer counts (never averaged floats)")
+    return votes.to(torch.int64)
+
+
 def _successes(successes: Tensor, n: int) -> np.ndarray:
-    if successes.is_floating_point() or successes.is_complex():
-        raise TypeError(f"votes: got {successes.dtype}, expected integer counts (never averaged floats)")
-    k = successes.detach().cpu().numpy().astype(np.float64)
+    k = _whole(successes).detach().cpu().numpy().astype(np.float64)
     if not isinstance(n, Integral) or not 1 <= n <= _MOST_SAMPLES:
         raise ValueError(f"n (samples): got {n}, expected an integer in [1, {_MOST_SAMPLES:,}]")
     if (k < 0).any() or (k > n).any():
@@ -146,7 +151,7 @@ def _randomized_lower_bound(k: np.ndarray, u: np.ndarray, n: int, alpha: float, 
 
 def upper_bound(successes: Tensor, n: int, alpha: float, *, uniforms: Tensor | None = None) -> Tensor:
     """One-sided Clopper-Pearson upper bound: one minus the lower bound on the failures. See :func:`lower_bound`."""
-    failures = n - successes.to(torch.int64)
+    failures = n - _whole(successes)
     complement = lower_bound(failures, n, alpha, uniforms=uniforms)
     return torch.nextafter(1 - complement, torch.ones_like(complement)).clamp(max=1)
 
@@ -168,7 +173,7 @@ def simultaneous_bounds(
         ``p_lower [B]`` of the selected class and ``p_upper [B]``, the largest upper bound of the others; float64.
     """
     check_alpha(alpha)
-    counts = counts.to(torch.int64)
+    counts = _whole(counts)
     share = alpha / counts.shape[1]
     own = None if uniforms is None else uniforms.gather(1, selected[:, None])[:, 0]
     p_lower = lower_bound(counts.gather(1, selected[:, None])[:, 0], n, share, uniforms=own)
@@ -221,7 +226,8 @@ def binomial_p_value(top: Tensor, second: Tensor) -> Tensor:
     Args:
         top, second: integer votes for the two leading classes, ``top >= second``.
     """
-    total = top.to(torch.int64) + second.to(torch.int64)
+    top = _whole(top)
+    total = top + _whole(second)
     k, m = top.cpu().numpy().astype(np.float64), total.cpu().numpy().astype(np.float64)
     with np.errstate(all="ignore"):
         tail = np.where(k > 0, betainc(k, m - k + 1, 0.5), 1.0)  # P(Binomial(m, 1/2) >= k)
@@ -241,7 +247,7 @@ def predict_or_abstain(counts: Tensor, alpha: float) -> Tensor:
         int64 ``[B]``; on an exact tie of the two leading classes, always -1.
     """
     check_alpha(alpha)
-    counts = counts.to(torch.int64)
+    counts = _whole(counts)
     first = counts.argmax(1)
     top = counts.gather(1, first[:, None])[:, 0]
     second = counts.scatter(1, first[:, None], -1).amax(1)

@@ -175,19 +175,20 @@ def check_counts(counts: Tensor, name: str = "counts") -> Tensor:
     """
     if counts.is_floating_point() or counts.is_complex() or counts.dtype == torch.bool:
         raise TypeError(f"{name}: got {counts.dtype}, expected integer votes (int64), never averaged floats")
+    counts = counts.to(torch.int64)
     if counts.ndim != 2 or counts.shape[1] < 2:
         raise ValueError(f"{name}: got shape {tuple(counts.shape)}, expected [B, num_classes] with num_classes >= 2")
     if counts.numel() and counts.min() < 0:
         raise ValueError(f"{name}: got negative votes ({counts.min().item()}), expected counts >= 0")
-    return counts.to(torch.int64)
+    return counts
 
 
 def sample_size(counts: Tensor, n: int | None) -> int:
     """The number of samples behind ``counts`` (``[B, C]``, already checked), each of which votes for at most one class.
 
     Args:
-        n: the number, if it is known. Without it, each sample is taken to have voted, and all images must then have the
-            same number of votes.
+        n: the number. Without it, each sample is taken to have voted. What can be noticed of the contrary is noticed:
+            images with different numbers of votes.
     """
     votes = counts.sum(1)
     if n is None:
@@ -337,8 +338,9 @@ class SampledScheme(Scheme):
             counts: int64 ``[B, C]`` votes of *other*, fresh samples, which bound its probability.
             alpha: failure probability, in (0, 1).
             n: number of samples behind ``counts``, including those that voted for no class. Needed if there may be such
-                (:class:`~certify.votes.ThresholdVote`), since votes do not show them; by default, each sample is taken
-                to have voted. No copy may vote for two: p > 1/2 must imply that no other class has more.
+                (:class:`~certify.votes.ThresholdVote`): votes do not show them, and without them the certificate would
+                be wrong. By default, each sample is taken to have voted for one class, as with argmax. No copy may vote
+                for two: p > 1/2 must imply that no other class has more.
             shape: of one image (C, H, W), for schemes whose radius depends on the number of pixels.
             bounds: ``"one-sided"`` bounds the chosen class from below and leaves the rest to one rival
                 (Levine and Feizi, AAAI 2020, Corollary 1); ``"simultaneous"`` bounds every class (Corollary 2).

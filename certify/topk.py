@@ -107,6 +107,7 @@ def certify_counts(
         unit: what d, e and radii count.
     """
     check_integer("e (retained pixels)", e, 1, d)
+    counts = check_counts(counts)
     lower, upper = label_bounds(counts, k, alpha, n)
     largest, leaders = upper.topk(k + 1, dim=1)  # the k largest of the other labels: these without the label itself
     total, touched = _touched_ablations(d, e, k)

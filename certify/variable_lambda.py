@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -327,14 +328,18 @@ def root_below(power: Tensor, p: float) -> Tensor:
 def root_at_most(power: Fraction, p: float) -> float:
     """The largest double that is at most ``power^(1/p)``; exact comparisons decide."""
     exponent = exact_power(p)
-    root = float(power) ** (1 / float(exponent))
+    largest = sys.float_info.max * (1 - 2.0**-40)  # as root_below
+    try:
+        root = float(power) ** (1 / float(exponent))
+    except OverflowError:
+        root = largest
 
     def too_large(value: float) -> bool:
         return Fraction(value) ** exponent.numerator > power**exponent.denominator
 
     while too_large(root):
         root = math.nextafter(root, 0)
-    while not too_large(math.nextafter(root, math.inf)):
+    while root < largest and not too_large(math.nextafter(root, math.inf)):
         root = math.nextafter(root, math.inf)
     return root
 

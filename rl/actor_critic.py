@@ -223,7 +223,8 @@ class SAC(_ActorCritic, sb3.SAC):
         descend(self.actor.optimizer, loss)
         # what is left would keep the graph alive beyond this update, and break deepcopy
         del self._actions, self._log_prob
-        _detach(self.actor.action_dist)
+        if hasattr(self.actor, "action_dist"):
+            _detach(self.actor.action_dist)
         if step % self.target_update_interval == 0:
             for follower in self._followers:
                 follower.update(self.tau)

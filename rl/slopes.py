@@ -23,6 +23,7 @@ from rl.goals import GOAL
 from rl.normalization import NormalizedExtractor
 
 _PLAIN = (ContinuousCritic, QNetwork)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _NO_GOAL = (
     "goal_gradient_coef: got a critic that does not depend on the goal; its features extractor must use "
     "'desired_goal' and let gradients through"
@@ -42,7 +43,10 @@ def slope(value: Tensor, variable: Tensor, *, differentiable: bool) -> Tensor:
 def _as_defined(module: nn.Module) -> bool:
     """Whether calling ``module`` runs the ``forward`` of its class and nothing else: no hooks, which may change inputs,
     outputs or weights (as in ``torch.nn.utils.spectral_norm`` and ``prune``), and no function put in its place."""
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    hooks = (
+        *(getattr(module, name) for name in _HOOKS),
+        *(getattr(nn.modules.module, f"_global{name}") for name in _HOOKS),
+    )
     return not any(hooks) and "forward" not in vars(module)
 
 

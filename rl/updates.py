@@ -51,7 +51,7 @@ class Follower:
         # collected once: walking through the modules takes longer than the update itself
         self._sources: list[Tensor] = list(network.parameters())
         self._targets: list[Tensor] = list(target.parameters())
-        self._statistics = list(zip(_running(network), _running(target), strict=True))
+        self._statistics = list(zip(_running_statistics(network), _running_statistics(target), strict=True))
 
     @torch.no_grad()
     def update(self, tau: float) -> None:
@@ -62,10 +62,8 @@ class Follower:
             copy.copy_(source)
 
 
-def _running(network: nn.Module) -> list[Tensor]:
-    """The running statistics of a network."""
-    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    return [tensor for name, tensor in tensors.items() if "running_" in name]
+def _running_statistics(network: nn.Module) -> list[Tensor]:
+    return [tensor for name, tensor in network.state_dict().items() if "running_" in name]
 
 
 def make_faster(optimizer: torch.optim.Optimizer, *, exact: bool, recorded: bool = False) -> None:

@@ -226,6 +226,16 @@ def test_impossible_numbers_of_samples(n):
 def test_averaged_votes_are_refused():
     with pytest.raises(TypeError, match="integer counts"):
         confidence.lower_bound(torch.tensor([0.5]), 2, 0.05)
+    with pytest.raises(TypeError, match="integer counts"):
+        confidence.upper_bound(torch.tensor([9.9]), 100, 0.05)
+    averaged = torch.tensor([[90.7, 9.3]])
+    for uniforms in (None, torch.full((1, 2), 0.5, dtype=torch.float64)):
+        with pytest.raises(TypeError, match="integer counts"):
+            confidence.simultaneous_bounds(averaged, torch.tensor([0]), 100, 0.05, uniforms=uniforms)
+    with pytest.raises(TypeError, match="integer counts"):
+        confidence.predict_or_abstain(averaged, 0.05)
+    with pytest.raises(TypeError, match="integer counts"):
+        confidence.binomial_p_value(averaged[:, 0], averaged[:, 1])
 
 
 @pytest.mark.parametrize(("k", "n"), [(3, 2), (-1, 2)])
@@ -234,7 +244,7 @@ def test_impossible_counts(k, n):
         confidence.lower_bound(torch.tensor([k]), n, 0.05)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint64])
 def test_votes_in_small_integers_are_worth_the_same(dtype):
     """Sums and differences of votes do not fit into these types."""
     counts = torch.tensor([[100, 100, 0], [60, 40, 27], [120, 7, 0], [0, 0, 127]])

@@ -39,6 +39,7 @@ class Centered(CombinedExtractor):
         super().__init__(space)
         self.register_buffer("mean", torch.zeros(self.features_dim))
         self.register_buffer("running_scale", torch.ones(self.features_dim))
+        self.register_buffer("running_size", torch.ones(()), persistent=False)
 
     def forward(self, observation: dict[str, Tensor]) -> Tensor:
         features = super().forward(observation)
@@ -46,7 +47,8 @@ class Centered(CombinedExtractor):
             with torch.no_grad():
                 self.mean += 0.1 * (features.mean(0) - self.mean)
                 self.running_scale += 0.1 * (features.abs().mean(0) - self.running_scale)
-        return (features - self.mean) * self.running_scale
+                self.running_size += 0.1 * (features.abs().mean() - self.running_size)
+        return (features - self.mean) * self.running_scale / self.running_size
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -719,6 +721,19 @@ def test_critics_that_were_changed_are_trained_as_they_are(change: str) -> None:
     for expected, got in zip(gradients(model, naive), gradients(model, ours), strict=True):
         assert torch.allclose(expected, got, rtol=1e-4, atol=1e-6)
     assert change in ("weight norm", "hook on an activation") or not torch.allclose(ours, before, rtol=1e-4)
+
+
+def test_hooks_of_all_modules_are_not_bypassed() -> None:
+    model: Any = agent("DDPG", goal_gradient_coef=0.3).learn(60)
+    batch = model.replay_buffer.sample(64)
+    hook = nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: 0.5 * output if isinstance(module, nn.Linear) else None
+    )
+    try:
+        assert model._plain_critic(batch) is None
+    finally:
+        hook.remove()
+    assert model._plain_critic(batch) is not None
 
 
 @pytest.mark.parametrize("name", ["DDPG", "TD3", "SAC"])

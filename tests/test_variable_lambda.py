@@ -166,6 +166,13 @@ def test_the_published_radius_is_rounded_down(p, alpha):
         assert Fraction(r) ** power.numerator <= exact**power.denominator < Fraction(above) ** power.numerator
 
 
+def test_the_published_radius_is_finite():
+    scheme = VariableLambda(0.01, alpha=1e5, budget=1_000)
+    votes = scheme.num_copies((1, 1, 1))
+    counts = torch.tensor([[votes, 0], [votes // 2 + 1, votes // 2 - 1]])
+    assert (scheme.published_radius(counts) <= scheme.certify_counts(counts).radius).all()
+
+
 def test_baseline_through_norms():
     radius = radius_through_norms(torch.tensor([-1.0, 0.0, 0.5, 3.0], dtype=torch.float64), 0.5)
     assert radius.tolist() == pytest.approx([-1, 0, 0.5, 9])

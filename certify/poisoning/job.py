@@ -163,7 +163,8 @@ class Job:
             shard: see :meth:`train`. Shards share the folder: without ``resume``, it may hold models of others.
 
         Raises:
-            ValueError: if the folder holds another job, or this one without ``resume``.
+            ValueError: if the folder holds another job; or, without ``resume``, this one, or with shards, finished
+                models of this shard.
         """
         path, (number, shards) = self.folder / "ensemble.json", shard
         begun = (
