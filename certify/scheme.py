@@ -187,8 +187,8 @@ def sample_size(counts: Tensor, n: int | None) -> int:
     """The number of samples behind ``counts`` (``[B, C]``, already checked), each of which votes for at most one class.
 
     Args:
-        n: the number. Without it, each sample is taken to have voted. What can be noticed of the contrary is noticed:
-            images with different numbers of votes.
+        n: the number. Without it, each sample is taken to have voted; images with different numbers of votes show that
+            some did not, and are refused. A single image cannot show it.
     """
     votes = counts.sum(1)
     if n is None:
