@@ -1,4 +1,4 @@
-"""Atomic file writing, and a description of how two configurations differ."""
+"""Atomic file writing, folders for one process at a time, and a description of how two configurations differ."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,34 @@ def lock_file(descriptor: int) -> None:
     """Claim an open file for this process until it is closed; ``OSError`` if another process has it."""
     if fcntl is not None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def claimed(folder: Path, *names: str) -> Iterator[None]:
+    """Keep other processes from training in ``folder``, and remove what killed ones left of its files ``names``.
+
+    Where the system or the file system has no locks for folders, this does nothing.
+
+    Raises:
+        ValueError: if another process trains there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                lock_file(place)
+            except BlockingIOError as error:
+                raise ValueError(f"{folder}: another process trains here; wait, or choose another folder") from error
+            for name in names:
+                for left in folder.glob(f".{name}.{'[0-9a-f]' * 32}.tmp"):
+                    left.unlink()
+        yield
+    finally:
+        os.close(place)
 
 
 def create_atomically(path: Path, data: bytes) -> bool:

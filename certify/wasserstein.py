@@ -2,7 +2,7 @@
 
 Source: Levine and Feizi, "Wasserstein Smoothing: Certified Robustness against Wasserstein Adversarial Attacks"
 (AISTATS 2020; dissertation, Chapter 5 and Appendix D, whose numbering is used here). The tight Laplace certificate is
-due to Teng, Lee and Yuan (2019), the uniform one to Lee et al. (2019) and Yang et al. (2020).
+due to Teng, Lee and Yuan (2019) with q = 1 - p, the uniform one to Lee et al. (2019) and Yang et al. (2020).
 
 Let u be an image scaled to sum 1, D the linear map from flows along the edges of the pixel grid to the resulting change
 of the pixels, and Y independent noise on the edges. Copies are ``u + D Y``. If v is another image at Wasserstein
@@ -70,7 +70,10 @@ class WassersteinNoise(SampledScheme):
     Certificates for l1 between pixels, with b = sigma / sqrt(2), lam = sqrt(3) sigma, and p and q the probability
     bounds of the class and its rivals; divided by sqrt(2) for l2, by 2 for noise on pixels:
 
-    * Laplace, tight: ``max(b / 2 ln(p / q), -b ln(1 - p + q))``; the second is never smaller where q = 1 - p
+    * Laplace, tight: ``-b / 2 ln(4 q (1 - p))`` where p >= 1/2, and the published one below; with q = 1 - p it is
+      ``-b ln(2 (1 - p))``. Proof: a shift by dx changes a probability p by at most ``min(p, 1 - p) dx / b``. So q grows
+      to at most ``q exp(x / b)``, and p >= 1/2 falls to at least ``1 - (1 - p) exp(x / b)`` while that is 1/2 or more,
+      then to ``exp(-x / b) / (4 (1 - p))``. In one dimension, two half-lines attain this.
     * Laplace, published: ``b / 2 ln(p / q)``, Theorem 5.1; with l2 and q = 1 - p it is Eq. 5.20, on pixels Eq. 5.21
     * uniform: ``lam (p - q)``
 
@@ -167,12 +170,15 @@ class WassersteinNoise(SampledScheme):
         """The certified l1 shift of Laplace noise in units of its scale parameter b, float64, rounded down."""
         numbers = math.prod(shape) if self.on == "pixels" else _edges(shape)
         # For the image and for a perturbed one, each probability is within t = numbers * _SLIP of that under exact
-        # noise. With 4 t added to the rival's bound, certificates for exact noise imply those for this noise.
+        # noise. With 4 t added to the rival's bound, certificates for exact noise imply those for this noise: a shift
+        # by x multiplies what is added to q by exp(x), and what is taken from p by no more.
         p_upper = p_upper + 4 * numbers * _SLIP
         moved = (p_lower / p_upper).log() / 2
         if self.bound == "tight":
-            # 1 - p_lower first: one minus a probability close to 1 loses nothing, a sum with -1 would
-            moved = torch.maximum(moved, -torch.log((1 - p_lower) + p_upper))
+            rest = 1 - p_lower  # exact where p_lower >= 1/2
+            # the class meets its rival below one half, except where 4 t has made the two bounds add up to more than 1
+            tight = torch.where(p_upper > rest, -torch.log(rest + p_upper), (4 * rest * p_upper).log() / -2)
+            moved = torch.where(p_lower >= 0.5, tight, moved)
         return moved * (1 - _BELOW) - _BELOW
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -273,6 +274,21 @@ def test_kill_in_the_middle_of_a_training_run(tmp_path):
     assert "add --resume" in refused.stderr
     subprocess.run([*command, tmp_path / "part", "--resume"], cwd=root, check=True, capture_output=True)
     assert (tmp_path / "part/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+
+
+def test_a_folder_is_for_one_process_at_a_time(tmp_path):
+    pytest.importorskip("fcntl")
+    half, mine = tmp_path / f".state.safetensors.{uuid4().hex}.tmp", tmp_path / f".other.{uuid4().hex}.tmp"
+    half.touch()
+    mine.touch()
+
+    def second(epoch: int, step: int) -> None:
+        assert not half.exists()
+        with pytest.raises(ValueError, match="another process trains here"):
+            trainer(tmp_path).run()
+
+    trainer(tmp_path, replace(CONFIG, epochs=1)).run(on_step=second)
+    assert {path.name for path in tmp_path.iterdir()} == {"state.safetensors", "model.safetensors", mine.name}
 
 
 def test_copy_statistics_normalize_the_copies():

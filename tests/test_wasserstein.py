@@ -293,7 +293,7 @@ def test_radius_of_nearly_unanimous_votes(on, bound):
         with mpmath.workdps(50):
             numbers = math.prod(shape) if on == "pixels" else _edges(shape)
             p, q = mpmath.mpf(lower.item()), mpmath.mpf((1 - lower).item()) + 4 * numbers * mpmath.mpf(_SLIP)
-            moved = max(mpmath.log(p / q) / 2, -mpmath.log(1 - p + q) if bound == "tight" else 0)
+            moved = -mpmath.log(1 - p + q) if bound == "tight" else mpmath.log(p / q) / 2
             steps = 2**19 * mpmath.sqrt(2) / mpmath.mpf(0.01)  # in the unit of mass
             moved = (moved * 2**19 - math.prod(shape) * (1 + steps * mpmath.mpf(2) ** -51)) / steps
             assert radius <= moved / (2 if on == "pixels" else 1)
@@ -308,6 +308,31 @@ def test_published_equations():
     lower = torch.tensor([p], dtype=torch.float64)
     assert scheme.radius(lower, 1 - lower, shape=(1, 28, 28)).item() == pytest.approx(0.0132, abs=5e-5)
     assert WassersteinNoise(0.01).radius(lower, 1 - lower, shape=(1, 28, 28)).item() == pytest.approx(0.0229, abs=5e-5)
+
+
+def half_lines_meet(p: float, q: float) -> float:
+    """How far exact Laplace noise with b = 1 has to move until {noise <= a} is no likelier than {noise >= c}, where
+    their probabilities were p and q. By the lemma of Neyman and Pearson, no sets are worse in one dimension."""
+    one, width = WassersteinNoise(math.sqrt(2)), np.ones(1)
+    a = -math.log(2 * (1 - p)) if p >= 0.5 else math.log(2 * p)
+    c = -math.log(2 * q) if q < 0.5 else math.log(2 * (1 - q))
+    low, high = 0.0, 800.0
+    for _ in range(200):
+        moved = (low + high) / 2
+        class_, rival = half_plane_probability(one, width, a - moved), half_plane_probability(one, width, moved - c)
+        low, high = (moved, high) if class_ > rival else (low, moved)
+    return high
+
+
+@settings(max_examples=300)
+@given(p=st.floats(0.01, 1 - 1e-6), share=st.floats(1e-6, 1))
+def test_two_sided_laplace_radius_is_tight_in_one_dimension(p, share):
+    q = min(p, 1 - p) * share
+    lower, upper = (torch.tensor([value], dtype=torch.float64) for value in (p, q))
+    radius = WassersteinNoise(math.sqrt(2), metric="l1").radius(lower, upper, shape=(1, 1, 2)).item()
+    meet = half_lines_meet(p, q)
+    assert radius <= meet * (1 + 1e-12)
+    assert max(radius, 0) > meet - 2e-5 - 2.0**-28 / q
 
 
 @given(p=st.floats(0, 1), q=st.floats(0, 1), variant=st.sampled_from(VARIANTS))
@@ -325,7 +350,7 @@ def test_radius_for_all_bounds(p, q, variant):
         b, upper = math.sqrt(0.5), max(upper.item(), 1e-300)
         exact = b / 2 * math.log(p / upper)
         if scheme.bound == "tight":
-            exact = max(exact, -b * math.log1p(max(-lead, -1 + 1e-300)) if lead < 1 else math.inf)
+            exact = b * half_lines_meet(p, upper) if p < 1 else math.inf
         exact = math.sqrt(3) * lead if scheme.noise == "uniform" else exact
         assert radius <= exact / (2 if scheme.on == "pixels" else 1)
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from certify import spec
+from certify.files import claimed
 from certify.images import check_images
 from certify.inference import deterministic, exact_inference
 from certify.poisoning.clusters import KMeans
@@ -38,6 +39,7 @@ from certify.training.checkpoint import read_tensors, write_tensors
 
 METHODS: dict[str, type] = {kind.__name__: kind for kind in (RotNet, SimCLR, KMeans)}
 FILE = "features.safetensors"
+_STATE = "state.safetensors"
 _ROWS = 64  # images per forward pass, always this many
 _FORMAT = 1
 
@@ -80,7 +82,7 @@ class Pretraining:
         if path.exists() and not resume:
             raise ValueError(f"{self.folder}: holds features; add --resume to continue, or choose another folder")
         claim_config(path, self.identity | {"provenance": provenance or {}})
-        if (self.folder / "state.safetensors").exists():
+        if (self.folder / _STATE).exists():
             self._load_state()
 
     def run(
@@ -89,19 +91,25 @@ class Pretraining:
         on_step: Callable[[], None] = lambda: None,
         on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
     ) -> Path:
-        """Train to the last epoch, saving the state after each; returns the file of the result."""
-        while len(self.losses) < self.method.epochs and not self.learning.converged(self.losses):
-            with deterministic(self.device):
-                loss = self.learning.epoch(len(self.losses), on_step)
-            if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"training diverged in epoch {len(self.losses)} (loss {loss}); use other settings"
-                )
-            self.losses.append(loss)
-            write_tensors(self.folder / "state.safetensors", self.learning.tensors(), self._header)
-            on_epoch(len(self.losses) - 1, loss)
+        """Train to the last epoch, saving the state after each; returns the file of the result.
+
+        Raises:
+            ValueError: if another process learns in the folder.
+            FloatingPointError: if training diverges.
+        """
         path = self.folder / FILE
-        write_tensors(path, dict(self.learning.module.state_dict()), self._header)
+        with claimed(self.folder, _STATE, FILE):
+            while len(self.losses) < self.method.epochs and not self.learning.converged(self.losses):
+                with deterministic(self.device):
+                    loss = self.learning.epoch(len(self.losses), on_step)
+                if not math.isfinite(loss):
+                    raise FloatingPointError(
+                        f"training diverged in epoch {len(self.losses)} (loss {loss}); use other settings"
+                    )
+                self.losses.append(loss)
+                write_tensors(self.folder / _STATE, self.learning.tensors(), self._header)
+                on_epoch(len(self.losses) - 1, loss)
+            write_tensors(path, dict(self.learning.module.state_dict()), self._header)
         return path
 
     @property
@@ -109,7 +117,7 @@ class Pretraining:
         return self.identity | {"losses": self.losses}
 
     def _load_state(self) -> None:
-        tensors, header = read_tensors(self.folder / "state.safetensors")
+        tensors, header = read_tensors(self.folder / _STATE)
         if {name: header.get(name) for name in self.identity} != json.loads(json.dumps(self.identity)):
             raise ValueError(
                 f"{self.folder}: its state.safetensors does not belong to its configuration; remove that file"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from certify.data import Dataset
 from certify.draws import TRAINING, Draws
-from certify.files import differences
+from certify.files import claimed, differences
 from certify.images import to_float
 from certify.models import Denoised, DenoisedSpec, ModelSpec
 from certify.scheme import Scheme
@@ -132,16 +132,21 @@ class Trainer:
         Args:
             on_step: called with (epoch, step) after every update.
             on_epoch: called after every epoch, once its state is on disk.
+
+        Raises:
+            ValueError: if another process trains in the folder.
+            FloatingPointError: if training diverges.
         """
-        while self.epoch < self.config.epochs:
-            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-                torch.manual_seed(generator_for(self.config.seed, self.epoch, 1).initial_seed())  # e.g. of dropout
-                self.history.append(self._train_epoch(on_step))
-            self.epoch += 1
-            self.save_state()
-            if on_epoch is not None:
-                on_epoch(self.history[-1])
-        save_checkpoint(self.model_path, self.module, self.checkpoint())
+        with claimed(self.folder, self.state_path.name, self.model_path.name):
+            while self.epoch < self.config.epochs:
+                with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                    torch.manual_seed(generator_for(self.config.seed, self.epoch, 1).initial_seed())  # e.g. of dropout
+                    self.history.append(self._train_epoch(on_step))
+                self.epoch += 1
+                self.save_state()
+                if on_epoch is not None:
+                    on_epoch(self.history[-1])
+            save_checkpoint(self.model_path, self.module, self.checkpoint())
         return self.module.eval()
 
     def _train_epoch(self, on_step: Callable[[int, int], None] | None) -> EpochResult:

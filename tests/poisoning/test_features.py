@@ -64,6 +64,18 @@ def test_learning_that_was_killed_continues_to_the_identical_features(tmp_path, 
     assert (again, epochs) == (whole, [1])
 
 
+def test_a_folder_is_for_one_process_at_a_time(tmp_path):
+    pytest.importorskip("fcntl")
+    (tmp_path / f".{FILE}.{'0' * 32}.tmp").touch()
+
+    def second() -> None:
+        with pytest.raises(ValueError, match="another process trains here"):
+            _learn(tmp_path, ROTNET, _images())
+
+    _learn(tmp_path, ROTNET, _images(), on_step=second)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "state.safetensors", FILE}
+
+
 def test_folders_never_mix_features(tmp_path):
     _learn(tmp_path, ROTNET, _images())
     with pytest.raises(ValueError, match="holds features; add --resume"):

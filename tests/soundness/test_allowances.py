@@ -136,16 +136,21 @@ def test_rounding_of_normalized_images_is_taken_off(on, shape):
 @pytest.mark.parametrize("p", [0.501, 0.6, 0.7, 0.9, 0.999])
 def test_laplace_noise_in_steps_is_not_taken_for_exact(p, on):
     """The noise is within t of exact noise, in total variation, at an image and at the one that it is moved to. There,
-    moving it by s makes of a probability of 1 - r, r < 1/2, one of ``1 - r e^s`` or, beyond 1/2, ``e^-s / (4 r)``."""
+    moving it by s makes of a probability of 1 - r, r < 1/2, one of ``1 - r e^s`` or, beyond 1/2, ``e^-s / (4 r)``, and
+    of its rival's q at most ``q e^s``."""
     shape = (3, 128, 128)
     numbers = math.prod(shape) if on == "pixels" else 3 * 2 * 128 * 127  # edges down and to the right
     scheme, low = WassersteinNoise(0.01, on=on), torch.tensor([p], dtype=torch.float64)
-    moved = scheme._moved_laplace(low, 1 - low, shape)
-    with mpmath.workdps(50):
-        t, grown = mpmath.mpf(numbers * _SLIP), mpmath.e ** mpmath.mpf(moved.item())
-        rest = 1 - mpmath.mpf(p) + t
-        left = 1 - rest * grown if rest * grown <= 0.5 else 1 / (4 * rest * grown)
-        assert left - t >= 0.5
+    for share in (1, 1 - 2.0**-20, 0.9, 0.1, 1e-4, 1e-9, 0):
+        high = (1 - low) * share
+        moved = scheme._moved_laplace(low, high, shape)
+        with mpmath.workdps(50):
+            t, grown = mpmath.mpf(numbers * _SLIP), mpmath.e ** mpmath.mpf(moved.item())
+            rest = 1 - mpmath.mpf(p) + t
+            left = 1 - rest * grown if rest * grown <= 0.5 else 1 / (4 * rest * grown)
+            rival = (mpmath.mpf(high.item()) + t) * grown
+            assert left - t >= min(0.5, rival + t)
+            assert left - t >= 0.5 or share < 1
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
