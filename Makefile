@@ -32,13 +32,15 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.envs
 
 MODULES := certify certify.attacks certify.data certify.models certify.poisoning certify.training certify.ablation \
-	certify.attacks.wasserstein certify.confidence certify.evaluation certify.metrics certify.patch certify.results \
-	certify.sequential certify.spec certify.testing certify.topk certify.topk_l2 certify.transport certify.variable_lambda rl \
-	rl.evaluation rl.losses envs envs.multi_goal envs.parallel
+	certify.attacks.wasserstein certify.confidence certify.draws certify.evaluation certify.images certify.metrics \
+	certify.patch certify.results certify.sequential certify.spec certify.testing certify.topk certify.topk_l2 \
+	certify.transport certify.variable_lambda rl rl.evaluation rl.losses envs envs.multi_goal envs.parallel
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
-	$(BIN)/python -m pdoc --docformat google --output-directory build/reference $(MODULES) 2> /dev/null
+	@mkdir -p build
+	$(BIN)/python -m pdoc --docformat google --output-directory build/reference $(MODULES) 2> build/reference.log || \
+		{ cat build/reference.log; exit 1; }
 	@echo "wrote build/reference/index.html"
 
 clean:

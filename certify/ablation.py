@@ -21,12 +21,10 @@ from certify import coverage, topk
 from certify.draws import Draws
 from certify.images import Shape, check_images, to_float
 from certify.offsets import fixed_offsets
-from certify.scheme import EnumeratedScheme, SampledScheme, Scheme, TopKCertified, check_integer
+from certify.scheme import EnumeratedScheme, SampledScheme, Scheme, TopKCertified, check_integer, needed
 from certify.threats import L0, Unit
 
 PerChannel = tuple[float, ...]
-
-_NEEDS_SHAPE = "shape: got None; randomized ablation needs the image shape (C, H, W), on which its radius depends"
 
 
 @lru_cache(maxsize=64)
@@ -168,18 +166,14 @@ class RandomizedAblation(Ablation, SampledScheme):
         return self.encode(x, self.masks(tuple(x.shape[1:]), draws))
 
     def radius(self, p_lower: Tensor, p_upper: Tensor, *, shape: Shape | None = None) -> Tensor:
-        if shape is None:
-            raise ValueError(_NEEDS_SHAPE)
-        shares = touched_shares(self.units(shape), self.keep)
+        shares = touched_shares(self.units(needed(shape, self)), self.keep)
         return coverage.steps_within(coverage.margin(p_lower, p_upper), shares).to(torch.float64)
 
     def certify_top_k(
         self, counts: Tensor, k: int, alpha: float, *, n: int | None = None, shape: Shape | None = None
     ) -> TopKCertified:
         """Radii are numbers of pixels (features); see :mod:`certify.topk`."""
-        if shape is None:
-            raise ValueError(_NEEDS_SHAPE)
-        return topk.certify_counts(counts, k, self.units(shape), self.keep, alpha, n=n, unit=self.unit)
+        return topk.certify_counts(counts, k, self.units(needed(shape, self)), self.keep, alpha, n=n, unit=self.unit)
 
 
 @dataclass(frozen=True)

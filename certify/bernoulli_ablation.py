@@ -17,7 +17,7 @@ from certify import coverage
 from certify.ablation import Ablation
 from certify.draws import Draws
 from certify.images import Shape
-from certify.scheme import SampledScheme, check_integer
+from certify.scheme import SampledScheme, check_integer, needed
 
 _CHANCES = 1 << 16
 _DIGITS = 128  # binary digits of a share, which is rounded up
@@ -89,10 +89,7 @@ class BernoulliAblation(Ablation, SampledScheme):
         return self.encode(x, self.masks(tuple(x.shape[1:]), draws))
 
     def radius(self, p_lower: Tensor, p_upper: Tensor, *, shape: Shape | None = None) -> Tensor:
-        if shape is None:
-            raise ValueError(
-                "shape: got None; Bernoulli ablation needs the image shape (C, H, W), on which its radius depends"
-            )
-        shares = touched_shares(retention_chances(self.units(shape), self.keep))
+        units = self.units(needed(shape, self))
+        shares = touched_shares(retention_chances(units, self.keep))
         radius = coverage.steps_within(coverage.margin(p_lower, p_upper), shares)
-        return radius.clamp(max=self.units(shape)).to(torch.float64)
+        return radius.clamp(max=units).to(torch.float64)

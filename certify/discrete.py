@@ -12,6 +12,7 @@ independent steps (+1, -1, 0), whatever the number d of features; the paper's su
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,7 +24,7 @@ from torch import Tensor
 from certify.coverage import doubles_above
 from certify.draws import Draws
 from certify.images import Shape, check_images, to_levels
-from certify.scheme import SampledScheme, check_integer
+from certify.scheme import SampledScheme, check_integer, needed
 from certify.threats import L0
 
 _NUM_WORDS = 1 << 32
@@ -159,9 +160,7 @@ class DiscreteNoise(SampledScheme):
         return _levels_twice(self.q, x.device).index_select(0, index.flatten()).view(index.shape)
 
     def radius(self, p_lower: Tensor, p_upper: Tensor, *, shape: Shape | None = None) -> Tensor:
-        if shape is None:
-            raise ValueError("shape: discrete noise needs the image shape (C, H, W), it bounds the radius")
-        features = shape[0] * shape[1] * shape[2]
+        features = math.prod(needed(shape, self))
         keep, other = noise_words(self.kappa, self.q)
         lower = p_lower.to(torch.float64).nan_to_num(0).contiguous()
         upper = p_upper.to(torch.float64).nan_to_num(1)

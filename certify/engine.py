@@ -1,4 +1,4 @@
-"""The vote engine: the only loop over copies.
+"""The vote engine: the only loop over copies whose votes are counted.
 
 Copies are streamed through the base classifier in batches of one fixed shape, and their votes are counted as integers
 on the device. The shape of a batch depends only on the scheme and the batch size, and an image with at least a batch of

@@ -131,7 +131,7 @@ def certify_dataset(
     copies = smoothed.copies_per_image(data.shape) if question is None else smoothed.n0
     step = images_per_step or max(1, _COPIES_PER_STEP // copies)
     columns = row_columns(guaranteed=not isinstance(smoothed.scheme.threat, Unproven))
-    by_copy = getattr(smoothed.scheme, "positional", False)
+    by_copy = smoothed.scheme.positional
     with ResultFolder(out, shard, columns=columns, by_copy=by_copy) as folder:
         done = folder.start(config, resume=resume)
         left = [i for i in chosen if i not in done]

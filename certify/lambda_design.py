@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from certify.files import write_atomically
 
@@ -76,10 +75,6 @@ def concave_limits(g: Sequence[float], budget: int) -> Limits:
             "steps g((k+1)/q) - g(k/q) that are never negative and never grow"
         )
     return tuple(math.floor(budget * Fraction(float(value))) for value in values)
-
-
-def _constraint(matrix: Any, low: Any, high: Any) -> LinearConstraint:
-    return LinearConstraint(matrix, low, high)
 
 
 def cache_folder() -> Path | None:
@@ -154,6 +149,8 @@ def greedy_design(limits: Limits) -> tuple[int, ...]:
 
 
 def _solve(limits: Limits, target: tuple[float, ...], budget: int, eps: float | None) -> tuple[int, ...]:
+    from scipy.optimize import Bounds, LinearConstraint, milp  # takes as long to import as half of this package
+
     q = len(target)
     wanted = budget * np.array(target)
     sums = np.tril(np.ones((q, q)))
@@ -161,16 +158,16 @@ def _solve(limits: Limits, target: tuple[float, ...], budget: int, eps: float | 
     column = np.ones((q, 1))
     # variables: m_1..m_q (integers) and the largest gap
     unbounded = np.full(q, np.inf)
-    constraints = [
-        _constraint(np.hstack((sums, 0 * column)), -unbounded, np.array(limits[1:], dtype=np.float64)),
-        _constraint(np.hstack((sums, column)), wanted, unbounded),
-        _constraint(np.hstack((falling, 0 * column[1:])), np.zeros(q - 1), unbounded[1:]),
+    constraints: list[tuple[Any, Any, Any]] = [
+        (np.hstack((sums, 0 * column)), -unbounded, np.array(limits[1:], dtype=np.float64)),
+        (np.hstack((sums, column)), wanted, unbounded),
+        (np.hstack((falling, 0 * column[1:])), np.zeros(q - 1), unbounded[1:]),
     ]
     cost = np.append(-np.arange(q, 0, -1) / (10 * q * budget), 1.0 if eps is None else 0.0)
     upper: Any = np.append(np.full(q, budget), np.inf if eps is None else eps * budget)
     result = milp(
         cost,
-        constraints=constraints[: 3 if q > 1 else 2],
+        constraints=[LinearConstraint(*each) for each in constraints[: 3 if q > 1 else 2]],
         integrality=np.append(np.ones(q), 0),
         bounds=Bounds(0, upper),
         options={"time_limit": 120, "mip_rel_gap": 0.002},

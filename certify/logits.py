@@ -16,7 +16,7 @@ from certify.smooth import Smoothed
 from certify.votes import argmax_vote
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TopTwo:
     """The scores of the two leading classes on every copy of an image.
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from certify.ablation import NullEncoding
 from certify.images import Shape
-from certify.scheme import Certified, EnumeratedScheme, check_counts, check_integer, leader_and_gap
+from certify.scheme import Certified, EnumeratedScheme, check_counts, check_integer, leader_and_gap, needed
 from certify.threats import Patch
 from certify.votes import sum_votes
 
@@ -34,7 +34,7 @@ PatchBound = Literal["location", "published"]
 _CHUNK = 1 << 22  # votes that are processed at once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PatchCertified:
     """Predictions, and whether any patch of one size can change them.
 
@@ -172,8 +172,7 @@ class StructuredAblation(NullEncoding, EnumeratedScheme):
         return self.encode(x, self.masks(tuple(x.shape[1:]), index)[:, :, None])
 
     def radius_of_flips(self, flips: Tensor, *, shape: Shape | None = None) -> Tensor:
-        if shape is None:
-            raise ValueError("shape: a patch certificate from counts needs the image shape (C, H, W)")
+        shape = needed(shape, self)
         sides = range(1, max(shape[1:]) + 1)
         touched = torch.tensor([self.most_touched(shape, clip(shape, (m, m))) for m in sides])
         return torch.searchsorted(touched.to(flips.device), flips, right=True).to(torch.float64)
@@ -320,9 +319,7 @@ class StructuredAblation(NullEncoding, EnumeratedScheme):
                 raise ValueError(f"votes: got {votes.max().item()}, expected at most one vote per copy and class")
         elif votes.shape[2] < 2:
             raise ValueError(f"votes: got {votes.shape[2]} classes, expected at least 2")
-        shape = self.guess_shape(votes.shape[1]) if shape is None else shape
-        if shape is None:
-            raise ValueError(f"shape: {type(self).__name__} needs the image shape (C, H, W), pass shape=")
+        shape = needed(self.guess_shape(votes.shape[1]) if shape is None else shape, self)
         self.check_shape(shape)
         if votes.shape[1] != self.num_copies(shape):
             raise ValueError(

@@ -19,7 +19,7 @@ from certify import coverage
 from certify.ablation import NullEncoding
 from certify.draws import Draws
 from certify.images import Shape
-from certify.scheme import SampledScheme
+from certify.scheme import SampledScheme, needed
 from certify.threats import Patch
 from certify.windows import BandAblation, BlockAblation, WindowAblation
 
@@ -68,8 +68,7 @@ class RandomizedWindowAblation(NullEncoding, SampledScheme):
         return _shares(windows.num_copies(shape), (0, *touched))
 
     def radius(self, p_lower: Tensor, p_upper: Tensor, *, shape: Shape | None = None) -> Tensor:
-        if shape is None:
-            raise ValueError("shape: got None; a patch certificate needs the image shape (C, H, W)")
+        shape = needed(shape, self)
         self.windows.check_shape(shape)
         return coverage.steps_within(coverage.margin(p_lower, p_upper), self.touched_shares(shape)).to(torch.float64)
 

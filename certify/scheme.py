@@ -27,7 +27,7 @@ NOT_IN_TEXT = {"in_text": False}  # metadata of fields that :meth:`Scheme.finger
 BAD_BOUNDS = "bounds: got {!r}, expected 'one-sided' or 'simultaneous'"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # comparing tensors gives no single answer
 class Certified:
     """Predictions and what is guaranteed about them.
 
@@ -66,7 +66,7 @@ class Certified:
         return (self.prediction == labels.to(self.prediction.device)) & (self.prediction >= 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TopKCertified:
     """For every label, how far an input may change before the label can drop out of the top-k labels.
 
@@ -95,9 +95,12 @@ class Scheme(ABC):
 
     Attributes:
         own: registry of the schemes that are defined outside of this package.
+        positional: the best certificate depends on which copy voted for what, not only on the counts: votes are then
+            kept and stored copy by copy (enumerated schemes only, :meth:`EnumeratedScheme.certify_copies`).
     """
 
     own: ClassVar[OwnClasses] = OwnClasses()
+    positional: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -157,6 +160,13 @@ class Scheme(ABC):
     def sample_inputs(self, x: Tensor, draws: Draws) -> Tensor:
         """Random inputs to train the base classifier on: copies, or one of the inputs that each of them consists of."""
         return self.sample(x, draws)
+
+
+def needed(shape: Shape | None, scheme: Scheme) -> Shape:
+    """``shape``; raises if it was not given to a scheme whose certificate depends on it."""
+    if shape is None:
+        raise ValueError(f"shape: got None; {type(scheme).__name__} needs the image shape (C, H, W), pass shape=")
+    return shape
 
 
 def check_integer(name: str, value: int, low: int, high: int | None = None) -> None:
@@ -236,14 +246,7 @@ def leader_and_gap(counts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class EnumeratedScheme(Scheme):
-    """A scheme with a fixed list of copies: the smoothed classifier and its certificate are exact.
-
-    Attributes:
-        positional: the best certificate (:meth:`certify_copies`) depends on which copy voted for what, not only on the
-            counts: votes are then kept and stored copy by copy.
-    """
-
-    positional: ClassVar[bool] = False
+    """A scheme with a fixed list of copies: the smoothed classifier and its certificate are exact."""
 
     @abstractmethod
     def num_copies(self, shape: Shape) -> int:

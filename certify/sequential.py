@@ -124,7 +124,7 @@ class RadiusWithin:
         return (at_most < 0) | ((at_least >= 0) & (at_most <= self.factor * at_least))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SequentialCertified(Certified):
     """A certificate from as many samples as it took to settle a question.
 

@@ -170,7 +170,10 @@ class Smoothed:
         """
         if not isinstance(self.scheme, StructuredAblation):
             got = type(self.scheme).__name__
-            raise ValueError(f"scheme: got {got}, expected a patch scheme such as BandAblation(width=4)")
+            raise ValueError(
+                f"scheme: got {got}, expected one with a vote for each position, such as BandAblation(width=4); other "
+                "schemes against patches certify a square, whose side is the radius of certify(images)"
+            )
         by_copy, shape = self.engine.enumerated_by_copy(x), tuple(x.shape[1:])
         return self.scheme.certify_votes(by_copy, patch_size, shape=shape, bound=bound)
 

@@ -33,7 +33,7 @@ from certify.images import IMAGES, VIDEOS, Shape
 from certify.inference import BaseClassifier
 from certify.patch_operators import QUARTERS, Axis, dense_starts, dense_windows, resize, stack_norm, windows
 from certify.reduced import Reduce, Reduced
-from certify.scheme import SampledScheme, check_integer
+from certify.scheme import SampledScheme, check_integer, needed
 
 NoiseOn = Literal["image", "patch"]
 
@@ -120,9 +120,7 @@ class _SmoothReduce(GaussianScheme):
     def stretch(self, shape: Shape | None) -> float:
         if self.noise == "image" or self.as_printed:
             return 1.0
-        if shape is None:
-            raise ValueError("shape: got None; noise on patches needs the image shape, on which the radius depends")
-        return self.operator_norm(shape)
+        return self.operator_norm(needed(shape, self))
 
     def classifier(self, base_classifier: BaseClassifier) -> BaseClassifier:
         return Reduced(base_classifier, self.reduce)

@@ -60,7 +60,7 @@ def _parse_counts(texts: Sequence[str], num_classes: int) -> torch.Tensor:
     return torch.from_numpy(dense)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StoredVotes:
     """The votes of a run, merged over its shards and ordered by index.
 

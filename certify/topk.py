@@ -111,18 +111,21 @@ def certify_counts(
     lower, upper = label_bounds(counts, k, alpha, n)
     largest, leaders = upper.topk(k + 1, dim=1)  # the k largest of the other labels: these without the label itself
     total, touched = _touched_ablations(d, e, k)
-    radius = torch.full(counts.shape, -1, dtype=torch.int64)
-    for b in range(len(counts)):
-        ahead = [_floor_times(p, total) for p in largest[b].tolist()]
-        place = {label: i for i, label in enumerate(leaders[b].tolist())}
+    radius = [[-1] * counts.shape[1] for _ in counts]
+    images = zip(counts.tolist(), lower.tolist(), largest.tolist(), leaders.tolist(), radius, strict=True)
+    for votes, own_lower, leading, labels, own_radius in images:
+        ahead = [_floor_times(p, total) for p in leading]
+        place = {label: i for i, label in enumerate(labels)}
         found: dict[tuple[float, int], int] = {}  # by all that the radius depends on: many labels share it
-        for c in counts[b].nonzero()[:, 0].tolist():
-            key = p_lower, out = lower[b, c].item(), place.get(c, k)
+        for c, (p_lower, voted) in enumerate(zip(own_lower, votes, strict=True)):
+            if not voted:
+                continue
+            key = _, out = p_lower, place.get(c, k)
             if key not in found:
                 own = -_floor_times(-p_lower, total)
                 found[key] = _radius_in_units(own, (ahead[:out] + ahead[out + 1 :])[::-1], total, touched)
-            radius[b, c] = found[key]
-    return TopKCertified(radius.to(counts.device), k, L0(unit))
+            own_radius[c] = found[key]
+    return TopKCertified(torch.tensor(radius, dtype=torch.int64, device=counts.device), k, L0(unit))
 
 
 def certified_top_k_accuracy(radius: ArrayLike, at: Sequence[float]) -> NDArray[np.float64]:

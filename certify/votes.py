@@ -53,7 +53,7 @@ def sum_votes(votes: Tensor) -> Tensor:
     return counts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Votes:
     """The votes of a batch of images: all that a certificate needs.
 
@@ -65,7 +65,7 @@ class Votes:
         index: int64 ``[B]``, each image's index in its data set; None for enumerated schemes.
         stopped: whether sampling stopped depending on the votes; bounds for a fixed sample size do not hold then.
         by_copy: bool ``[B, n, C]``, which copy votes for which class, for schemes whose certificate asks for it
-            (:attr:`~certify.scheme.EnumeratedScheme.positional`); ``counts`` are their sums.
+            (:attr:`~certify.scheme.Scheme.positional`); ``counts`` are their sums.
         scheme: the scheme that made the copies, if it is known: votes certify nothing for another one.
     """
 

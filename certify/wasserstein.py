@@ -36,7 +36,7 @@ from certify import coverage
 from certify.draws import Draws
 from certify.generators import splitmix64
 from certify.images import Shape, check_images
-from certify.scheme import SampledScheme
+from certify.scheme import SampledScheme, needed
 from certify.threats import GroundMetric, Wasserstein, mass_of, normalized, whole_numbers
 from certify.transport import there_and_back
 
@@ -150,10 +150,7 @@ class WassersteinNoise(SampledScheme):
         return normalized(x) * self.brightness(tuple(x.shape[1:]))
 
     def radius(self, p_lower: Tensor, p_upper: Tensor, *, shape: Shape | None = None) -> Tensor:
-        if shape is None:
-            raise ValueError(
-                "shape: got None; Wasserstein smoothing needs the image shape (C, H, W), on which its rounding depends"
-            )
+        shape = needed(shape, self)
         margins = coverage.margin(p_lower, p_upper)
         if self.noise == "uniform":
             moved = margins * (2 * _UNIFORM_REACH)

@@ -175,8 +175,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"{name}: got {value}, expected at least 1")
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"{name}: got {value!r}, expected at least 1, as an integer")
 
     def settings(self, model: BaseAlgorithm) -> dict[str, Any]:
         """The settings that must not change when a run is resumed: the seed, and all of the plan but its length."""

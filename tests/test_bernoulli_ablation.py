@@ -126,5 +126,5 @@ def test_keep_out_of_range():
 
 def test_radius_needs_the_shape():
     counts = torch.tensor([[90, 10]])
-    with pytest.raises(ValueError, match="Bernoulli ablation needs the image shape"):
+    with pytest.raises(ValueError, match="BernoulliAblation needs the image shape"):
         BernoulliAblation(2).certify_counts(counts.clone(), counts, 0.05, n=100)

@@ -286,5 +286,5 @@ def test_images_off_the_grid():
 
 def test_radius_needs_the_shape():
     counts = torch.tensor([[90, 10]])
-    with pytest.raises(ValueError, match="shape: discrete noise needs"):
+    with pytest.raises(ValueError, match="shape: got None; DiscreteNoise needs"):
         DiscreteNoise(0.5).certify_counts(counts.clone(), counts, 0.05, n=100)

@@ -117,7 +117,7 @@ def test_top_k(scheme, tmp_path):
     assert (direct.radius_of(run.label) >= 0).any()
     with pytest.raises(ValueError, match=r"k \(predicted labels\): got 3"):
         classifier.certify_top_k(x, 3)
-    with pytest.raises(ValueError, match="expected a patch scheme"):
+    with pytest.raises(ValueError, match="expected one with a vote for each position"):
         classifier.certify_patch(x, 2)
     with pytest.raises(ValueError, match="top-k certificates are for"):
         smoothed(WassersteinNoise(0.01)).certify_top_k(x, 2)

@@ -512,7 +512,7 @@ def test_bad_images():
             scheme.check(images)
         with pytest.raises(ValueError, match="all zeros for image"):
             scheme.sample(images, draws_of(3, 1))
-    with pytest.raises(ValueError, match="Wasserstein smoothing needs the image shape"):
+    with pytest.raises(ValueError, match="WassersteinNoise needs the image shape"):
         scheme.radius(torch.ones(1), torch.zeros(1))
 
 

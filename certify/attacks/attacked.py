@@ -11,7 +11,7 @@ from certify.attacks.jobs import Jobs
 from certify.threats import Threat
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Attacked:
     """The smallest adversarial examples an attack found.
 

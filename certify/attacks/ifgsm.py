@@ -142,7 +142,7 @@ def _predictions(smoothed: Smoothed, starts: Starts, votes: Tensor) -> Tensor:
     shape = tuple(starts.x.shape[1:])
     n = smoothed.copies_per_image(shape)
     # copy by copy only if all were evaluated; schemes that allow some to be skipped predict from the counts
-    by_copy = votes if getattr(smoothed.scheme, "positional", False) and votes.shape[1] == n else None
+    by_copy = votes if smoothed.scheme.positional and votes.shape[1] == n else None
     return smoothed.prediction(Votes(starts.outside + votes.sum(1), None, shape, n, by_copy=by_copy))
 
 
