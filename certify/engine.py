@@ -28,7 +28,6 @@ from certify.inference import (
     device_of,
     exact_inference,
     good_batch_size,
-    modes,
     position_matters,
 )
 from certify.scheme import EnumeratedScheme, SampledScheme, Scheme, check_integer
@@ -170,8 +169,7 @@ class VoteEngine:
         """Check ``x`` and, for each shape once, the classifier; settle the batch size that all calls share."""
         self.scheme.check(x)
         shape, device = tuple(x.shape[1:]), device_of(self._given_classifier, x.device)
-        # another device or number of threads means other kernels
-        run_mode = (device, torch.get_num_threads(), modes(self._given_classifier))
+        run_mode = (device, torch.get_num_threads())  # on which it depends which kernels run
         if run_mode != self._run_mode:
             if self._run_mode and self._run_mode[0] != device:
                 self.batch_size = self._requested_batch_size

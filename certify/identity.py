@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from certify.inference import BaseClassifier
+from certify.inference import BaseClassifier, referred_modules
 from certify.sources import code_of
 
 # parameters, hooks, and whatever else torch keeps in every module or adds when it compiles one
@@ -63,6 +63,17 @@ def name_of(base_classifier: BaseClassifier) -> str:
             "kind; give the model a name, a new one for each version: model=..."
         ) from None
     return f"{type(module).__name__} {digest.hexdigest()[:16]}"
+
+
+def parameters_of(base_classifier: BaseClassifier) -> str | None:
+    """The first digits of a checksum of the parameters of a module, or of the modules that a function refers to.
+
+    Other than buffers and attributes, they do not change when the classifier runs. None if there are none.
+    """
+    modules = referred_modules(base_classifier)
+    named = (item for module in modules for item in module.named_parameters())
+    parts = sorted({f"{name} {hashlib.sha256(_array_bytes(value)).hexdigest()}" for name, value in named})
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16] if parts else None
 
 
 def _module_pieces(module: nn.Module, above: set[int]) -> Iterator[bytes]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 BaseClassifier = Callable[[Tensor], Tensor]  # copies [N, C', H, W] -> scores [N, num_classes]
 _PROBES = 4  # random images on which kernels are tested
 _MOST_VALUES = 1_000  # values searched for modules
+_OWN_ATTRIBUTES = frozenset(vars(nn.Module()))  # of every module: its parameters, submodules, hooks and so on
 
 
 class _MatrixProducts:
@@ -82,8 +83,9 @@ class _Exact:
         self._before: list[tuple[Any, str, Any]] = []
         self._modules: dict[nn.Module, tuple[int, bool]] = {}  # number of users, and whether it was in training mode
 
-    def take(self, module: nn.Module | None) -> list[nn.Module]:
+    def take(self, base_classifier: BaseClassifier | None) -> list[nn.Module]:
         """Change the settings and modes; returns the modules to pass to :meth:`give_back`."""
+        modules = list(referred_modules(base_classifier))
         with self._lock:
             if self._users == 0:
                 self._before = [(owner, name, getattr(owner, name)) for owner, name, _ in _exact_settings()]
@@ -91,21 +93,14 @@ class _Exact:
                     setattr(owner, name, value)
             self._users += 1
             # a frozen module is permanently in evaluation mode and has no such attribute
-            parts = [] if module is None else [part for part in module.modules() if hasattr(part, "training")]
+            parts = list({part: None for module in modules for part in module.modules() if hasattr(part, "training")})
             for part in parts:
                 users, training = self._modules.get(part, (0, False))
                 self._modules[part] = users + 1, training or part.training
             if any(part.training for part in parts):
-                assert module is not None
                 try:
-                    module.eval()
-                except NotImplementedError as error:  # programs of torch.export
-                    self.give_back(parts)
-                    raise ValueError(
-                        f"base_classifier: got a {type(module).__name__}, which cannot be put in evaluation mode "
-                        f"({error}); export the model in evaluation mode, and give a function around the program: "
-                        "lambda copies: program(copies)"
-                    ) from error
+                    for module in modules:
+                        _evaluate(module, given=module is base_classifier)
                 except BaseException:
                     self.give_back(parts)
                     raise
@@ -125,16 +120,29 @@ class _Exact:
                     part.training = True
 
 
+def _evaluate(module: nn.Module, *, given: bool) -> None:
+    try:
+        module.eval()
+    except NotImplementedError as error:  # programs of torch.export, whose mode a function around them may know
+        if given:
+            raise ValueError(
+                f"base_classifier: got a {type(module).__name__}, which cannot be put in evaluation mode "
+                f"({error}); export the model in evaluation mode, and give a function around the program: "
+                "lambda copies: program(copies)"
+            ) from error
+
+
 _EXACT = _Exact()
 
 
 @contextmanager
 def exact_settings(base_classifier: BaseClassifier | None = None) -> Iterator[None]:
-    """The same copy always gets the same scores: evaluation mode (if given a module), no autocast, TF32 or autotuning.
+    """The same copy always gets the same scores: evaluation mode, no autocast, TF32 or autotuning.
 
-    Several threads may be inside at once, even with the same module.
+    Evaluation mode is that of a module, and of those that a function refers to. Several threads may be inside at once,
+    even with the same module.
     """
-    parts = _EXACT.take(base_classifier if isinstance(base_classifier, nn.Module) else None)
+    parts = _EXACT.take(base_classifier)
     try:
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             yield
@@ -187,24 +195,18 @@ def device_of(base_classifier: BaseClassifier, default: torch.device) -> torch.d
         for tensor in [*base_classifier.parameters(), *base_classifier.buffers()]:
             return tensor.device
         return default
-    modules = list(_referred(base_classifier))
+    modules = list(referred_modules(base_classifier))
     found = {tensor.device for module in modules for tensor in (*module.parameters(), *module.buffers())}
     return found.pop() if len(found) == 1 else default  # with several, only the function knows which to use
 
 
-def modes(base_classifier: BaseClassifier) -> tuple[bool, ...]:
-    """Which of the modules that a callable refers to are in training mode; empty for a module, which is set to
-    evaluation mode anyway. A callable checked in one mode may be a different classifier in the other."""
-    return () if isinstance(base_classifier, nn.Module) else tuple(part.training for part in _modules(base_classifier))
-
-
 def _modules(base_classifier: BaseClassifier) -> Iterator[nn.Module]:
     """All submodules of a module, or of the modules that a callable refers to."""
-    return (part for module in _referred(base_classifier) for part in module.modules())
+    return (part for module in referred_modules(base_classifier) for part in module.modules())
 
 
-def _referred(callable_: object) -> Iterator[nn.Module]:
-    """The modules that a callable refers to, directly or through other values, nearest first."""
+def referred_modules(callable_: object) -> Iterator[nn.Module]:
+    """The modules that a callable is or refers to, directly or through other values, nearest first."""
     values, seen = deque([callable_]), set[int]()
     while values and len(seen) < _MOST_VALUES:
         value = values.popleft()
@@ -213,8 +215,14 @@ def _referred(callable_: object) -> Iterator[nn.Module]:
         seen.add(id(value))
         if isinstance(value, nn.Module):
             yield value
+            own = (item for part in value.modules() for item in vars(part).items())
+            values.extend(held for name, held in own if name not in _OWN_ATTRIBUTES and _may_hold_modules(held))
         else:
             values.extend(_held(value))
+
+
+def _may_hold_modules(value: object) -> bool:
+    return isinstance(value, (list, tuple, dict)) or (callable(value) and not isinstance(value, type))
 
 
 def _held(value: object) -> Iterable[object]:
@@ -232,7 +240,8 @@ def _held(value: object) -> Iterable[object]:
     if inspect.isfunction(value):
         with suppress(ValueError):  # raised for a name that has no value yet
             found = inspect.getclosurevars(value)
-            return (*found.nonlocals.values(), *found.globals.values())
+            defaults = (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
+            return (*found.nonlocals.values(), *found.globals.values(), *defaults)
     return vars(value).values() if hasattr(value, "__dict__") else ()
 
 
@@ -317,7 +326,7 @@ def check_independence(base_classifier: BaseClassifier, copies: Tensor, rows: in
             if other is kept:
                 raise ValueError(
                     "base classifier: got different scores for the same batch, so they are random (dropout or noise in "
-                    "a wrapping function?); call .eval() on the model, pass the module itself, or fix the seed"
+                    "a function?); call .eval() on the model, pass the module itself, or fix the seed"
                 )
             raise ValueError(
                 "base classifier: the scores of a copy depend on the other copies in its batch (training mode inside a "

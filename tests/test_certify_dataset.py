@@ -247,6 +247,17 @@ def test_models_are_told_apart_by_all_they_have(tmp_path, change):
         certify_dataset(smoothed(base=other), images(), tmp_path / "run", index=[2], resume=True)
 
 
+@pytest.mark.parametrize("wrap", [lambda base: base, lambda base: lambda copies: base(copies)])
+def test_a_name_does_not_stand_for_other_parameters(tmp_path, wrap):
+    base = model()
+    certify_dataset(smoothed(base=wrap(base)), images(), tmp_path / "run", index=[0], model="mine")
+    certify_dataset(smoothed(base=wrap(model())), images(), tmp_path / "run", index=[1], model="mine", resume=True)
+    with torch.no_grad():
+        base[1].bias.neg_()
+    with pytest.raises(ValueError, match="was made with parameters"):
+        certify_dataset(smoothed(base=wrap(base)), images(), tmp_path / "run", index=[2], model="mine", resume=True)
+
+
 def test_compiled_models_have_the_same_name():
     torch.manual_seed(0)
     plain = Scaled()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import threading
 import warnings
+import weakref
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -217,14 +219,45 @@ def test_batch_statistics_are_not_touched():
     assert torch.equal(model[0].running_mean, before)
 
 
-def test_a_wrapped_model_in_training_mode_is_refused():
+def hidden(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function in which the engine does not find the model."""
+    found = weakref.ref(model)
+    return lambda copies: found()(copies)
+
+
+def test_a_wrapped_model_runs_in_evaluation_mode():
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.Flatten(), nn.Dropout(0.5), nn.Linear(128, 10))
+    model(torch.rand(64, 2, 8, 8))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    votes = [
+        Smoothed(each, RandomizedAblation(30), 10, n=200).votes(images(1)).counts
+        for each in (model, lambda copies: model(copies), lambda copies, own=model: own(copies), Holder(model))
+    ]
+    assert all(torch.equal(each, votes[0]) for each in votes)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training
+
+
+def test_a_function_may_hold_a_program_that_has_no_modes():
+    class Exported(nn.Module):
+        def eval(self):
+            raise NotImplementedError("Calling eval() is not supported yet.")
+
+    program, norm = Exported(), nn.BatchNorm2d(2)
+    wrapped = lambda copies: norm(copies).flatten(1)[:, :10] if program else copies  # noqa: E731
+    with exact_inference(wrapped):
+        assert not norm.training
+    assert norm.training
+
+
+def test_a_model_in_training_mode_that_is_not_found_is_refused():
     model = nn.Sequential(nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(128, 10))
     model.train()
     with pytest.raises(ValueError, match="depend on the other copies in its batch"):
-        Smoothed(lambda copies: model(copies), RandomizedAblation(30), 10).votes(images(1))
+        Smoothed(hidden(model), RandomizedAblation(30), 10).votes(images(1))
     dropout = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(128, 10))
     with pytest.raises(ValueError, match=r"call .eval\(\)"):
-        Smoothed(lambda copies: dropout(copies), RandomizedAblation(30), 10).votes(images(1))
+        Smoothed(hidden(dropout), RandomizedAblation(30), 10).votes(images(1))
 
 
 class Masked(nn.Module):
@@ -377,25 +410,24 @@ class Holder:
     ],
     ids=["function", "inner", "partial", "object", "method", "module's", "list", "dictionary", "indirect"],
 )
-def test_a_wrapped_model_that_goes_back_to_training_is_tried_again(wrap):
+def test_a_wrapped_model_that_goes_back_to_training_is_the_same_classifier(wrap):
     """As between the epochs of a training."""
     model = nn.Sequential(nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(128, 10)).eval()
     smoothed = Smoothed(wrap(model), RandomizedAblation(30), 10, n0=10, n=20)
-    smoothed.votes(images(1))
+    before = smoothed.votes(images(1)).counts
     model.train()
-    with pytest.raises(ValueError, match="depend on the other copies in its batch"):
-        smoothed.votes(images(1))
-    model.eval()
-    smoothed.votes(images(1))
+    assert torch.equal(smoothed.votes(images(1)).counts, before)
+    assert model.training
+    assert model[0].num_batches_tracked == 0
 
 
-def test_a_classifier_of_patches_that_goes_back_to_training_is_tried_again():
+def test_a_classifier_of_patches_that_goes_back_to_training_is_the_same():
     model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(16, 10)).eval()
     smoothed = Smoothed(lambda patches: model(patches), SmoothReduce(0.25, 4, stride=4), 10, n0=10, n=20)
-    smoothed.votes(images(1))
+    before = smoothed.votes(images(1)).counts
     model.train()
-    with pytest.raises(ValueError, match="depend on the other copies in its batch"):
-        smoothed.votes(images(1))
+    assert torch.equal(smoothed.votes(images(1)).counts, before)
+    assert model[0].num_batches_tracked == 0
 
 
 def test_threads_do_not_disturb_each_other():
@@ -551,7 +583,7 @@ def test_votes_are_of_one_scheme():
 )
 def test_copies_that_are_all_equal_hide_nothing(scheme):
     norm = nn.Sequential(nn.BatchNorm2d(scheme.channels(1)), classifier(scheme.channels(1))).train()
-    smoothed = Smoothed(lambda copies: norm(copies), scheme, 10, n0=16, n=64)
+    smoothed = Smoothed(hidden(norm), scheme, 10, n0=16, n=64)
     with pytest.raises(ValueError, match="depend on the other copies in its batch"):
         smoothed.certify(torch.zeros(1, 1, 8, 8))
 
@@ -567,9 +599,10 @@ def test_a_classifier_that_takes_nothing_but_copies():
 
     Smoothed(picky, RandomizedAblation(30), 10, n0=16, n=64).certify(images(1))
     norm = nn.BatchNorm2d(2).train()
+    normalized = hidden(norm)
     with pytest.raises(ValueError, match="depend on the other copies in its batch"):
         Smoothed(
-            lambda copies: picky(copies) + norm(copies).sum((1, 2, 3))[:, None] * torch.arange(10),
+            lambda copies: picky(copies) + normalized(copies).sum((1, 2, 3))[:, None] * torch.arange(10),
             RandomizedAblation(30),
             10,
         ).certify(images(1))
