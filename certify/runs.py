@@ -18,9 +18,11 @@ from certify.results import UNPROVEN_RADIUS
 from certify.scheme import Bounds, Certified, SampledScheme, Scheme, TopKCertified
 from certify.smooth import certified, predicted
 from certify.sources import code_of
-from certify.stored import StoredVotes, read_config, read_rows, read_votes
+from certify.stored import StoredVotes, read_config, read_rows, read_votes, table_paths
 from certify.threats import NOT_CERTIFIED
 from certify.votes import Votes
+
+_ROUNDING = 1e-9  # relative; other versions of numerical libraries may round differently
 
 
 class StoredRun:
@@ -142,6 +144,34 @@ class StoredRun:
     def label(self) -> Tensor:
         """Their true classes, int64 ``[N]``."""
         return self.stored.label
+
+    def check_rows(self) -> None:
+        """Raise if the rows claim another prediction or a larger radius than their votes certify.
+
+        Rows of a scheme that is not known here, or without votes of a fixed number of copies, cannot be checked.
+        """
+        try:
+            scheme = self.scheme
+        except ValueError:
+            return
+        if str(scheme.threat) != self.threat:
+            raise ValueError(
+                f"{self.folder}: got the threat model {self.threat!r}, but {self.config['scheme']} certifies "
+                f"{str(scheme.threat)!r}; its config.json was changed, restore it or certify again"
+            )
+        if "until" in (self.sampling or {}) or not table_paths(self.folder, "votes"):
+            return
+        idx, predict, claimed = (self.rows[name] for name in ("idx", "predict", "radius"))
+        place, result = np.searchsorted(self.idx.numpy(), idx), self.certify()  # all rows have votes, or reading fails
+        prediction, radius = result.prediction.numpy()[place], result.radius.numpy()[place]
+        wrong = np.flatnonzero((predict != prediction) | (claimed > radius + _ROUNDING * np.abs(radius)))
+        if len(wrong):
+            i = wrong[0]
+            raise ValueError(
+                f"{self.folder}: the row of image {idx[i]:g} has class {predict[i]:g} and radius {claimed[i]:g}, but "
+                f"its votes certify class {prediction[i]} and radius {radius[i]:g}; so it is with {len(wrong)} of "
+                f"{len(idx)} rows. Restore rows.tsv, or certify again"
+            )
 
     def bounds(self) -> list[str]:
         """The names that :meth:`certify` takes for ``bound``, one for each certificate of these votes; none if there is

@@ -46,6 +46,7 @@ def read_run(path: Path, again: Again = STORED, bound: str | None = None) -> Run
     run = StoredRun(path)
     config, sampling, name = run.config, run.sampling, f"{run.config['data']}, {run.config['scheme']}"
     if bound is None and again == STORED:
+        run.check_rows()
         until = (sampling or {}).get("until")
         name = name if until is None else f"{name}, until {until}"
         return Run(name, run.threat, (sampling or {}).get("alpha"), run.rows, None, until, config, str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from certify import (
 )
 from certify.data import Dataset
 from certify.sequential import CertifiedAt
+from scripts import report
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,47 @@ def test_the_same_again(scheme, tmp_path):
     assert run.scheme == scheme
     assert run.guaranteed
     assert (again.correct(run.label).numpy() == run.rows["correct"]).all()
+
+
+def edit(path: Path, change: Callable[[list[str]], None]) -> None:
+    """Change the fields of the second row of a table."""
+    lines = path.read_text().splitlines()
+    fields = lines[2].split("\t")
+    change(fields)
+    path.write_text("\n".join([*lines[:2], "\t".join(fields), *lines[3:]]) + "\n")
+
+
+@pytest.mark.parametrize("scheme", [GaussianNoise(0.5), DeterministicAblation(5), BandAblation(2)])
+def test_rows_that_claim_more_than_their_votes_are_refused(scheme, tmp_path):
+    run, *_ = stored(tmp_path, scheme)
+    run.check_rows()
+    place = run.rows["predict"].tolist()
+
+    def larger(fields: list[str]) -> None:
+        fields[3] = repr(float(fields[3]) + 1)
+
+    def other_class(fields: list[str]) -> None:
+        fields[2] = str((int(place[1]) + 1) % 3)
+        fields[4] = str(int(fields[1] == fields[2]))
+
+    table = (tmp_path / "run/rows.tsv").read_text()
+    for change in (larger, other_class):
+        edit(tmp_path / "run/rows.tsv", change)
+        with pytest.raises(ValueError, match=r"the row of image 1 has class .* 1 of 9 rows"):
+            StoredRun(tmp_path / "run").check_rows()
+        with pytest.raises(ValueError, match="the row of image 1 has class"):
+            report.main(report.Args([tmp_path / "run"]))
+        (tmp_path / "run/rows.tsv").write_text(table)
+    (tmp_path / "run/votes.tsv").unlink()  # rows alone, as someone may pass them on
+    StoredRun(tmp_path / "run").check_rows()
+
+
+def test_the_threat_model_is_that_of_the_scheme(tmp_path):
+    stored(tmp_path, GaussianNoise(0.5))
+    path = tmp_path / "run/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"threat": "l1"}))
+    with pytest.raises(ValueError, match=r"got the threat model 'l1', but GaussianNoise\(sigma=0.5\) certifies 'l2'"):
+        report.main(report.Args([tmp_path / "run"]))
 
 
 def test_another_level_other_bounds(tmp_path):
