@@ -72,12 +72,20 @@ def to_levels(x: Tensor, q: int) -> Tensor:
     if x.dtype == torch.uint8:
         scaled = x.to(torch.int64) * q
         if q != 255 and (scaled % 255 != 0).any():
-            raise ValueError(f"images: got 8-bit values that are not multiples of 1/{q}; quantize them, or use q=255")
+            raise ValueError(
+                f"images: got 8-bit values that are not multiples of 1/{q}, expected images of {q + 1} levels; "
+                f"quantize them by (x.float() * {q} / 255).round() / {q}, or use a scheme with q = 255"
+            )
         return scaled // 255
     levels = (x.to(torch.float64) * q).round()
     distance = (x - (levels / q).to(x.dtype)).abs()
     if not bool((distance <= torch.finfo(x.dtype).eps).all()):  # one unit in the last place; also rejects NaN
         worst = distance.max().item()
+        if x.dtype == torch.float64 and worst <= torch.finfo(torch.float32).eps:
+            raise ValueError(
+                f"images: got float64 values up to {worst:.2g} away from the grid i/{q}, as if they had been computed "
+                "in float32; pass them as float32 (x.float()), which stand for the nearest grid points, or as uint8"
+            )
         raise ValueError(
             f"images: got values up to {worst:.2g} away from the grid i/{q}, expected multiples of 1/{q}, outside of "
             f"which the certificate does not hold; pass the uint8 images, quantize them by (x * {q}).round() / {q}, "

@@ -147,7 +147,7 @@ def save_checkpoint(model: OffPolicyAlgorithm, path: str | Path, *, settings: Ma
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(
                 f"{path}: not written, since {name} is no longer finite after {model.num_timesteps} steps: training "
-                "diverged. An earlier checkpoint is kept; try a smaller learning rate or goal_gradient_coef"
+                f"diverged{_earlier(path)}. Try a smaller learning rate or goal_gradient_coef"
             )
     _replace(path, _tensors_of(model), _state_of(model, settings or {}))
 
@@ -185,7 +185,11 @@ def _replace(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> N
         with replacing(path) as temporary:
             save_file(packed, temporary, metadata={"state": json.dumps(state)})
     except SafetensorError as error:
-        raise OSError(f"{path}: could not be written ({error}); an earlier checkpoint is kept") from error
+        raise OSError(f"{path}: could not be written ({error}){_earlier(path)}") from error
+
+
+def _earlier(path: Path) -> str:
+    return ", the checkpoint before it is kept" if path.exists() else ""
 
 
 def load_checkpoint(model: OffPolicyAlgorithm, path: str | Path, *, buffer: bool = True) -> None:

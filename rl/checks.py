@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rl.goals import ACHIEVED, GOAL
 from rl.vec_env import VectorEnvAdapter
@@ -53,6 +54,25 @@ def check_options(model: GoalConditioned) -> None:
         raise ValueError(
             "share_features_extractor: got True, which hides the goal from the critic's gradient; leave it False"
         )
+    check_samples_apart(model.policy)
+
+
+def check_samples_apart(policy: Any) -> None:
+    """Raise if a network that is differentiated with respect to the goal mixes the samples of a minibatch.
+
+    The gradient of the sum of all values is that of each value only if no value depends on the goals of other samples.
+    """
+    networks = {"critic": getattr(policy, "q_net", getattr(policy, "critic", None))}
+    if not hasattr(policy, "actor_target"):  # the next action is that of the actor itself
+        networks["actor"] = getattr(policy, "actor", None)
+    for name, network in networks.items():
+        mixing = [] if network is None else [part for part in network.modules() if isinstance(part, _BatchNorm)]
+        if mixing:
+            raise ValueError(
+                f"goal_gradient_coef: got {type(mixing[0]).__name__} in the {name}, in which each value depends on the "
+                "goals of all samples in a minibatch; normalize each sample by itself (LayerNorm, "
+                "rl.NormalizedExtractor), or set the coefficient to 0"
+            )
 
 
 def check_one_normalization(extractor: NormalizedExtractor | None, normalization: VecNormalize | None) -> None:

@@ -205,9 +205,11 @@ class GoalGradient:
             ) from error
         if not (isinstance(rewards, Tensor) and rewards.shape == goal.shape[:1] and rewards.requires_grad):
             got = f"shape {tuple(rewards.shape)}" if isinstance(rewards, Tensor) else type(rewards).__name__
+            got += ", without a gradient" if isinstance(rewards, Tensor) and not rewards.requires_grad else ""
             raise ValueError(
                 f"reward: got {got}, expected rewards [{len(goal)}], one per goal, that depend on the goal in a "
-                "differentiable way, such as (achieved - goal).norm(dim=1)"
+                "differentiable way, such as (achieved - goal).norm(dim=1); sparse rewards are described by low_reward "
+                "alone"
             )
         return torch.autograd.grad(rewards.sum(), goal)[0].flatten(1)
 

@@ -253,6 +253,8 @@ def check_folder(run_: Run, folder: Path, *, resume: bool) -> None:
         return
     if not resume:
         raise ValueError(f"{folder}: holds a run; add --resume to continue it, or choose another folder")
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{folder}: holds a run without its config.json; restore the file, or choose another folder")
     _check_same(folder, read_configuration(folder), run_)
 
 

@@ -280,7 +280,7 @@ def test_bad_options(options, message):
 
 
 def test_images_off_the_grid():
-    with pytest.raises(ValueError, match="not multiples of 1/1; quantize"):
+    with pytest.raises(ValueError, match="not multiples of 1/1, expected images of 2 levels; quantize"):
         Smoothed(lambda c: c, DiscreteNoise(0.8, q=1), 2).certify(torch.full((1, 1, 2, 2), 7, dtype=torch.uint8))
 
 

@@ -166,6 +166,22 @@ def test_folder(tmp_path):
         load(name, "train")
 
 
+def test_a_folder_of_grey_pictures(tmp_path):
+    name = save_pictures(tmp_path / "mine", dark=10, bright=200)
+    grey = name.replace("size=8", "size=8, channels=1")
+    Image.fromarray(np.full((10, 14), 77, np.uint8)).save(tmp_path / "mine/val/dark/0.png")
+    colour, data = load(name, "test"), load(grey, "test")
+    assert data.shape == (1, 8, 8)
+    assert data.checksum() != colour.checksum()
+    assert torch.equal(data.batch([0, 3])[0], colour.batch([0, 3])[0][:, :1])
+    assert data.batch([2])[0].unique().tolist() == [77]
+    Image.new("RGB", (10, 14), (10, 11, 10)).save(tmp_path / "mine/val/dark/1.png")
+    with pytest.raises(ValueError, match=r"1.png: got an image in colour with channels=1; leave channels out"):
+        load(grey, "test").batch([2, 3])
+    with pytest.raises(ValueError, match="got channels=2, expected 3, or 1 for grey images"):
+        load(name.replace("size=8", "size=8, channels=2"), "test")
+
+
 @pytest.mark.parametrize("mode", ["I;16", "RGBA", "LA", "CMYK"])
 def test_pictures_that_lose_something_are_refused(tmp_path, mode):
     name = save_pictures(tmp_path / "mine", dark=10)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import rl
+from rl.checks import check_options
 from rl.goals import GOAL, GoalGradient, Observation
 from rl.losses import goal_gradient_loss, td_target_gradient
 from rl.reengage import GoalConditioned, Logs
@@ -514,6 +515,42 @@ class Learned(BaseFeaturesExtractor):
 
     def forward(self, observation: dict[str, Tensor]) -> Tensor:
         return torch.tanh(self.layer(self.inner(observation)))
+
+
+class BatchNormed(Learned):
+    """A features extractor in which the samples of a minibatch depend on one another."""
+
+    def __init__(self, space: spaces.Dict) -> None:
+        super().__init__(space)
+        self.layer = nn.Sequential(nn.Linear(9, 8), nn.BatchNorm1d(8))  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("name", ["DDPG", "TD3", "SAC", "DQN"])
+def test_critics_that_mix_samples_have_no_goal_gradients(name: str) -> None:
+    """The derivative of the sum of all values is that of each value only if none depends on other samples."""
+    env = bits() if name == "DQN" else seek()
+    policy = {"net_arch": [8], "features_extractor_class": BatchNormed} if name != "DQN" else {"net_arch": [8]}
+    if name == "DQN":
+        model: Any = agent(name, env=env, policy_kwargs=policy)
+        model.policy.q_net.q_net = nn.Sequential(*model.policy.q_net.q_net, nn.BatchNorm1d(3))
+    else:
+        model = agent(name, env=env, policy_kwargs=policy)
+        model.learn(60)  # without goal gradients, it is Stable-Baselines3's business
+        with pytest.raises(ValueError, match="got BatchNorm1d in the critic, in which each value depends"):
+            agent(name, env=env, policy_kwargs=policy, goal_gradient_coef=0.3)
+    model.goal_gradient_coef = 0.3
+    with pytest.raises(ValueError, match="got BatchNorm1d in the critic"):
+        model.train(1, 8)
+
+
+def test_actors_may_mix_samples_where_their_target_is_differentiated() -> None:
+    ddpg: Any = agent("DDPG", goal_gradient_coef=0.3)
+    ddpg.actor.mu = nn.Sequential(ddpg.actor.mu, nn.BatchNorm1d(3))
+    check_options(ddpg)
+    sac: Any = agent("SAC", goal_gradient_coef=0.3)
+    sac.actor.latent_pi = nn.Sequential(sac.actor.latent_pi, nn.BatchNorm1d(16))
+    with pytest.raises(ValueError, match="got BatchNorm1d in the actor"):
+        check_options(sac)
 
 
 class Blind(BaseFeaturesExtractor):

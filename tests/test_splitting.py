@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from certify import L1, DeterministicSplittingNoise, Smoothed, SplittingNoise
 from certify.draws import ESTIMATION, Draws
+from certify.images import to_levels
 from certify.splitting import cell_centres, lam_of_sigma, splitting_period
 
 
@@ -190,7 +191,7 @@ def test_bad_sigma(sigma):
 def test_values_close_to_the_grid_are_refused():
     x = torch.full((1, 1, 2, 2), 100 / 255, dtype=torch.float64)
     DeterministicSplittingNoise(0.5).check(x)
-    with pytest.raises(ValueError, match="expected multiples of 1/255"):
+    with pytest.raises(ValueError, match="away from the grid i/255"):
         DeterministicSplittingNoise(0.5).check(x + 1e-9)
     with pytest.raises(ValueError, match="expected multiples of 1/255"):
         DeterministicSplittingNoise(0.5).check(x.float() + 1e-6)
@@ -201,6 +202,15 @@ def test_off_grid_values_are_refused(scheme):
     x = torch.full((1, 1, 2, 2), 0.5)
     with pytest.raises(ValueError, match="expected multiples of 1/255"):
         Smoothed(lambda c: c, scheme, 2).certify(x)
+
+
+def test_float64_values_that_were_computed_in_float32_are_to_be_passed_as_such():
+    levels = torch.arange(256).view(1, 1, 16, 16)
+    computed = levels.float() / 255
+    assert torch.equal(to_levels(computed, 255), levels)
+    assert torch.equal(to_levels(levels.double() / 255, 255), levels)
+    with pytest.raises(ValueError, match=r"as if they had been computed in float32; pass them as float32"):
+        to_levels(computed.double(), 255)
 
 
 def test_bytes_off_a_coarser_grid_are_refused():

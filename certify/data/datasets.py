@@ -260,12 +260,15 @@ def _folder(
     size: int,
     resize: int | None = None,
     classes: tuple[str, ...] | None = None,
+    channels: int = 3,
 ) -> Dataset:
     """Square images of side ``size``: the whole image resized, or a centre crop after resizing its shorter side to
-    ``resize``."""
+    ``resize``; grey ones with ``channels=1``."""
     pixels = image_size(size, resize)
+    if channels not in (1, 3):
+        raise ValueError(f"folder: got channels={channels!r}, expected 3, or 1 for grey images")
     files, labels, number = read_folder(path, split, classes)
-    images = FolderImages(files, pixels[0], resize=pixels[1], strict=True)
+    images = FolderImages(files, pixels[0], resize=pixels[1], strict=True, channels=channels)
     return Dataset("folder", split, images, torch.tensor(labels), number, classes_known=classes is not None)
 
 
@@ -306,7 +309,7 @@ _WITH_OPTIONS = {
     "moving-shapes": "frames=8, size=16",
     "ucf101": "frames=16, stride=2, size=112, resize=128, fold=1",
     "npz": "path='mine.npz', classes=10",
-    "folder": "path='mine', size=32, resize=36, classes=('cat', 'dog')",
+    "folder": "path='mine', size=32, resize=36, classes=('cat', 'dog'), channels=1",
 }
 
 

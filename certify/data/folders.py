@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png", ".ppm"}
 
 
 class FolderImages:
-    """Image files as a uint8 tensor ``[N, 3, size, size]`` that reads images when they are indexed.
+    """Image files as a uint8 tensor ``[N, C, size, size]`` that reads images when they are indexed.
 
     Args:
         files: one path per image.
@@ -34,6 +34,7 @@ class FolderImages:
             levels.
         strict: for the user's own files, about which nothing is known: images that cannot be converted to RGB without
             loss are refused, and files are identified by their contents, which :meth:`listing` then reads.
+        channels: C, 3 or 1; with 1, images in colour are refused.
     """
 
     def __init__(
@@ -45,13 +46,14 @@ class FolderImages:
         boxes: Sequence[Box] | None = None,
         equalize: bool = False,
         strict: bool = False,
+        channels: int = 3,
     ) -> None:
         self.files, self.size, self.resize, self.boxes, self.equalize = list(files), size, resize, boxes, equalize
-        self.strict = strict
+        self.strict, self.channels = strict, channels
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        return len(self.files), 3, self.size, self.size
+        return len(self.files), self.channels, self.size, self.size
 
     def __len__(self) -> int:
         return len(self.files)
@@ -64,12 +66,13 @@ class FolderImages:
             for path in self.files
         ]
         how = f"{self.size} {self.resize} {self.boxes}" + (" equalized" if self.equalize else "")
+        how += "" if self.channels == 3 else " grey"
         return "\n".join([*lines, how]).encode()
 
     def originals(self) -> Iterator[Tensor]:
-        """The images at their original sizes, one by one: uint8 ``[3, H, W]``."""
+        """The images at their original sizes, one by one: uint8 ``[C, H, W]``."""
         for i in range(len(self)):
-            yield torch.from_numpy(np.array(self._original(i))).permute(2, 0, 1).contiguous()
+            yield _channels_first([self._original(i)])[0]
 
     def __getitem__(self, index: Tensor) -> Tensor:
         return self._read_all(self._whole, [(int(i),) for i in index])
@@ -82,22 +85,32 @@ class FolderImages:
     def _read_all(self, read: Callable[..., Image.Image], arguments: list[tuple[Any, ...]]) -> Tensor:
         # decoding releases the interpreter lock
         with ThreadPoolExecutor(min(len(arguments), os.cpu_count() or 1)) as pool:
-            images = list(pool.map(lambda a: np.array(read(*a)), arguments))
-        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+            return _channels_first(list(pool.map(lambda a: read(*a), arguments)))
 
     def _original(self, i: int) -> Image.Image:
         try:
             with Image.open(self.files[i]) as file:
                 lossless = file.mode in LOSSLESS and "transparency" not in file.info
                 if lossless or not self.strict:
-                    return file.convert("RGB")
+                    return self._converted(file.convert("RGB"), i)
                 mode = file.mode
+        except _InColourError:
+            raise
         except Exception as error:  # a damaged image can fail in any way
             raise ValueError(f"{self.files[i]}: cannot be decoded ({error}); replace the file") from error
         raise ValueError(
             f"{self.files[i]}: got an image of mode {mode}, or with transparency, expected 8-bit grayscale or colour "
             "without transparency; convert it in a way that suits the data"
         )
+
+    def _converted(self, image: Image.Image, i: int) -> Image.Image:
+        """An RGB image as it is, or as a grey one if that is the same."""
+        if self.channels == 3:
+            return image
+        red, green, blue = (np.array(image.getchannel(name)) for name in "RGB")
+        if not (np.array_equal(red, green) and np.array_equal(green, blue)):
+            raise _InColourError(f"{self.files[i]}: got an image in colour with channels=1; leave channels out")
+        return image.getchannel("R")
 
     def _open(self, i: int) -> Image.Image:
         image = self._original(i)
@@ -117,6 +130,16 @@ class FolderImages:
         image = image.crop((left, top, left + width, top + height))
         image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if u[4] < 0.5 else image
+
+
+class _InColourError(ValueError):
+    """An image in colour where grey ones are expected."""
+
+
+def _channels_first(images: Sequence[Image.Image]) -> Tensor:
+    """Images of one size and mode: uint8 ``[N, C, H, W]``."""
+    pixels = torch.from_numpy(np.stack([np.array(image) for image in images]))
+    return pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
 
 
 def resized(image: Image.Image, size: int, resize: int | None) -> Image.Image:
