@@ -429,19 +429,19 @@ def test_what_location_does_not_certify_can_be_broken(scheme, shape):
     """For votes that are not certified there are a classifier with these votes, and a patch that it falls for."""
     index, x = torch.arange(scheme.num_copies(shape))[None], torch.zeros(1, *shape)
     votes = random_votes(6, index.numel(), 3, seed=9)
-    broken = 0
+    base, broken = Recalled(3), 0
+    # classifiers that are told other votes are different ones, but all of them look at one copy at a time
+    smoothed = Smoothed(base, scheme, 3, vote=lambda logits: logits > 0.5, batch_size=64)
+    clean = [copy_key(copy) for copy in scheme.copies(x, index)[0]]
     for patch in ((1, 1), (2, 2), (3, 3)):
+        attacks = [torch.where(place, 1.0, x) for place in places(shape, patch)]
+        patched = [[copy_key(copy) for copy in scheme.copies(y, index)[0]] for y in attacks]
         result = scheme.certify_votes(votes, patch, shape=shape)
         for v, label, held in zip(votes, result.prediction.tolist(), result.certified.tolist(), strict=True):
-            survived = []
-            for place in places(shape, patch):
-                base = Recalled(3)
-                y = torch.where(place, 1.0, x)
-                others = torch.ones(3, dtype=torch.bool)
-                others[label] = False
-                base.table |= {copy_key(copy): others for copy in scheme.copies(y, index)[0]}
-                base.table |= dict(zip(map(copy_key, scheme.copies(x, index)[0]), v, strict=True))
-                smoothed = Smoothed(base, scheme, 3, vote=lambda logits: logits > 0.5, batch_size=64)
+            survived, others = [], torch.ones(3, dtype=torch.bool)
+            others[label] = False
+            for y, keys in zip(attacks, patched, strict=True):
+                base.table = dict.fromkeys(keys, others) | dict(zip(clean, v, strict=True))
                 assert int(smoothed.predict(x)) == label
                 survived.append(int(smoothed.predict(y)) == label)
             assert all(survived) == held
