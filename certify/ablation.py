@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from certify import coverage, topk
+from certify.checks import check_integer
 from certify.draws import Draws
 from certify.images import Shape, check_images, to_float
 from certify.offsets import fixed_offsets
-from certify.scheme import EnumeratedScheme, SampledScheme, Scheme, TopKCertified, check_integer, needed
+from certify.scheme import EnumeratedScheme, SampledScheme, Scheme, TopKCertified, needed
 from certify.threats import L0, Unit
 
 PerChannel = tuple[float, ...]
@@ -207,4 +208,5 @@ class DeterministicAblation(Ablation, EnumeratedScheme):
         return self.encode(x, kept_in == index[..., None, None, None])
 
     def radius_of_flips(self, flips: Tensor, *, shape: Shape | None = None) -> Tensor:
-        return flips.to(torch.float64)
+        radius = flips if shape is None else flips.clamp(max=self.units(shape))
+        return radius.to(torch.float64)

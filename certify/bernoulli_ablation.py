@@ -15,9 +15,10 @@ from torch import Tensor
 
 from certify import coverage
 from certify.ablation import Ablation
+from certify.checks import check_integer
 from certify.draws import Draws
 from certify.images import Shape
-from certify.scheme import SampledScheme, check_integer, needed
+from certify.scheme import SampledScheme, needed
 
 _CHANCES = 1 << 16
 _DIGITS = 128  # binary digits of a share, which is rounded up

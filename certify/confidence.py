@@ -14,6 +14,7 @@ import torch
 from scipy.special import betainc, betaincinv
 from torch import Tensor
 
+from certify.checks import is_finite
 from certify.draws import BOUNDS, Draws
 
 Interval = Literal["clopper-pearson", "randomized"]
@@ -38,8 +39,8 @@ def _margin(n: int, alpha: float) -> float:
 
 def check_alpha(alpha: float) -> None:
     """Raise unless 0 < alpha < 1 and alpha is large enough for double precision to resolve tails of that size."""
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha (failure probability): got {alpha}, expected a number strictly between 0 and 1")
+    if not (is_finite(alpha) and 0 < alpha < 1):
+        raise ValueError(f"alpha (failure probability): got {alpha!r}, expected a number strictly between 0 and 1")
     if alpha < _LEAST_ALPHA:
         raise ValueError(f"alpha (failure probability): got {alpha}, expected at least {_LEAST_ALPHA}")
 

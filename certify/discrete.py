@@ -21,10 +21,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from certify.checks import check_integer, is_finite
 from certify.coverage import doubles_above
 from certify.draws import Draws
 from certify.images import Shape, check_images, to_levels
-from certify.scheme import SampledScheme, check_integer, needed
+from certify.scheme import SampledScheme, needed
 from certify.threats import L0
 
 _NUM_WORDS = 1 << 32
@@ -39,8 +40,8 @@ def noise_words(kappa: float, q: int) -> tuple[int, int]:
     ``kappa``, by less than ``q / 2^32``.
     """
     check_integer("q (quantization steps, 255 for 8-bit images)", q, 1, 1 << 12)
-    if not 0 < kappa < 1:
-        raise ValueError(f"kappa: got {kappa}, expected a probability strictly between 0 and 1")
+    if not (is_finite(kappa) and 0 < kappa < 1):
+        raise ValueError(f"kappa: got {kappa!r}, expected a probability strictly between 0 and 1")
     other = -((Fraction(kappa) - 1) * _NUM_WORDS // q)
     keep = _NUM_WORDS - q * int(other)
     if keep <= other:
@@ -133,8 +134,8 @@ class DiscreteNoise(SampledScheme):
     q: int = 255
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "kappa", float(self.kappa))
         noise_words(self.kappa, self.q)
+        object.__setattr__(self, "kappa", float(self.kappa))
 
     @property
     def threat(self) -> L0:

@@ -14,9 +14,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from certify.checks import check_integer
 from certify.images import Shape, to_float
 from certify.patch import PatchSize, height_and_width
-from certify.scheme import Certified, EnumeratedScheme, check_integer
+from certify.scheme import Certified, EnumeratedScheme
 from certify.threats import Patch
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from certify.checks import check_integer
 from certify.draws import ESTIMATION, SELECTION, Draws
 from certify.images import Shape, channels_first
 from certify.inference import (
@@ -30,7 +31,7 @@ from certify.inference import (
     good_batch_size,
     position_matters,
 )
-from certify.scheme import EnumeratedScheme, SampledScheme, Scheme, check_integer
+from certify.scheme import EnumeratedScheme, SampledScheme, Scheme
 from certify.votes import ThresholdVote, VoteRule, Votes, argmax_vote, sum_votes
 
 # from images, their indices in the data set and the numbers of copies: these copies, [images, copies, C', H, W]

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from certify import spec
+from certify.checks import check_integer
 from certify.data import Dataset
 from certify.draws import GENERATOR
 from certify.identity import name_of, parameters_of
 from certify.inference import device_of
 from certify.results import ResultFolder, Row, result_of, row_columns
-from certify.scheme import Certified, EnumeratedScheme, SampledScheme, check_integer
+from certify.scheme import Certified, EnumeratedScheme, SampledScheme
 from certify.sequential import Question
 from certify.smooth import Smoothed
 from certify.sources import code_of

@@ -29,11 +29,12 @@ import torch
 from torch import Tensor
 
 from certify import topk_l2
+from certify.checks import check_integer, is_finite
 from certify.draws import Draws
 from certify.images import IMAGES, VIDEOS, Shape, check_images, to_float, to_levels
 from certify.quantiles import ROUNDING, quantile_above
 from certify.rounded_gaussian import RoundedGaussian, noise_of_words
-from certify.scheme import SampledScheme, TopKCertified, check_integer
+from certify.scheme import SampledScheme, TopKCertified
 from certify.threats import L2, Unproven
 
 _MAX_FEATURES = 1 << 24
@@ -51,8 +52,8 @@ class GaussianScheme(SampledScheme):
     q: int = field(default=255, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.sigma) and self.sigma > 0):
-            raise ValueError(f"sigma: got {self.sigma}, expected a finite number above 0 (features are in [0, 1])")
+        if not (is_finite(self.sigma) and self.sigma > 0):
+            raise ValueError(f"sigma: got {self.sigma!r}, expected a finite number above 0 (features are in [0, 1])")
         object.__setattr__(self, "sigma", float(self.sigma))
         check_integer("q (quantization steps, 255 for 8-bit images)", self.q, 1, 1 << 16)
         if self.sound:

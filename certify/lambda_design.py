@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from certify.checks import is_finite
 from certify.files import write_atomically
 
 _SOLVED_BUDGET, _SOLVED_STEPS = 2_000, 512  # beyond these, designs are greedy
@@ -34,8 +35,8 @@ Limits = tuple[int, ...]  # number of votes that may differ between values k gri
 
 def exact_power(p: float) -> Fraction:
     """``p`` as the simple fraction that it stands for, such as 1/3 for 0.333..."""
-    if not 0 < p <= 1:
-        raise ValueError(f"p: got {p}, expected 0 < p <= 1")
+    if not (is_finite(p) and 0 < p <= 1):
+        raise ValueError(f"p: got {p!r}, expected 0 < p <= 1")
     fraction = Fraction(p).limit_denominator(100)
     if abs(fraction - Fraction(p)) > Fraction(1, 10**12):
         raise ValueError(f"p: got {p}, expected a fraction with a denominator up to 100, such as 0.5 or 1 / 3")

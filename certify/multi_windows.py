@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from certify.checks import check_integer
 from certify.images import Shape
 from certify.patch import StructuredAblation
-from certify.scheme import check_integer
 
 MOST_COPIES = 2_000_000
 

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from certify.ablation import NullEncoding
+from certify.checks import check_integer
 from certify.images import Shape
-from certify.scheme import Certified, EnumeratedScheme, check_counts, check_integer, leader_and_gap, needed
+from certify.scheme import Certified, EnumeratedScheme, check_counts, leader_and_gap, needed
 from certify.threats import Patch
 from certify.votes import sum_votes
 

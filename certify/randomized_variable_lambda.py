@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from certify import coverage
+from certify.checks import check_integer
 from certify.draws import Draws
 from certify.images import Shape, check_images, to_levels
 from certify.lambda_design import exact_power, greedy_design, power_limits
-from certify.scheme import SampledScheme, check_integer
+from certify.scheme import SampledScheme
 from certify.threats import Lp
 from certify.variable_lambda import Encoding, check_scale, encode_cells, encoded_channels, root_below
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from certify import confidence
+from certify.checks import check_integer
 from certify.draws import Draws
 from certify.images import Shape, check_images
 from certify.inference import BaseClassifier
@@ -167,14 +168,6 @@ def needed(shape: Shape | None, scheme: Scheme) -> Shape:
     if shape is None:
         raise ValueError(f"shape: got None; {type(scheme).__name__} needs the image shape (C, H, W), pass shape=")
     return shape
-
-
-def check_integer(name: str, value: int, low: int, high: int | None = None) -> None:
-    """Raise unless ``value`` is an integer (no float, no bool) with ``low <= value <= high``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        limits = f"at least {low}" if high is None else f"in [{low}, {high}]"
-        python = "" if not hasattr(value, "__index__") or isinstance(value, int) else "; convert it with int(...)"
-        raise ValueError(f"{name}: got {value!r}, expected an integer {limits}{python}")
 
 
 def check_counts(counts: Tensor, name: str = "counts") -> Tensor:

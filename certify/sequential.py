@@ -20,11 +20,12 @@ import torch
 from scipy.special import gammaln
 from torch import Tensor
 
+from certify.checks import check_integer, is_finite
 from certify.confidence import check_alpha
 from certify.draws import ESTIMATION, SELECTION
 from certify.engine import VoteEngine
 from certify.images import Shape
-from certify.scheme import Certified, SampledScheme, check_integer, checked_radius
+from certify.scheme import Certified, SampledScheme, checked_radius
 from certify.votes import Votes
 
 # Logarithms of likelihoods are sums of a few terms of size n; their rounding errors stay below this for n <= 10^9.
@@ -101,7 +102,7 @@ class CertifiedAt:
     radius: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.radius) and self.radius >= 0):
+        if not (is_finite(self.radius) and self.radius >= 0):
             raise ValueError(f"radius: got {self.radius}, expected a finite number of at least 0")
 
     def settled(self, at_least: Tensor, at_most: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ class RadiusWithin:
     factor: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.factor) and self.factor >= 1):
+        if not (is_finite(self.factor) and self.factor >= 1):
             raise ValueError(f"factor: got {self.factor}, expected a finite number of at least 1")
 
     def settled(self, at_least: Tensor, at_most: Tensor) -> Tensor:

@@ -27,13 +27,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from certify.checks import check_integer
 from certify.draws import Draws
 from certify.gaussian import GaussianScheme, added
 from certify.images import IMAGES, VIDEOS, Shape
 from certify.inference import BaseClassifier
 from certify.patch_operators import QUARTERS, Axis, dense_starts, dense_windows, resize, stack_norm, windows
 from certify.reduced import Reduce, Reduced
-from certify.scheme import SampledScheme, check_integer, needed
+from certify.scheme import SampledScheme, needed
 
 NoiseOn = Literal["image", "patch"]
 

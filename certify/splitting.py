@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from certify import coverage
+from certify.checks import check_integer, is_finite
 from certify.draws import Draws
 from certify.images import Shape, check_images, to_levels
 from certify.offsets import fixed_offsets
-from certify.scheme import EnumeratedScheme, SampledScheme, check_integer
+from certify.scheme import EnumeratedScheme, SampledScheme
 from certify.threats import L1
 
 _TABLE_LIMIT = 1 << 24  # entries; beyond this, centres are computed instead of looked up
@@ -36,7 +37,7 @@ _ROUNDING_SHARE = Fraction(_MAX_FEATURES, 1 << 48)
 
 
 def _check_lam(lam: float) -> None:
-    if not (math.isfinite(lam) and 1e-6 <= lam <= 1e6):
+    if not (is_finite(lam) and 1e-6 <= lam <= 1e6):
         raise ValueError(f"lam: got {lam}, expected a finite number above 0 (between 1e-6 and 1e6)")
 
 
@@ -59,7 +60,7 @@ def splitting_period(lam: float, q: int) -> int:
 
 def lam_of_sigma(sigma: float, q: int | None = None) -> float:
     """The papers' noise level: ``lambda = sigma sqrt(3)``, rounded down to the grid of valid values if q is given."""
-    if not (math.isfinite(sigma) and sigma > 0):
+    if not (is_finite(sigma) and sigma > 0):
         raise ValueError(f"sigma: got {sigma}, expected a finite number above 0")
     lam = sigma * math.sqrt(3)
     return lam if q is None else math.floor(2 * lam * q) / (2 * q)

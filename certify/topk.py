@@ -18,8 +18,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from certify.checks import check_integer
 from certify.confidence import check_alpha, lower_bound, upper_bound
-from certify.scheme import TopKCertified, check_counts, check_integer, sample_size
+from certify.scheme import TopKCertified, check_counts, sample_size
 from certify.threats import L0, Unit
 
 

@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from certify.checks import check_integer, is_finite
 from certify.images import Shape, check_images, to_levels
 from certify.lambda_design import Limits, concave_limits, exact_power, outcomes, power_limits, verify
 from certify.lambda_design import design as find_design
 from certify.offsets import fixed_offsets
-from certify.scheme import NOT_IN_TEXT, EnumeratedScheme, check_integer, leader_and_gap
+from certify.scheme import NOT_IN_TEXT, EnumeratedScheme, leader_and_gap
 from certify.threats import ElementwiseConcave, Lp
 
 Encoding = Literal["lower-upper", "centre", "centre-centre", "centre-error"]
@@ -206,7 +207,7 @@ def _verified(increments: tuple[int, ...], limits: Limits) -> tuple[int, ...]:
 
 def check_scale(alpha: float) -> None:
     """Raise unless ``alpha`` is a valid scale of an lp certificate."""
-    if isinstance(alpha, bool) or not (math.isfinite(alpha) and 1e-3 <= alpha <= 1e6):
+    if not (is_finite(alpha) and 1e-3 <= alpha <= 1e6):
         raise ValueError(f"alpha: got {alpha}, expected a number between 0.001 and 1,000,000")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from certify.checks import is_finite
 from certify.images import Shape
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ class ThresholdVote:
     theta: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.theta < 1:
-            raise ValueError(f"theta: got {self.theta}, expected a threshold in [0, 1)")
+        if not (is_finite(self.theta) and 0 <= self.theta < 1):
+            raise ValueError(f"theta: got {self.theta!r}, expected a threshold in [0, 1)")
 
     @property
     def exclusive(self) -> bool:

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from certify import coverage
+from certify.checks import is_finite
 from certify.draws import Draws
 from certify.generators import splitmix64
 from certify.images import Shape, check_images
@@ -95,7 +96,7 @@ class WassersteinNoise(SampledScheme):
     on: Domain = "flows"
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.sigma) and 1e-6 <= self.sigma <= 1e3):
+        if not (is_finite(self.sigma) and 1e-6 <= self.sigma <= 1e3):
             raise ValueError(f"sigma: got {self.sigma}, expected a number between 1e-6 and 1e3 (images have sum 1)")
         object.__setattr__(self, "sigma", float(self.sigma))
         for name, choices in (("noise", Noise), ("metric", GroundMetric), ("bound", Bound), ("on", Domain)):

@@ -15,9 +15,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from certify.checks import check_integer
 from certify.images import Shape
 from certify.patch import StructuredAblation
-from certify.scheme import check_integer
 
 
 class WindowAxis(NamedTuple):

@@ -17,9 +17,9 @@ from typing import Literal
 from rich.progress import Progress
 
 from certify import SampledScheme, Smoothed, evaluation
+from certify.checks import check_integer
 from certify.data import Dataset
 from certify.results import Row
-from certify.scheme import check_integer
 from certify.sequential import CertifiedAt, RadiusWithin
 from certify.training import Checkpoint
 from scripts import classifier_runs, cli

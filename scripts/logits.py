@@ -17,11 +17,11 @@ from typing import Any, Literal
 import torch
 
 from certify import SampledScheme, spec
+from certify.checks import check_integer
 from certify.draws import ESTIMATION
 from certify.files import write_atomically
 from certify.logits import TopTwo, histogram, scores_of_copies, top_two
 from certify.results import read_config, read_rows
-from certify.scheme import check_integer
 from scripts import certify, cli, figures
 
 

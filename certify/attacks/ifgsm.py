@@ -18,9 +18,9 @@ from torch import Tensor
 from certify.attacks.attacked import Attacked
 from certify.attacks.gradient import check_differentiable, votes_and_gradient
 from certify.attacks.oracle import Oracle
+from certify.checks import check_integer
 from certify.images import to_float
 from certify.inference import device_of
-from certify.scheme import check_integer
 from certify.smooth import Smoothed
 from certify.threats import Threat
 from certify.votes import Votes

@@ -14,11 +14,11 @@ from torch import Tensor
 from certify.attacks.attacked import Attacked
 from certify.attacks.ifgsm import Starts, check_steps, clean_votes, ifgsm, prepare
 from certify.attacks.oracle import Oracle
+from certify.checks import check_integer
 from certify.draws import ATTACK, Draws
 from certify.images import Shape
 from certify.patch import PatchSize, StructuredAblation, clip, height_and_width
 from certify.places import at_risk, covered, grid_of_places
-from certify.scheme import check_integer
 from certify.smooth import Smoothed
 from certify.threats import Patch
 from certify.votes import Votes

@@ -22,8 +22,8 @@ from certify.attacks.jobs import Jobs
 from certify.attacks.noise import find_starts
 from certify.attacks.oracle import Oracle
 from certify.attacks.reference import import_foolbox, reset_with_foolbox
+from certify.checks import check_integer
 from certify.inference import BaseClassifier
-from certify.scheme import check_integer
 from certify.smooth import Smoothed
 from certify.threats import L0, Unit
 

@@ -23,8 +23,8 @@ from certify.attacks.gradient import (
 from certify.attacks.ifgsm import Found, check_steps, prepare
 from certify.attacks.oracle import Oracle
 from certify.attacks.sinkhorn import project
+from certify.checks import check_integer
 from certify.images import check_images, to_float
-from certify.scheme import check_integer
 from certify.smooth import Smoothed
 from certify.threats import FLOAT_BITS, GroundMetric, Wasserstein, mass_of, normalized, whole_numbers
 from certify.transport import path_distance

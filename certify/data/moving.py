@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from certify.checks import check_integer
 from certify.draws import DATA, Draws
-from certify.scheme import check_integer
 
 SHAPES = ("square", "diamond")
 DIRECTIONS = {"right": (0, 1), "left": (0, -1), "down": (1, 0), "up": (-1, 0)}

@@ -28,8 +28,8 @@ import torch
 from PIL import Image, ImageSequence
 from torch import Tensor
 
+from certify.checks import check_integer
 from certify.data.folders import IMAGE_SUFFIXES, existing, resized
-from certify.scheme import check_integer
 
 Short = Literal["refuse", "loop"]
 _FILES = (".npz", ".gif")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from certify.checks import check_integer
 from certify.models.convolution import he_conv
-from certify.scheme import check_integer
 
 
 def _block(inputs: int, widths: tuple[int, int, int], kernel: int) -> list[nn.Module]:

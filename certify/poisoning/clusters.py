@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from certify.checks import check_integer
 from certify.poisoning.feature_method import FeatureMethod
 from certify.poisoning.learner import Learner, Part, State
-from certify.scheme import check_integer
 from certify.training.trainer import generator_for
 
 _PURPOSE = 5  # substream of the random numbers

@@ -9,10 +9,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from certify.checks import check_integer
 from certify.poisoning.certificates import certify_counts, certify_finite, certify_run_off, count_votes
 from certify.poisoning.learner import Learner, Part, State, rank_classes
 from certify.poisoning.partition import Partitioner, sample_keys, spread_buckets
-from certify.scheme import Certified, check_integer
+from certify.scheme import Certified
 from certify.threats import PoisoningThreat, TrainingSamples, TrainingSet
 
 Seeds = Literal["distinct", "shared"]

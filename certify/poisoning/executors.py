@@ -20,9 +20,9 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
+from certify.checks import check_integer
 from certify.models import MODELS, is_typed, own_models
 from certify.processes import begin_worker
-from certify.scheme import check_integer
 
 _DONE = "Finished work is on disk; use --resume to continue"
 Work = Callable[[Any, Any], bytes]  # function of the shared data and of a task; must be importable by name

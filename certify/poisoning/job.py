@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from certify import spec
+from certify.checks import check_integer
 from certify.files import write_atomically
 from certify.models import own_models
 from certify.poisoning.clusters import ClusterLabels
@@ -33,7 +34,6 @@ from certify.poisoning.neighbors import NearestNeighbors
 from certify.poisoning.network import Network
 from certify.poisoning.partition import PARTITIONERS, Partitioner
 from certify.results import claim_config
-from certify.scheme import check_integer
 from certify.sources import code_of
 from certify.training.checkpoint import read_tensors, tensor_bytes
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from certify.checks import check_integer
 from certify.poisoning.learner import Learner, Part, State
-from certify.scheme import check_integer
 
 _ROWS = 64  # test samples per batch, always this many; the last one is repeated
 

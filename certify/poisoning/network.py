@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.modules.dropout import _DropoutNd
 
+from certify.checks import check_integer
 from certify.images import to_float
 from certify.inference import deterministic, exact_gradients, exact_inference
 from certify.models import MODELS
 from certify.poisoning.learner import Learner, Part, State
 from certify.poisoning.neighbors import fixed_batches
-from certify.scheme import check_integer
 from certify.training import SCHEDULES
 from certify.training.augment import crop_and_flip
 from certify.training.schedules import check_sgd

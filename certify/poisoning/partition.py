@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from certify.checks import check_integer
 from certify.draws import PARTITION, Draws
 from certify.registry import OwnClasses
-from certify.scheme import check_integer
 from certify.threats import PoisoningThreat, TrainingLabels, TrainingSamples
 
 _UNSIGNED = {1: ">u1", 2: ">u2", 4: ">u4", 8: ">u8"}

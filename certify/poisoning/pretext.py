@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from certify.checks import check_integer
 from certify.images import to_float
 from certify.inference import exact_gradients
 from certify.models import MODELS, Normalize
@@ -19,7 +20,6 @@ from certify.models.small import small_cnn
 from certify.poisoning.feature_method import FeatureMethod
 from certify.poisoning.network import normalization
 from certify.poisoning.views import random_view
-from certify.scheme import check_integer
 from certify.training import SCHEDULES
 from certify.training.augment import crop_and_flip
 from certify.training.schedules import check_sgd

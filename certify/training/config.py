@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from certify.scheme import check_integer
+from certify.checks import check_integer
 from certify.training.schedules import SCHEDULES
 
 Loss = Literal["cross_entropy", "stability", "smoothadv", "macer", "denoiser_mse", "denoiser_stability"]
