@@ -19,6 +19,7 @@ from torch import Tensor, nn
 BaseClassifier = Callable[[Tensor], Tensor]  # copies [N, C', H, W] -> scores [N, num_classes]
 _PROBES = 4  # random images on which kernels are tested
 _MOST_VALUES = 1_000  # values searched for modules
+_PLAIN = (int, float, str, bytes, type(None), Tensor)
 _OWN_ATTRIBUTES = frozenset(vars(nn.Module()))  # of every module: its parameters, submodules, hooks and so on
 
 
@@ -215,14 +216,19 @@ def referred_modules(callable_: object) -> Iterator[nn.Module]:
         seen.add(id(value))
         if isinstance(value, nn.Module):
             yield value
-            own = (item for part in value.modules() for item in vars(part).items())
+            others = (part for part in value.modules() if not type(part).__module__.startswith("torch.nn."))
+            own = (item for part in others for item in vars(part).items())
             values.extend(held for name, held in own if name not in _OWN_ATTRIBUTES and _may_hold_modules(held))
         else:
             values.extend(_held(value))
 
 
 def _may_hold_modules(value: object) -> bool:
-    return isinstance(value, (list, tuple, dict)) or (callable(value) and not isinstance(value, type))
+    """Whether an attribute of a module is worth a search: not numbers, such as a stride, but functions and lists."""
+    if isinstance(value, (list, tuple, dict)):
+        parts = value.values() if isinstance(value, dict) else value
+        return not all(isinstance(part, _PLAIN) for part in parts)
+    return callable(value) and not isinstance(value, (type, nn.Module))
 
 
 def _held(value: object) -> Iterable[object]:

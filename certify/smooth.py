@@ -116,7 +116,9 @@ class Smoothed:
         return self.scheme.num_copies(shape) if isinstance(self.scheme, EnumeratedScheme) else self.n0 + self.n
 
     def votes(self, x: Tensor, *, index: Tensor | None = None) -> Votes:
-        """The integer votes for ``x [B, C, H, W]``. Store them: every certificate can be computed from them.
+        """The integer votes for ``x [B, C, H, W]``. Store them: every certificate can be computed from them, by
+        :meth:`certificate`, ``scheme.certify_top_k(votes.counts, k, alpha, n=votes.n, shape=votes.shape)`` or
+        ``scheme.certify_votes(votes.by_copy, patch_size, shape=votes.shape)``.
 
         Args:
             index: int64 ``[B]``, each image's index in its data set; sampled copies depend on it. The default is

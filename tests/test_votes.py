@@ -225,13 +225,32 @@ def hidden(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda copies: found()(copies)
 
 
+class Hiding(nn.Module):
+    """A module that keeps another one where torch does not see it."""
+
+    def __init__(self, place: object) -> None:
+        super().__init__()
+        self.place = place
+
+    def forward(self, copies: torch.Tensor) -> torch.Tensor:
+        own: Any = self.place[0] if isinstance(self.place, list) else self.place
+        return own(copies)
+
+
 def test_a_wrapped_model_runs_in_evaluation_mode():
     model = nn.Sequential(nn.BatchNorm2d(2), nn.Flatten(), nn.Dropout(0.5), nn.Linear(128, 10))
     model(torch.rand(64, 2, 8, 8))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     votes = [
         Smoothed(each, RandomizedAblation(30), 10, n=200).votes(images(1)).counts
-        for each in (model, lambda copies: model(copies), lambda copies, own=model: own(copies), Holder(model))
+        for each in (
+            model,
+            lambda copies: model(copies),
+            lambda copies, own=model: own(copies),
+            Holder(model),
+            Hiding([model]),
+            Hiding(lambda copies: model(copies)),
+        )
     ]
     assert all(torch.equal(each, votes[0]) for each in votes)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
