@@ -8,7 +8,10 @@ from numbers import Real
 
 def is_finite(value: object) -> bool:
     """Whether ``value`` is a finite real number: no text, no bool, no tensor."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer that no float can hold
+        return False
 
 
 def check_integer(name: str, value: int, low: int, high: int | None = None) -> None:

@@ -107,7 +107,8 @@ def certify_dataset(
         model: names the base classifier in the configuration. By default its class and a checksum of its parameters.
             Functions need a name, and so do modules whose attributes change when they run (caches, counters of calls).
             Rows of different models never go into one folder: of those with a name, the parameters are compared, also
-            those of the modules that a function refers to. Give other code another name.
+            those of the modules found in a function (:func:`certify.modules.referred_modules`). Give other code, or
+            what is not found, another name.
         resume: continue the results in ``out``; without it, a folder that holds results is refused.
         shard: ``(i, n)``: certify part i of n; the parts may run anywhere and share ``out``.
         question: sample only until it is settled for each image (:mod:`certify.sequential`), with at most ``max_n``

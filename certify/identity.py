@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from certify.inference import BaseClassifier, referred_modules
+from certify.inference import BaseClassifier
+from certify.modules import referred_modules
 from certify.sources import code_of
 
 # parameters, hooks, and whatever else torch keeps in every module or adds when it compiles one
@@ -66,14 +67,16 @@ def name_of(base_classifier: BaseClassifier) -> str:
 
 
 def parameters_of(base_classifier: BaseClassifier) -> str | None:
-    """The first digits of a checksum of the parameters of a module, or of the modules that a function refers to.
+    """The first digits of a checksum of the parameters of the modules that are found in a classifier.
 
     Other than buffers and attributes, they do not change when the classifier runs. None if there are none.
     """
     modules = referred_modules(base_classifier)
-    named = (item for module in modules for item in module.named_parameters())
-    parts = sorted({f"{name} {hashlib.sha256(_array_bytes(value)).hexdigest()}" for name, value in named})
-    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16] if parts else None
+    pieces = [f"{name} ".encode() + _array_bytes(value) for each in modules for name, value in each.named_parameters()]
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()[:16] if pieces else None
 
 
 def _module_pieces(module: nn.Module, above: set[int]) -> Iterator[bytes]:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
-from itertools import islice
-from types import ModuleType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from certify.modules import referred_modules
+
 BaseClassifier = Callable[[Tensor], Tensor]  # copies [N, C', H, W] -> scores [N, num_classes]
 _PROBES = 4  # random images on which kernels are tested
-_MOST_VALUES = 1_000  # values searched for modules
-_PLAIN = (int, float, str, bytes, type(None), Tensor)
-_OWN_ATTRIBUTES = frozenset(vars(nn.Module()))  # of every module: its parameters, submodules, hooks and so on
 
 
 class _MatrixProducts:
@@ -105,6 +99,9 @@ class _Exact:
                 except BaseException:
                     self.give_back(parts)
                     raise
+                for part in parts:  # where eval() is overridden, or failed in a program of torch.export beside it
+                    if part.training:
+                        part.training = False
             return parts
 
     def give_back(self, parts: list[nn.Module]) -> None:
@@ -204,51 +201,6 @@ def device_of(base_classifier: BaseClassifier, default: torch.device) -> torch.d
 def _modules(base_classifier: BaseClassifier) -> Iterator[nn.Module]:
     """All submodules of a module, or of the modules that a callable refers to."""
     return (part for module in referred_modules(base_classifier) for part in module.modules())
-
-
-def referred_modules(callable_: object) -> Iterator[nn.Module]:
-    """The modules that a callable is or refers to, directly or through other values, nearest first."""
-    values, seen = deque([callable_]), set[int]()
-    while values and len(seen) < _MOST_VALUES:
-        value = values.popleft()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, nn.Module):
-            yield value
-            others = (part for part in value.modules() if not type(part).__module__.startswith("torch.nn."))
-            own = (item for part in others for item in vars(part).items())
-            values.extend(held for name, held in own if name not in _OWN_ATTRIBUTES and _may_hold_modules(held))
-        else:
-            values.extend(_held(value))
-
-
-def _may_hold_modules(value: object) -> bool:
-    """Whether an attribute of a module is worth a search: not numbers, such as a stride, but functions and lists."""
-    if isinstance(value, (list, tuple, dict)):
-        parts = value.values() if isinstance(value, dict) else value
-        return not all(isinstance(part, _PLAIN) for part in parts)
-    return callable(value) and not isinstance(value, (type, nn.Module))
-
-
-def _held(value: object) -> Iterable[object]:
-    """The values that a value refers to: in its closure, globals and attributes, or as items."""
-    if isinstance(value, (type, ModuleType, str, bytes, Tensor)):
-        return ()
-    if isinstance(value, (list, tuple)):
-        return value[:_MOST_VALUES]
-    if isinstance(value, dict):
-        return islice(value.values(), _MOST_VALUES)
-    if isinstance(value, partial):
-        return (value.func, *value.args, *value.keywords.values())
-    if inspect.ismethod(value):
-        return (value.__self__,)
-    if inspect.isfunction(value):
-        with suppress(ValueError):  # raised for a name that has no value yet
-            found = inspect.getclosurevars(value)
-            defaults = (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
-            return (*found.nonlocals.values(), *found.globals.values(), *defaults)
-    return vars(value).values() if hasattr(value, "__dict__") else ()
 
 
 def good_batch_size(base_classifier: BaseClassifier, copy: Tensor, inputs: int = 1) -> int:

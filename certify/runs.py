@@ -170,7 +170,7 @@ class StoredRun:
             raise ValueError(
                 f"{self.folder}: the row of image {idx[i]:g} has class {predict[i]:g} and radius {claimed[i]:g}, but "
                 f"its votes certify class {prediction[i]} and radius {radius[i]:g}; so it is with {len(wrong)} of "
-                f"{len(idx)} rows. Restore rows.tsv, or certify again"
+                f"{len(idx)} rows. Restore rows.tsv, or certify again, also if an earlier version wrote it"
             )
 
     def bounds(self) -> list[str]:

@@ -126,7 +126,8 @@ def certify_counts(
                 own = -_floor_times(-p_lower, total)
                 found[key] = _radius_in_units(own, (ahead[:out] + ahead[out + 1 :])[::-1], total, touched)
             own_radius[c] = found[key]
-    return TopKCertified(torch.tensor(radius, dtype=torch.int64, device=counts.device), k, L0(unit))
+    found_radii = torch.tensor(radius, dtype=torch.int64, device=counts.device).view(counts.shape)
+    return TopKCertified(found_radii, k, L0(unit))
 
 
 def certified_top_k_accuracy(radius: ArrayLike, at: Sequence[float]) -> NDArray[np.float64]:

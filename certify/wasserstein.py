@@ -71,10 +71,11 @@ class WassersteinNoise(SampledScheme):
     Certificates for l1 between pixels, with b = sigma / sqrt(2), lam = sqrt(3) sigma, and p and q the probability
     bounds of the class and its rivals; divided by sqrt(2) for l2, by 2 for noise on pixels:
 
-    * Laplace, tight: ``-b / 2 ln(4 q (1 - p))`` where p >= 1/2, and the published one below; with q = 1 - p it is
-      ``-b ln(2 (1 - p))``. Proof: a shift by dx changes a probability p by at most ``min(p, 1 - p) dx / b``. So q grows
-      to at most ``q exp(x / b)``, and p >= 1/2 falls to at least ``1 - (1 - p) exp(x / b)`` while that is 1/2 or more,
-      then to ``exp(-x / b) / (4 (1 - p))``. In one dimension, two half-lines attain this.
+    * Laplace, tight: ``-b / 2 ln(4 q (1 - p))`` where 1/2 <= p <= 1 - q, and the published one where p < 1/2; with
+      q = 1 - p it is ``-b ln(2 (1 - p))``. Proof: a shift by dx changes a probability p by at most
+      ``min(p, 1 - p) dx / b``. So q grows to at most ``q exp(x / b)``, and p >= 1/2 falls to at least
+      ``1 - (1 - p) exp(x / b)`` while that is 1/2 or more, then to ``exp(-x / b) / (4 (1 - p))``. In one dimension, two
+      half-lines attain this.
     * Laplace, published: ``b / 2 ln(p / q)``, Theorem 5.1; with l2 and q = 1 - p it is Eq. 5.20, on pixels Eq. 5.21
     * uniform: ``lam (p - q)``
 

@@ -54,11 +54,11 @@ def check_options(model: GoalConditioned) -> None:
         raise ValueError(
             "share_features_extractor: got True, which hides the goal from the critic's gradient; leave it False"
         )
-    check_samples_apart(model.policy)
 
 
 def check_samples_apart(policy: Any) -> None:
-    """Raise if a network that is differentiated with respect to the goal mixes the samples of a minibatch.
+    """Raise if a network that is differentiated with respect to the goal, and is in training mode, has batch
+    normalization.
 
     The gradient of the sum of all values is that of each value only if no value depends on the goals of other samples.
     """
@@ -66,7 +66,8 @@ def check_samples_apart(policy: Any) -> None:
     if not hasattr(policy, "actor_target"):  # the next action is that of the actor itself
         networks["actor"] = getattr(policy, "actor", None)
     for name, network in networks.items():
-        mixing = [] if network is None else [part for part in network.modules() if isinstance(part, _BatchNorm)]
+        norms = [] if network is None else [part for part in network.modules() if isinstance(part, _BatchNorm)]
+        mixing = [part for part in norms if part.training or part.running_mean is None]  # others are frozen
         if mixing:
             raise ValueError(
                 f"goal_gradient_coef: got {type(mixing[0]).__name__} in the {name}, in which each value depends on the "

@@ -26,7 +26,7 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples, GymEn
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from torch import Tensor, nn
 
-from rl.checks import check_one_normalization, check_options, check_range
+from rl.checks import check_one_normalization, check_options, check_range, check_samples_apart
 from rl.goals import GOAL, GoalGradient, GoalStatistics, GradientRule, Observation
 from rl.graphs import Recorder, Results
 from rl.her import HerReplayBuffer, end_open_episodes
@@ -130,6 +130,9 @@ class GoalConditioned(OffPolicyAlgorithm):
         super().__init__(*args, **kwargs)
         if cuda_graphs and self.device.type != "cuda":
             raise ValueError(f"cuda_graphs: got True on the device {self.device}, expected a GPU; use device='cuda'")
+        if self.goal_gradient_coef > 0 and kwargs.get("_init_setup_model", True):
+            self.policy.set_training_mode(True)
+            check_samples_apart(self.policy)  # here, so that agents trained otherwise can be loaded, and act
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -274,6 +277,8 @@ class GoalConditioned(OffPolicyAlgorithm):
         check_options(self)
         self._reward_watch.begin(self.goal_gradient, self.env)
         self.policy.set_training_mode(True)
+        if self.goal_gradient_coef > 0:
+            check_samples_apart(self.policy)
         recorder = self._recorder
         for optimizer in self.optimizers():  # here, since loading replaces options of optimizers
             exact = recorder is None and self._trains_as_upstream()

@@ -29,7 +29,7 @@ from certify import (
 )
 from certify.data import Dataset
 from certify.evaluation import certify_dataset
-from certify.identity import name_of
+from certify.identity import name_of, parameters_of
 from certify.registry import OwnClasses
 from certify.results import Row, read_config, read_rows, read_votes
 from certify.scheme import Scheme
@@ -262,6 +262,17 @@ def test_compiled_models_have_the_same_name():
     torch.manual_seed(0)
     plain = Scaled()
     assert name_of(torch.compile(plain)) == name_of(plain) == name_of(Scaled())
+    assert parameters_of(torch.compile(plain)) == parameters_of(plain)
+
+
+def test_parameters_have_a_place():
+    a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+    before = parameters_of(lambda x: a(b(x)))
+    assert before == parameters_of(lambda x: a(b(x)))
+    a, b = b, a
+    assert before != parameters_of(lambda x: a(b(x)))
+    assert parameters_of(nn.Sequential(a, b)) != parameters_of(nn.Sequential(b, a))
+    assert parameters_of(lambda x: x) is None
 
 
 def test_models_that_cannot_be_told_apart_need_a_name(tmp_path):

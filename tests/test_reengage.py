@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import rl
-from rl.checks import check_options
+from rl.checks import check_samples_apart
 from rl.goals import GOAL, GoalGradient, Observation
 from rl.losses import goal_gradient_loss, td_target_gradient
 from rl.reengage import GoalConditioned, Logs
@@ -541,16 +542,30 @@ def test_critics_that_mix_samples_have_no_goal_gradients(name: str) -> None:
     model.goal_gradient_coef = 0.3
     with pytest.raises(ValueError, match="got BatchNorm1d in the critic"):
         model.train(1, 8)
+    model.policy.set_training_mode(False)
+    check_samples_apart(model.policy)  # frozen
+
+
+def test_an_agent_with_batch_normalization_can_be_loaded_to_act(tmp_path: Path) -> None:
+    env, policy = seek(), {"net_arch": [8], "features_extractor_class": BatchNormed}
+    model: Any = agent("DDPG", env=env, policy_kwargs=policy).learn(60)
+    model.goal_gradient_coef = 0.3  # as an earlier version allowed
+    model.save(tmp_path / "model")
+    loaded: Any = rl.DDPG.load(tmp_path / "model", env=env)
+    assert loaded.goal_gradient_coef == 0.3
+    loaded.predict(env.reset())
+    with pytest.raises(ValueError, match="got BatchNorm1d in the critic"):
+        loaded.train(1, 8)
 
 
 def test_actors_may_mix_samples_where_their_target_is_differentiated() -> None:
     ddpg: Any = agent("DDPG", goal_gradient_coef=0.3)
     ddpg.actor.mu = nn.Sequential(ddpg.actor.mu, nn.BatchNorm1d(3))
-    check_options(ddpg)
+    check_samples_apart(ddpg.policy)
     sac: Any = agent("SAC", goal_gradient_coef=0.3)
     sac.actor.latent_pi = nn.Sequential(sac.actor.latent_pi, nn.BatchNorm1d(16))
     with pytest.raises(ValueError, match="got BatchNorm1d in the actor"):
-        check_options(sac)
+        check_samples_apart(sac.policy)
 
 
 class Blind(BaseFeaturesExtractor):

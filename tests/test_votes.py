@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import types
 import warnings
 import weakref
 from collections.abc import Callable
@@ -38,6 +39,7 @@ from certify.draws import ESTIMATION, SELECTION, Draws
 from certify.engine import VoteEngine
 from certify.inference import check_independence, exact_inference, good_batch_size, position_matters
 from certify.models import build
+from certify.modules import referred_modules
 from certify.scheme import leader_and_gap
 from certify.votes import argmax_vote
 
@@ -257,16 +259,86 @@ def test_a_wrapped_model_runs_in_evaluation_mode():
     assert model.training
 
 
-def test_a_function_may_hold_a_program_that_has_no_modes():
-    class Exported(nn.Module):
-        def eval(self):
-            raise NotImplementedError("Calling eval() is not supported yet.")
+class Exported(nn.Module):
+    """As programs of torch.export are."""
 
-    program, norm = Exported(), nn.BatchNorm2d(2)
-    wrapped = lambda copies: norm(copies).flatten(1)[:, :10] if program else copies  # noqa: E731
-    with exact_inference(wrapped):
-        assert not norm.training
-    assert norm.training
+    def train(self, mode: bool = True):
+        raise NotImplementedError("Calling train() is not supported yet.")
+
+
+class Obstinate(nn.Sequential):
+    def eval(self):
+        return self
+
+
+def test_modules_that_refuse_evaluation_mode_are_no_obstacle_to_others():
+    norm, last = nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+    program = Exported()
+    net = nn.Sequential(norm, program, last)
+    for wrapped in (
+        lambda copies: norm(copies) + last(copies) if program else copies,
+        lambda copies: net(copies),
+        Obstinate(norm, last),
+    ):
+        with exact_inference(wrapped):
+            assert not norm.training
+            assert not last.training
+        assert norm.training
+        assert last.training
+
+
+NET = nn.Sequential(nn.Flatten(), nn.Linear(2, 2)).train()
+OTHER = nn.Linear(2, 2)
+
+
+class Slotted:
+    __slots__ = ("net", "notes")
+
+    def __init__(self) -> None:
+        self.net, self.notes = NET, [str(number) for number in range(5_000)]
+
+    def __call__(self, copies: torch.Tensor) -> torch.Tensor:
+        return self.net(copies)
+
+
+class ByGlobal(nn.Module):
+    def forward(self, copies: torch.Tensor) -> torch.Tensor:
+        return NET(copies)
+
+
+class CallsGlobal:
+    def __call__(self, copies: torch.Tensor) -> torch.Tensor:
+        return NET(copies)
+
+
+def in_a_comprehension(copies: torch.Tensor) -> torch.Tensor:
+    return torch.cat([NET(part) for part in copies.split(8)])
+
+
+def in_a_generator(copies: torch.Tensor) -> torch.Tensor:
+    return torch.cat(list((lambda part: NET(part))(part) for part in copies.split(8)))  # noqa: C400
+
+
+@pytest.mark.parametrize(
+    "function", [in_a_comprehension, in_a_generator, Slotted(), Slotted().__call__, CallsGlobal(), ByGlobal()]
+)
+def test_modules_are_found_wherever_a_function_uses_them(function):
+    assert NET in list(referred_modules(function))
+    with exact_inference(function):
+        assert not NET.training
+    assert NET.training
+
+
+def test_a_name_of_an_attribute_is_no_global():
+    box = types.SimpleNamespace(OTHER=NET)
+    assert list(referred_modules(lambda copies: box.OTHER(copies))) == [NET]
+    assert list(referred_modules(lambda copies: OTHER(copies))) == [OTHER]
+
+
+def test_parts_of_a_module_and_compiled_ones_are_found_once():
+    whole = nn.Sequential(NET, OTHER)
+    assert list(referred_modules([whole, NET, OTHER])) == [whole]
+    assert list(referred_modules(torch.compile(NET))) == [NET]
 
 
 def test_a_model_in_training_mode_that_is_not_found_is_refused():
@@ -502,13 +574,6 @@ def test_a_model_can_be_trained_after_it_was_certified(outer):
 
 
 def test_a_model_that_cannot_be_put_into_evaluation_mode_changes_nothing_else():
-    class Exported(nn.Module):
-        def train(self, mode: bool = True):
-            raise NotImplementedError("Calling train() is not supported yet.")
-
-        def forward(self, copies):
-            return copies.flatten(1)[:, :10]
-
     before = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
     with pytest.raises(ValueError, match="Exported, which cannot be put in evaluation mode"):
         Smoothed(Exported(), RandomizedAblation(6), 10).certify(images(1))

@@ -265,7 +265,7 @@ def _folder(
     """Square images of side ``size``: the whole image resized, or a centre crop after resizing its shorter side to
     ``resize``; grey ones with ``channels=1``."""
     pixels = image_size(size, resize)
-    if channels not in (1, 3):
+    if isinstance(channels, bool) or not isinstance(channels, int) or channels not in (1, 3):
         raise ValueError(f"folder: got channels={channels!r}, expected 3, or 1 for grey images")
     files, labels, number = read_folder(path, split, classes)
     images = FolderImages(files, pixels[0], resize=pixels[1], strict=True, channels=channels)
