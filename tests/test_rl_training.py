@@ -423,10 +423,14 @@ def test_a_full_disk_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise SafetensorError("I/O error: No space left on device")
 
     model = agent("DDPG")
+    with monkeypatch.context() as full:
+        full.setattr("rl.checkpoint.save_file", fails)
+        with pytest.raises(OSError, match=r"could not be written \(.*No space left on device\)$"):
+            rl.save_checkpoint(model, tmp_path / STATE)
     rl.save_checkpoint(model, tmp_path / STATE)
     before = (tmp_path / STATE).read_bytes()
     monkeypatch.setattr("rl.checkpoint.save_file", fails)
-    with pytest.raises(OSError, match=r"could not be written \(.*No space left on device\); an earlier"):
+    with pytest.raises(OSError, match=r"could not be written \(.*No space left on device\), the checkpoint before it"):
         rl.save_checkpoint(model, tmp_path / STATE)
     assert [path.name for path in tmp_path.iterdir()] == [STATE]
     assert (tmp_path / STATE).read_bytes() == before
