@@ -62,10 +62,11 @@ def _held(value: object) -> Iterable[object]:
     if inspect.ismethod(value):
         return (value.__self__, value.__func__)
     if isinstance(value, FunctionType):
-        return () if value.__module__.split(".")[0] == "torch" else _of_function(value)
-    names = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+        return () if (value.__module__ or "").split(".")[0] == "torch" else _of_function(value)
+    slots = [getattr(kind, "__slots__", ()) for kind in type(value).__mro__]
+    names = [name for own in slots for name in ((own,) if isinstance(own, str) else own)]
     found = [getattr(type(value), "__call__", None)]  # noqa: B004 - what it refers to
-    found += [getattr(value, name, None) for name in names if isinstance(name, str)]
+    found += [getattr(value, name, None) for name in names]
     return [*found, *vars(value).values()] if hasattr(value, "__dict__") else found
 
 

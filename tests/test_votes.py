@@ -301,6 +301,16 @@ class Slotted:
         return self.net(copies)
 
 
+class OneSlot:
+    __slots__ = "net"
+
+    def __init__(self) -> None:
+        self.net = NET
+
+    def __call__(self, copies: torch.Tensor) -> torch.Tensor:
+        return self.net(copies)
+
+
 class ByGlobal(nn.Module):
     def forward(self, copies: torch.Tensor) -> torch.Tensor:
         return NET(copies)
@@ -320,7 +330,17 @@ def in_a_generator(copies: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "function", [in_a_comprehension, in_a_generator, Slotted(), Slotted().__call__, CallsGlobal(), ByGlobal()]
+    "function",
+    [
+        in_a_comprehension,
+        in_a_generator,
+        eval("lambda copies: net(copies)", {"net": NET}),  # whose module has no name
+        Slotted(),
+        Slotted().__call__,
+        OneSlot(),
+        CallsGlobal(),
+        ByGlobal(),
+    ],
 )
 def test_modules_are_found_wherever_a_function_uses_them(function):
     assert NET in list(referred_modules(function))
