@@ -242,8 +242,9 @@ def test_quantities_of_certificates(tmp_path):
     # in l(1/2), through norms, and not in a norm that nothing is known of
     restated = radius_through_norms(torch.tensor([0.5, 1.5, 2.5], dtype=torch.float64), 0.5)
     assert measure(source, "acr", {"p": "1/2"}, "").value == pytest.approx(float(restated.sum()) / 5)
+    pixels = rows_file(tmp_path / "l0", ROWS, "l0 (pixels)", scheme="DeterministicAblation(alpha=9)")
     with pytest.raises(ValueError, match="cannot be restated in lp"):
-        measure(Source(rows_file(tmp_path / "l0", ROWS, "l0 (pixels)")), "median", {"p": 0.5}, "")
+        measure(Source(pixels), "median", {"p": 0.5}, "")
     with pytest.raises(ValueError, match="only one certificate; leave it out"):
         measure(source, "median", {"bound": "tight"}, "")
 
@@ -263,7 +264,7 @@ def test_most_images_not_certified_is_no_median(tmp_path):
 
 def test_radii_without_a_theorem_stay_marked(tmp_path):
     threat = "l2, NOT certified: for a test"
-    source = Source(rows_file(tmp_path / "r", ROWS, threat, radius_column="radius_not_certified"))
+    source = Source(rows_file(tmp_path / "r", ROWS, threat, radius_column="radius_not_certified", scheme="ForATest()"))
     for quantity, options in (("certified", {"radius": 1}), ("median", {}), ("acr", {})):
         assert not measure(source, quantity, options, "").guaranteed
     assert measure(source, "clean", {}, "").guaranteed
