@@ -7,7 +7,7 @@
     python -m scripts.reproduce run table-6.1 --budget cpu --remark "A quarter of the epochs"
     python -m scripts.reproduce document                    # RESULTS.md from all results
 
-Budgets: ``smoke`` takes seconds on embedded data and shows that everything works, ``cpu`` takes minutes to hours on two
+Budgets: ``smoke`` is small, on embedded data, and shows that everything works, ``cpu`` takes minutes to hours on two
 cores, ``full`` is the published setting. ``run`` keeps models and rows in runs/reproduce, does nothing twice, continues
 where it was interrupted, and reports missing data or a missing GPU before it starts. Results are stored in
 reproduction/results, except those of smoke runs; ``collect`` rebuilds them from the rows on disk after a change of the
