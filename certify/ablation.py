@@ -3,7 +3,7 @@
 Sources: randomized, Levine and Feizi, "Robustness Certificates for Sparse Adversarial Attacks by Randomized Ablation"
 (AAAI 2020), Theorem 1, Corollaries 1 and 2 (dissertation, Theorem 2.1, Corollaries 2.1 and 2.2). Deterministic, Levine
 and Feizi, "Provable Adversarial Robustness for Fractional lp Threat Models" (AISTATS 2022), l0 section (dissertation,
-Section 4.5).
+Section 4.5, Option 1: Eq. 4.29).
 """
 
 from __future__ import annotations

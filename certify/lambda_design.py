@@ -31,6 +31,7 @@ from certify.files import write_atomically
 _SOLVED_BUDGET, _SOLVED_STEPS = 2_000, 512  # beyond these, designs are greedy
 
 Limits = tuple[int, ...]  # number of votes that may differ between values k grid steps apart, for k = 0..q
+Increments = tuple[int, ...]  # a design: m_1, ..., m_q
 
 
 def exact_power(p: float) -> Fraction:
@@ -60,20 +61,21 @@ def power_limits(p: Fraction, alpha: Fraction, q: int, budget: int) -> Limits:
     return tuple(limits)
 
 
-def concave_limits(g: Sequence[float], budget: int) -> Limits:
+def concave_limits(g: Sequence[float], budget: int, name: str = "g") -> Limits:
     """``floor(budget g(k / q))`` for k = 0..q, exactly, from the doubles ``g(1 / q), ..., g(1)``.
 
-    Raises unless g is nondecreasing and concave with ``g(0) = 0`` and ``g(1) <= 1``, up to rounding errors.
+    Raises unless g is nondecreasing and concave with ``g(0) = 0`` and ``g(1) <= 1``, up to rounding errors; ``name`` is
+    what the error calls it.
     """
     values = np.array([0.0, *g], dtype=np.float64)
     if len(values) < 2 or not np.isfinite(values).all() or (values < 0).any() or (values > 1).any():
-        raise ValueError(f"g: got {len(values) - 1} values, expected finite numbers in [0, 1] at 1/q, 2/q, ..., 1")
+        raise ValueError(f"{name}: got {len(values) - 1} values, expected finite numbers in [0, 1] at 1/q, 2/q, ..., 1")
     steps = np.diff(values)
     bad = np.flatnonzero((steps < -1e-12) | (np.append(steps[1:], -np.inf) > steps + 1e-9))
     if bad.size:
         raise ValueError(
-            f"g: got values that are not nondecreasing and concave at {bad[0] + 1}/{len(steps)} of the range, expected "
-            "steps g((k+1)/q) - g(k/q) that are never negative and never grow"
+            f"{name}: got values that are not nondecreasing and concave at {bad[0] + 1}/{len(steps)} of the range, "
+            "expected steps g((k+1)/q) - g(k/q) that are never negative and never grow"
         )
     return tuple(math.floor(budget * Fraction(float(value))) for value in values)
 
@@ -92,7 +94,7 @@ def cache_folder() -> Path | None:
 
 
 @lru_cache(maxsize=16)
-def design(limits: Limits, target: tuple[float, ...], budget: int, eps: float | None = None) -> tuple[int, ...]:
+def design(limits: Limits, target: tuple[float, ...], budget: int, eps: float | None = None) -> Increments:
     """Increments ``m_1 >= ... >= m_q`` whose partial sums never exceed ``limits``, as close to ``target`` as possible.
 
     Solves an integer program that minimizes the largest gap and, secondarily, the total gap (with ``eps``: the total
@@ -126,18 +128,18 @@ def design(limits: Limits, target: tuple[float, ...], budget: int, eps: float | 
     return increments
 
 
-def _digest(key: str, increments: tuple[int, ...]) -> str:
+def _digest(key: str, increments: Increments) -> str:
     """A digest by which a stored design is recognized as unmodified."""
     return hashlib.sha256(f"{key} {increments}".encode()).hexdigest()
 
 
-def _found(limits: Limits, target: tuple[float, ...], budget: int, eps: float | None) -> tuple[int, ...]:
+def _found(limits: Limits, target: tuple[float, ...], budget: int, eps: float | None) -> Increments:
     if eps is None and (budget > _SOLVED_BUDGET or len(target) > _SOLVED_STEPS):
         return greedy_design(limits)
     return _solve(limits, target, budget, eps)
 
 
-def greedy_design(limits: Limits) -> tuple[int, ...]:
+def greedy_design(limits: Limits) -> Increments:
     """Each increment as large as the limits and the previous one allow.
 
     The largest gap is 0.2 % of a budget of 4,000 for p = 1/2 and 1/3.
@@ -149,7 +151,7 @@ def greedy_design(limits: Limits) -> tuple[int, ...]:
     return tuple(increments)
 
 
-def _solve(limits: Limits, target: tuple[float, ...], budget: int, eps: float | None) -> tuple[int, ...]:
+def _solve(limits: Limits, target: tuple[float, ...], budget: int, eps: float | None) -> Increments:
     from scipy.optimize import Bounds, LinearConstraint, milp  # takes as long to import as half of this package
 
     q = len(target)

@@ -1,8 +1,9 @@
 """Variable-Lambda smoothing with independent random cells: Monte-Carlo lp certificates for 0 < p <= 1.
 
 Source: Levine and Feizi, "Provable Adversarial Robustness for Fractional lp Threat Models" (AISTATS 2022);
-dissertation, Theorem 4.2 and Corollary 4.1 (continuous inputs; Appendix C.1.3.1 for alpha < 1), Theorem 4.3 (inputs on
-a grid). The paper's experiments use the exact form, :class:`~certify.variable_lambda.VariableLambda`.
+dissertation, Theorem 4.2 (a), (b) and Corollary 4.1 (continuous inputs; Appendix C.1.3.1 for alpha < 1),
+Theorem 4.3 (inputs on a grid). The paper's experiments use the exact form,
+:class:`~certify.variable_lambda.VariableLambda`.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ the operator norm of the stacked P_i. Two rules are sound, for any base classifi
   one of them to ``Phi(Phi^-1(p) - c)`` at worst. This is convex in p and decreasing in c, so the mean over the draws
   falls no lower than for the mean p and the largest L; the upper bound is concave, and the same argument applies.
 
-The first is the paper's Corollary 1. Its Theorem 2, on failure probabilities, assumes that patches fail independently;
-it is not used here.
+The first is the paper's Corollary 1. Its Theorem 2, on failure probabilities, assumes that patches fail independently,
+and its Section 2 claims alpha / k; neither is used here.
 """
 
 from __future__ import annotations

@@ -19,10 +19,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from certify.images import to_levels
+from certify.images import Shape, to_levels
 from certify.transport import GroundMetric, check_metric, flow_distance, transport_distance
 
 Unit = Literal["pixel", "feature"]
+Part = Literal["channel", "row", "column", "feature"]
 FLOAT_BITS = 24  # floats that represent masses are rounded to multiples of 2^-24, so that their sums are exact
 
 
@@ -133,29 +134,65 @@ class Lp:
         return (_difference(x, y, self.q) ** self.p).flatten(1).sum(1) ** (1 / self.p)
 
 
+def number_of_parts(part: Part, shape: Shape) -> int:
+    """How many channels, rows, columns or features images ``[C, H, W]`` have."""
+    return math.prod(shape) if part == "feature" else shape[("channel", "row", "column").index(part)]
+
+
+def part_of_each_feature(part: Part, shape: Shape) -> Tensor:
+    """The number of the channel, row, column or feature that each feature of images ``[C, H, W]`` lies in: int64
+    ``[C, H, W]``. Features are counted channel by channel, row by row."""
+    numbers = torch.arange(number_of_parts(part, shape))
+    if part == "feature":
+        return numbers.view(shape)
+    return numbers.view({"channel": (-1, 1, 1), "row": (-1, 1), "column": (-1,)}[part]).expand(shape)
+
+
 @dataclass(frozen=True)
 class ElementwiseConcave:
-    """``sum g(|x_i - y_i|)`` is at most ``radius``, for inputs on the grid ``i / q`` and a concave g, ``g(0) = 0``.
+    """``sum g_i(|x_i - y_i|)`` is at most ``radius``, for inputs on the grid ``i / q`` and concave g, ``g(0) = 0``.
 
     Attributes:
-        g: ``g(1 / q), ..., g(1)``.
+        g: ``g(1 / q), ..., g(1)``, the same for all features; or, if ``by`` is given, a tuple of several such.
+        by: ``"channel"``, ``"row"``, ``"column"`` or ``"feature"``: what each of several g is for, in this order.
     """
 
-    g: tuple[float, ...]
+    g: tuple[float, ...] | tuple[tuple[float, ...], ...]
+    by: Part | None = None
+
+    @property
+    def functions(self) -> tuple[tuple[float, ...], ...]:
+        """Each g, in order."""
+        return (self.g,) if self.by is None else self.g  # type: ignore[return-value]
 
     def __str__(self) -> str:
         # the digest identifies g, so that radii in different metrics never share a table
-        digest = hashlib.sha256(repr(self.g).encode()).hexdigest()[:8]
-        return f"concave metric {digest} (q={len(self.g)}, g(1)={self.g[-1]:g})"
+        digest = hashlib.sha256(repr(self.g if self.by is None else (self.g, self.by)).encode()).hexdigest()[:8]
+        q = len(self.functions[0])
+        if self.by is None:
+            return f"concave metric {digest} (q={q}, g(1)={self.functions[0][-1]:g})"
+        return f"concave metric {digest} (q={q}, one g for each of {len(self.g)} {self.by}s)"
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         """Distance between two batches ``[B, C, H, W]`` on the grid: float64 ``[B]``."""
-        steps = _difference(x, y) * len(self.g)
+        q, shape = len(self.functions[0]), tuple(x.shape[1:])
+        steps = _difference(x, y) * q
         whole = steps.round()
         if not ((steps - whole).abs() < 1e-3).all():
-            raise ValueError(f"inputs to compare: got values off the grid i/{len(self.g)} on which g is given")
-        table = torch.tensor((0.0, *self.g), dtype=torch.float64, device=x.device)
-        return table[whole.long()].flatten(1).sum(1)
+            raise ValueError(f"inputs to compare: got values off the grid i/{q} on which g is given")
+        table = torch.tensor([(0.0, *each) for each in self.functions], dtype=torch.float64, device=x.device)
+        which: Tensor | int = 0
+        if self.by is not None:
+            self.check_parts(shape)
+            which = part_of_each_feature(self.by, shape).to(x.device)
+        return table[which, whole.long()].flatten(1).sum(1)
+
+    def check_parts(self, shape: Shape) -> None:
+        """Raise unless there is one g for each part of images ``[C, H, W]``."""
+        if self.by is not None and (parts := number_of_parts(self.by, shape)) != len(self.g):
+            raise ValueError(
+                f"g: got {len(self.g)} functions, expected {parts}, one for each {self.by} of images of shape {shape}"
+            )
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ def edges(height: int, width: int) -> NDArray[np.int64]:
 
 
 def flow_distance(x: Array, y: Array) -> float:
-    """Distance with l1 between pixels: the least l1 norm of a flow along edges of the grid (dissertation, Lemma 5.1).
+    """Distance with l1 between pixels: the least l1 norm of a flow along edges of the grid (dissertation, Lemma 5.1,
+    Eq. 5.7).
 
     Args:
         x, y: ``[C, H, W]``, nonnegative; normalized images for the usual meaning.

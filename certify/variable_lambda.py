@@ -1,4 +1,4 @@
-"""Variable-Lambda smoothing: exact lp certificates for 0 < p <= 1, and for any elementwise-concave metric.
+"""Variable-Lambda smoothing: exact certificates for lp, 0 < p <= 1, and for other elementwise-concave metrics.
 
 Source: Levine and Feizi, "Provable Adversarial Robustness for Fractional lp Threat Models" (AISTATS 2022);
 dissertation, Theorem 4.3 and the derandomization of Section 4.3; equation and appendix numbers are the dissertation's.
@@ -11,10 +11,11 @@ import hashlib
 import math
 import sys
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 import torch
@@ -22,11 +23,11 @@ from torch import Tensor
 
 from certify.checks import check_integer, is_finite
 from certify.images import Shape, check_images, to_levels
-from certify.lambda_design import Limits, concave_limits, exact_power, outcomes, power_limits, verify
+from certify.lambda_design import Increments, Limits, concave_limits, exact_power, outcomes, power_limits, verify
 from certify.lambda_design import design as find_design
 from certify.offsets import fixed_offsets
 from certify.scheme import NOT_IN_TEXT, EnumeratedScheme, leader_and_gap
-from certify.threats import ElementwiseConcave, Lp
+from certify.threats import ElementwiseConcave, Lp, Part, part_of_each_feature
 
 Encoding = Literal["lower-upper", "centre", "centre-centre", "centre-error"]
 Coupling = Literal["cyclic", "permuted", "global"]
@@ -49,12 +50,11 @@ def encode_cells(lower: Tensor, upper: Tensor, encoding: Encoding) -> tuple[Tens
     return (centre, (upper - lower) / 2) if encoding == "centre-error" else (lower, upper)
 
 
-@lru_cache(maxsize=8)
-def _cell_table(increments: tuple[int, ...], encoding: Encoding, device: torch.device) -> Tensor:
+def _cells(increments: Increments, encoding: Encoding) -> Tensor:
     """The encoding of every level under each of the F finite outcomes and, last, under "no information".
 
-    float32 ``[channels * (q + 1) * (F + 1)]``, one channel after the other. Cell ends are half-steps clipped to [0, 1],
-    computed as integers in units of ``1 / (2q)``.
+    float32 ``[channels, q + 1, F + 1]``. Cell ends are half-steps clipped to [0, 1], computed as integers in units of
+    ``1 / (2q)``.
     """
     q = len(increments)
     finite = torch.tensor(outcomes(increments), dtype=torch.int64).reshape(-1, 2)
@@ -64,8 +64,40 @@ def _cell_table(increments: tuple[int, ...], encoding: Encoding, device: torch.d
     ends = torch.stack((lower.clamp(min=0), (lower + width).clamp(max=2 * q)))
     whole = torch.tensor([0, 2 * q])[:, None, None].expand(2, q + 1, 1)
     lower, upper = (torch.cat((ends, whole), 2).to(torch.float64) / (2 * q)).unbind()
-    shown = encode_cells(lower, upper, encoding)
-    return torch.stack(shown).float().flatten().to(device)
+    return torch.stack(encode_cells(lower, upper, encoding)).float()
+
+
+class _CellTable(NamedTuple):
+    """The cells of one or several designs, one design after the other.
+
+    Attributes:
+        values: float32 ``[channels * cells]``, all cells of a channel before those of the next.
+        cells: how many there are.
+        start, columns: for each feature, where the cells of its design begin, and how many of them a level has. Both
+            integers of one type, ``[C, H, W]``, or ``[]`` where all features have the same design.
+    """
+
+    values: Tensor
+    cells: int
+    start: Tensor
+    columns: Tensor
+
+
+@lru_cache(maxsize=8)
+def _cell_table(
+    designs: tuple[Increments, ...], encoding: Encoding, by: Part | None, shape: Shape, device: torch.device
+) -> _CellTable:
+    """The cells of images ``[C, H, W]`` whose parts, as ``by`` names them, have these designs; None: all the same."""
+    distinct = list(dict.fromkeys(designs))
+    tables = [_cells(increments, encoding) for increments in distinct]
+    sizes = [table[0].numel() for table in tables]
+    small = torch.int32 if sum(sizes) * len(tables[0]) < 1 << 31 else torch.int64
+    values = torch.cat([table.flatten(1) for table in tables], 1)
+    kind = torch.tensor([distinct.index(increments) for increments in designs])
+    which = kind[0] if by is None else kind[part_of_each_feature(by, shape)]
+    start = torch.tensor([sum(sizes[:i]) for i in range(len(sizes))])[which]
+    columns = torch.tensor([table.shape[2] for table in tables])[which]
+    return _CellTable(values.flatten().to(device), sum(sizes), start.to(device, small), columns.to(device, small))
 
 
 @lru_cache(maxsize=4)
@@ -85,7 +117,7 @@ def _permutations(seed: int, count: int, shape: Shape, device: torch.device) -> 
 
 
 @lru_cache(maxsize=8)
-def _blocks(increments: tuple[int, ...], copies: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _blocks(increments: Increments, copies: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Start and length of the block of equal-width outcomes that contains each copy, both int32 ``[copies]``."""
     listed = outcomes(increments)
     start = [t - split for t, (_, split) in enumerate(listed)] + list(range(len(listed), copies))
@@ -113,9 +145,10 @@ class CellSmoothing(EnumeratedScheme):
             choice); ``"permuted"``: each in its own fixed pseudorandom order (Appendix C.7, needs memory);
             ``"global"``: all features of a copy have the same width (Eq. 4.24), which certifies less; for comparison
             only.
-        design: increments of the distribution; by default those that the solver of this machine finds. Checkpoints
-            carry them (:meth:`with_design`), since another machine may find others. Any design within the limits gives
-            the same certificates, but the base classifier is accurate only on the one it was trained with.
+        design: increments of the distribution, for each part of an image that has its own; by default those that the
+            solver of this machine finds. Checkpoints carry them (:meth:`with_design`), since another machine may find
+            others. Any design within the limits gives the same certificates, but the base classifier is accurate only
+            on the one it was trained with.
     """
 
     q: int = 255
@@ -123,7 +156,7 @@ class CellSmoothing(EnumeratedScheme):
     seed: int = 0
     encoding: Encoding = "lower-upper"
     coupling: Coupling = "cyclic"
-    design: tuple[int, ...] | None = field(default=None, repr=False, metadata=NOT_IN_TEXT)
+    design: tuple[Increments, ...] | None = field(default=None, repr=False, metadata=NOT_IN_TEXT)
 
     def __post_init__(self) -> None:
         check_integer("q (quantization steps, 255 for 8-bit images)", self.q, 1, 1 << 12)
@@ -133,35 +166,45 @@ class CellSmoothing(EnumeratedScheme):
             if value not in get_args(choices):
                 raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(get_args(choices))}")
         if self.design is not None and not (
-            isinstance(self.design, tuple) and all(type(increment) is int for increment in self.design)
+            isinstance(self.design, tuple)
+            and all(isinstance(each, tuple) and all(type(m) is int for m in each) for each in self.design)
         ):
-            raise ValueError(f"design: got {str(self.design)[:60]}, expected a tuple of increments, which are integers")
+            raise ValueError(f"design: got {str(self.design)[:60]}, expected tuples of increments, which are integers")
+
+    @property
+    def parts(self) -> Part | None:
+        """The parts of an image that have distributions of their own, one after the other; None: all have the same."""
+        return None
 
     @property
     @abstractmethod
-    def limits(self) -> Limits:
-        """Number of votes that may differ between values k grid steps apart, for k = 0..q."""
+    def limits(self) -> tuple[Limits, ...]:
+        """For each part: the number of votes that may differ between values k grid steps apart, for k = 0..q."""
 
     @abstractmethod
-    def found_here(self) -> tuple[int, ...]:
-        """The increments that the solver of this machine finds."""
+    def found_here(self) -> tuple[Increments, ...]:
+        """For each part: the increments that the solver of this machine finds."""
 
-    def increments(self) -> tuple[int, ...]:
-        """The designed distribution, see :mod:`certify.lambda_design`; always verified to be within the limits."""
+    def designs(self) -> tuple[Increments, ...]:
+        """For each part: its distribution (:mod:`certify.lambda_design`), always verified to be within the limits."""
         return self.found_here() if self.design is None else _verified(self.design, self.limits)
 
     def fingerprint(self) -> str:
         """A digest of the design, which comes from a solver and is not determined by the parameters of the scheme."""
-        return hashlib.sha256(repr(self.increments()).encode()).hexdigest()[:16]
+        designs = self.designs()
+        return hashlib.sha256(repr(designs[0] if self.parts is None else designs).encode()).hexdigest()[:16]
 
-    def stored_design(self) -> list[int]:
-        return list(self.increments())
+    def stored_design(self) -> list[int] | list[list[int]]:
+        designs = [list(each) for each in self.designs()]
+        return designs[0] if self.parts is None else designs
 
     def with_design(self, stored: Any) -> Self:
-        if not isinstance(stored, list):
-            raise ValueError(f"design: got {str(stored)[:60]}, expected a list of increments")
-        scheme = replace(self, design=tuple(stored))
-        scheme.increments()  # verifies them
+        listed = [stored] if self.parts is None else stored
+        if not isinstance(listed, list) or not all(isinstance(each, list) for each in listed):
+            what = "a list" if self.parts is None else "lists"
+            raise ValueError(f"design: got {str(stored)[:60]}, expected {what} of increments")
+        scheme = replace(self, design=tuple(tuple(each) for each in listed))
+        scheme.designs()  # verifies them
         return scheme
 
     def check(self, x: Tensor) -> None:
@@ -172,15 +215,15 @@ class CellSmoothing(EnumeratedScheme):
         return encoded_channels(self.encoding) * channels
 
     def copies(self, x: Tensor, index: Tensor) -> Tensor:
-        table = _cell_table(self.increments(), self.encoding, x.device)
-        cells = len(table) // encoded_channels(self.encoding)
-        columns = cells // (self.q + 1)
-        outcome = self._outcome(tuple(x.shape[1:]), index, x.device).clamp(max=columns - 1)
-        small = torch.int32 if len(table) < 1 << 31 else torch.int64
-        where = to_levels(x, self.q)[:, None].to(small) * columns + outcome
-        if cells < len(table):  # both channels in one pass
-            where = torch.cat((where, where + cells), dim=2)
-        return table.index_select(0, where.flatten()).view(where.shape)
+        shape = tuple(x.shape[1:])
+        table = _cell_table(self.designs(), self.encoding, self.parts, shape, x.device)
+        outcome = torch.minimum(self._outcome(shape, index, x.device), table.columns - 1)
+        where = to_levels(x, self.q)[:, None].to(table.start.dtype) * table.columns + outcome
+        if self.parts is not None:
+            where += table.start
+        if table.cells < len(table.values):  # both channels in one pass
+            where = torch.cat((where, where + table.cells), dim=2)
+        return table.values.index_select(0, where.flatten()).view(where.shape)
 
     def _outcome(self, shape: Shape, index: Tensor, device: torch.device) -> Tensor:
         """Index of the outcome of every feature in copies ``index [B, n]``: int32 ``[B, n, C, H, W]``."""
@@ -191,18 +234,21 @@ class CellSmoothing(EnumeratedScheme):
         if self.coupling == "cyclic":
             outcome = fixed_offsets(self.seed, copies, shape, device) + number
             return torch.where(outcome >= copies, outcome - copies, outcome)
-        start, length = (part[index][..., None, None, None] for part in _blocks(self.increments(), copies, device))
+        start, length = (part[index][..., None, None, None] for part in _blocks(self.designs()[0], copies, device))
         return start + (number - start + fixed_offsets(self.seed, 1 << 20, shape, device)) % length
 
 
 @lru_cache(maxsize=16)
-def _verified(increments: tuple[int, ...], limits: Limits) -> tuple[int, ...]:
-    """The increments; raises unless they are a design within the limits."""
+def _verified(designs: tuple[Increments, ...], limits: tuple[Limits, ...]) -> tuple[Increments, ...]:
+    """The designs; raises unless each is within its limits."""
+    if len(designs) != len(limits):
+        raise ValueError(f"design: got {len(designs)} lists of increments, expected {len(limits)}")
     try:
-        verify(increments, limits)
+        for increments, own in zip(designs, limits, strict=True):
+            verify(increments, own)
     except ArithmeticError as error:
         raise ValueError(f"{error}") from error
-    return increments
+    return designs
 
 
 def check_scale(alpha: float) -> None:
@@ -244,16 +290,16 @@ class VariableLambda(CellSmoothing):
         return Lp(self.p, q=self.q)
 
     @property
-    def limits(self) -> Limits:
-        return power_limits(exact_power(self.p), self._scale, self.q, self.budget)
+    def limits(self) -> tuple[Limits, ...]:
+        return (power_limits(exact_power(self.p), self._scale, self.q, self.budget),)
 
     @property
     def _scale(self) -> Fraction:
         """``min(alpha, 1)``; the part of ``alpha`` above 1 becomes outcomes without information."""
         return min(Fraction(self.alpha), Fraction(1))
 
-    def found_here(self) -> tuple[int, ...]:
-        return _power_increments(exact_power(self.p), self._scale, self.q, self.budget)
+    def found_here(self) -> tuple[Increments, ...]:
+        return (_power_increments(exact_power(self.p), self._scale, self.q, self.budget),)
 
     def num_copies(self, shape: Shape) -> int:
         return max(self.budget, round(self.alpha * self.budget))
@@ -271,44 +317,67 @@ class VariableLambda(CellSmoothing):
 
 
 @lru_cache(maxsize=16)
-def _power_increments(p: Fraction, alpha: Fraction, q: int, budget: int) -> tuple[int, ...]:
+def _power_increments(p: Fraction, alpha: Fraction, q: int, budget: int) -> Increments:
     target = tuple(min(1.0, (k / q) ** float(p) / float(alpha)) for k in range(1, q + 1))
     return find_design(power_limits(p, alpha, q, budget), target, budget)
 
 
 @dataclass(frozen=True)
 class ConcaveSmoothing(CellSmoothing):
-    """Deterministic Variable-Lambda smoothing for any elementwise-concave metric ``d(x, y) = sum g(|x_i - y_i|)``.
+    """Deterministic Variable-Lambda smoothing for any elementwise-concave metric ``d(x, y) = sum g_i(|x_i - y_i|)``.
 
-    Guarantee: the prediction is the same for every input on the grid ``i / q``, ``q = len(g)``, with
-    ``d(x, y) <= radius``. Values k steps apart differ in at most ``floor(budget g(k / q))`` of the ``budget`` votes.
+    Guarantee: the prediction is the same for every input on the grid ``i / q`` with ``d(x, y) <= radius``. Values of
+    feature i that are k steps apart differ in at most ``floor(budget g_i(k / q))`` of the ``budget`` votes.
+
+    One g for each part of an image gives features different weights, or combines threat models: if g is
+    ``(1, ..., 1)`` for some features and ``(1 / q, 2 / q, ..., 1)`` for the others, d is the number of the former that
+    change, by whatever amount, plus the l1 norm of the changes of the latter.
 
     Attributes:
         g: ``g(1 / q), ..., g(1)``, nondecreasing and concave with values in [0, 1]; ``g(0) = 0``. A share
-            ``1 - g(1)`` of the outcomes carries no information.
+            ``1 - g(1)`` of the outcomes carries no information. With ``by``, a tuple of several such, all for one q.
+        by: ``"channel"``, ``"row"``, ``"column"`` or ``"feature"``: what each of several g is for, in this order
+            (features are counted channel by channel, row by row); None if g is the same for all features.
         budget, seed, encoding, coupling, design: see :class:`CellSmoothing`; ``q`` follows from ``g``.
     """
 
-    g: tuple[float, ...]
+    g: tuple[float, ...] | tuple[tuple[float, ...], ...]
+    by: Part | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "g", tuple(float(value) for value in self.g))
-        if self.q not in (255, len(self.g)):
-            raise ValueError(f"q: got {self.q}, expected {len(self.g)}, the number of values of g; or omit it")
-        object.__setattr__(self, "q", len(self.g))
+        if self.by not in (None, *get_args(Part)):
+            raise ValueError(f"by: got {self.by!r}, expected one of {', '.join(get_args(Part))}; or omit it")
+        object.__setattr__(self, "g", _functions(self.g, several=self.by is not None))
+        q = len(self.threat.functions[0])
+        if self.q not in (255, q):
+            raise ValueError(f"q: got {self.q}, expected {q}, the number of values of g; or omit it")
+        object.__setattr__(self, "q", q)
         super().__post_init__()
+        if self.by is not None and self.coupling == "global":
+            raise ValueError("coupling: got 'global', which gives all features one width; with several g, use 'cyclic'")
         _ = self.limits  # checks g
 
     @property
     def threat(self) -> ElementwiseConcave:
-        return ElementwiseConcave(self.g)
+        return ElementwiseConcave(self.g, self.by)
 
     @property
-    def limits(self) -> Limits:
-        return _concave_limits(self.g, self.budget)
+    def parts(self) -> Part | None:
+        return self.by
 
-    def found_here(self) -> tuple[int, ...]:
-        return find_design(self.limits, self.g, self.budget)
+    def check(self, x: Tensor) -> None:
+        super().check(x)
+        self.threat.check_parts(tuple(x.shape[1:]))
+
+    @property
+    def limits(self) -> tuple[Limits, ...]:
+        names = ["g"] if self.by is None else [f"g[{i}]" for i in range(len(self.g))]
+        return tuple(
+            _concave_limits(g, self.budget, name) for g, name in zip(self.threat.functions, names, strict=True)
+        )
+
+    def found_here(self) -> tuple[Increments, ...]:
+        return _concave_increments(self.limits, self.threat.functions, self.budget)
 
     def num_copies(self, shape: Shape) -> int:
         return self.budget
@@ -317,7 +386,33 @@ class ConcaveSmoothing(CellSmoothing):
         return (flips.to(torch.float64) + 1) / self.budget * (1 - 2.0**-40)
 
 
-_concave_limits = lru_cache(maxsize=64)(concave_limits)
+_concave_limits = lru_cache(maxsize=4096)(concave_limits)
+
+
+@lru_cache(maxsize=16)
+def _concave_increments(
+    limits: tuple[Limits, ...], functions: tuple[tuple[float, ...], ...], budget: int
+) -> tuple[Increments, ...]:
+    return tuple(find_design(own, g, budget) for own, g in zip(limits, functions, strict=True))
+
+
+def _functions(g: Any, *, several: bool) -> tuple[float, ...] | tuple[tuple[float, ...], ...]:
+    """``g`` in its canonical form: tuples of floats."""
+    nested = [isinstance(each, Iterable) for each in g]
+    if not several and any(nested):
+        raise ValueError(
+            "g: got several functions, expected numbers; or say what each is for: by='channel', 'row', 'column' or "
+            "'feature'"
+        )
+    if not several:
+        return tuple(float(value) for value in g)
+    if not nested or not all(nested):
+        raise ValueError("g: got numbers, expected one tuple of numbers for each part of an image; or omit by")
+    functions = tuple(tuple(float(value) for value in each) for each in g)
+    if len({len(each) for each in functions}) > 1:
+        lengths = ", ".join(map(str, sorted({len(each) for each in functions})))
+        raise ValueError(f"g: got functions of {lengths} values, expected the same number, q, for each")
+    return functions
 
 
 def root_below(power: Tensor, p: float) -> Tensor:

@@ -1,6 +1,6 @@
 """BitFlipping: turn one bit string into another, one bit per step.
 
-Source: Andrychowicz et al., "Hindsight Experience Replay" (NeurIPS 2017), Section 3.1; dissertation, Section G.2.
+Source: Andrychowicz et al., "Hindsight Experience Replay" (NeurIPS 2017), Section 3.1; dissertation, Appendix G.2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""DriveSeek: steer a vehicle that never stops through many goals (dissertation, Sections 8.5.1 and G.6.4.1)."""
+"""DriveSeek: steer a vehicle that never stops through many goals (dissertation, Section 8.5.1, App. G.6.4.1)."""
 
 from __future__ import annotations
 

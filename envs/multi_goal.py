@@ -54,7 +54,8 @@ def _met(achieved: Any, desired: Any) -> Any:
 def total_reward(rewards: Any, desired: Any) -> Any:
     """Equation G.16: the sum of item rewards ``[..., goals]``, weighted by squared presence: ``[...]``.
 
-    Uses operators only; for tensors, the gradient with respect to the presence is Equation G.17.
+    Uses operators only; for tensors, the gradient with respect to the presence is Equation G.17, with
+    the factor 2 that is missing there.
     """
     return (desired[..., -1] ** 2 * rewards).sum(-1)
 

@@ -1,4 +1,4 @@
-"""NoisySeek: a noisy walk among clusters of goals (dissertation, Sections 8.5.1 and G.6.4.2)."""
+"""NoisySeek: a noisy walk among clusters of goals (dissertation, Section 8.5.1, App. G.6.4.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Baseline agents that need no training: greedy and random (dissertation, Figure 8.4).
+"""Baseline agents that need no training: greedy (dissertation, Figure 8.4 (d)) and random.
 
 A policy maps observations, with any leading dimensions, to actions [..., action]; an observation is a dictionary with
 ``observation`` [..., size] and ``desired_goal`` [..., goals, item + 1].

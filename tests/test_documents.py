@@ -53,6 +53,7 @@ def test_pages_of_code_run_from_top_to_bottom(name: str, tmp_path: Path, monkeyp
     if name == "own_classifier":
         assert (tmp_path / "runs" / "mine" / "rows.tsv").exists()
         assert (module.result.prediction == module.labels).float().mean() > 0.5  # type: ignore[attr-defined]
+        assert module.one_change.float().mean() > 0.5  # type: ignore[attr-defined]
     elif name == "own_method":
         assert module.attacked > 1000  # type: ignore[attr-defined]
     else:

@@ -43,7 +43,7 @@ def test_environments():
 
 
 def test_targets_of_dqn():
-    """Softened in the goal-gradient term alone, with temperature 1/2 (Appendix G.3)."""
+    """Softened in the goal-gradient term alone, with temperature 1/2 (Appendix G.2, Figure G.1)."""
     assert (rl.DQN.temperature, defaults(rl.DQN)["soft_target"]) == (0.5, "gradient")
 
 

@@ -225,6 +225,27 @@ def test_soft_targets_of_dqn(soft_target: Any, temperature: float) -> None:
     assert torch.allclose(value.target[:, 0], hard if soft_target == "gradient" else soft)
 
 
+def test_the_loss_of_dqn_discounts_once() -> None:
+    """G.9 to G.11, without the second gamma that is printed, and only where the reward is low (Eq. 8.9)."""
+    model: Any = agent("DQN", goal_gradient_coef=0.3, temperature=0.5).learn(60)
+    batch = model.replay_buffer.sample(64)
+    batch = batch._replace(dones=(torch.arange(64) % 7 == 0).float()[:, None])
+    low = batch.rewards[:, 0] == -1
+    assert 0 < low.float().mean() < 1
+    goal = batch.next_observations[GOAL].float().requires_grad_()
+    q = model.q_net_target({**batch.next_observations, GOAL: goal})
+    (next_gradient,) = torch.autograd.grad(((q / 0.5).softmax(1) * q).sum(), goal)
+    hard = q.max(1, keepdim=True).values.detach()
+    going_on = 1 - batch.dones
+    goal = batch.observations[GOAL].float().requires_grad_()
+    value = model.q_net({**batch.observations, GOAL: goal}).gather(1, batch.actions.long())
+    (gradient,) = torch.autograd.grad(value.sum(), goal, create_graph=True)
+    error = (gradient - going_on * model.gamma * next_gradient).square().sum(1)
+    plain = F.smooth_l1_loss(value, batch.rewards + going_on * model.gamma * hard)  # as in Stable-Baselines3
+    expected, ours = plain + 0.3 * (error * low).mean(), model._critic_loss(batch, Logs())
+    assert torch.allclose(expected, ours, rtol=1e-5)
+
+
 def test_behaviour_follows_the_soft_policy() -> None:
     model: Any = agent(
         "DQN",
@@ -263,9 +284,30 @@ def test_dense_rewards() -> None:
     expected = 2 * (batch.next_observations["achieved_goal"] - batch.next_observations[GOAL])
     assert torch.allclose(rule.reward_gradient(batch.next_observations), expected)  # type: ignore[arg-type]
     assert (rule.weight(batch.rewards, 0.9, 0.9, None) == 1).all()
-    logs = Logs()
-    model._critic_loss(batch, logs)
-    assert logs.means()["goal_gradient_loss"] > 0
+
+
+@pytest.mark.filterwarnings(ANOTHER)
+def test_dense_rewards_are_equation_8_8() -> None:
+    """Written down directly: the target's gradient is that of the reward plus that of the discounted next value."""
+    rule = GoalGradient(reward=lambda achieved, goal: -(achieved - goal).square().sum(1))
+    model: Any = agent("DDPG", goal_gradient_coef=0.3, goal_gradient=rule).learn(60)
+    batch = model.replay_buffer.sample(64)
+    batch = batch._replace(dones=(torch.arange(64) % 7 == 0).float()[:, None])
+    goal = batch.next_observations[GOAL].clone().requires_grad_()
+    observation = {**batch.next_observations, GOAL: goal}
+    (next_value,) = model.critic_target(observation, model.actor_target(observation))
+    reward = -(batch.next_observations["achieved_goal"] - goal).square().sum(1, keepdim=True)
+    target = reward + (1 - batch.dones) * model.gamma * next_value
+    (target_gradient,) = torch.autograd.grad(target.sum(), goal)
+    goal = batch.observations[GOAL].clone().requires_grad_()
+    (value,) = model.critic({**batch.observations, GOAL: goal}, batch.actions)
+    (gradient,) = torch.autograd.grad(value.sum(), goal, create_graph=True)
+    plain = batch.rewards + (1 - batch.dones) * model.gamma * next_value.detach()
+    expected = F.mse_loss(value, plain) + 0.3 * (gradient - target_gradient).square().sum(1).mean()
+    ours = model._critic_loss(batch, Logs())
+    assert torch.allclose(expected, ours, rtol=1e-5)
+    for one, other in zip(gradients(model, expected), gradients(model, ours), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_only_low_rewards_count() -> None:

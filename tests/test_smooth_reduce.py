@@ -437,3 +437,15 @@ def test_any_classifier_of_chunks_can_be_smoothed(noise):
 def test_errors(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize(("k", "alpha"), [(2, 0.001), (16, 0.001), (9, 0.05)])
+def test_theorem_2_does_not_hold_for_patches_that_fail_together(k, alpha):
+    """Its bound is right for independent failures of k patches, with alpha each; k equal patches fail with alpha."""
+    bound = math.exp(-k * alpha) * (2 * math.e * alpha) ** (k / 2)
+    half = math.ceil(k / 2)
+    independent = sum(math.comb(k, i) * alpha**i * (1 - alpha) ** (k - i) for i in range(half, k + 1))
+    assert independent <= bound
+    together = alpha  # all k votes are wrong, or none is
+    assert bound < together or k == 2
+    assert k != 2 or independent > alpha / k  # Section 2 claims alpha / k

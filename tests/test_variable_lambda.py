@@ -18,12 +18,13 @@ from certify import (
     DeterministicSplittingNoise,
     ElementwiseConcave,
     RandomizedVariableLambda,
+    Smoothed,
     VariableLambda,
     lambda_design,
 )
 from certify.data import load
 from certify.draws import ESTIMATION, Draws
-from certify.lambda_design import design, exact_power, outcomes, power_limits, verify
+from certify.lambda_design import design, exact_power, greedy_design, outcomes, power_limits, verify
 from certify.models import ModelSpec
 from certify.spec import parse_scheme, to_text
 from certify.threats import L1, Lp
@@ -121,7 +122,7 @@ def test_every_feature_meets_every_outcome_once():
 def test_copies_against_the_definition(shape):
     """Bit by bit, copy by copy: the outcome of each feature, and the ends of its cell in half-steps."""
     scheme, images = VariableLambda(0.5, alpha=1.5, q=7, budget=20, seed=4), 3
-    listed, total = outcomes(scheme.increments()), scheme.num_copies(shape)
+    listed, total = outcomes(scheme.designs()[0]), scheme.num_copies(shape)
     levels = torch.randint(0, 8, (images, *shape), generator=torch.Generator().manual_seed(0))
     starts = np.random.RandomState(4).randint(0, total, size=shape)
     expected = torch.empty(images, total, 2 * shape[0], *shape[1:])
@@ -276,13 +277,18 @@ def test_schemes_read_back_from_their_text():
 def another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on, the solver finds a coarser design."""
     for kind in (VariableLambda, ConcaveSmoothing):
-        monkeypatch.setattr(kind, "found_here", lambda self: (1,) + (0,) * (self.q - 1))
+        monkeypatch.setattr(kind, "found_here", lambda self: tuple((1,) + (0,) * (self.q - 1) for _ in self.limits))
 
 
-SCHEMES_WITH_DESIGN = [VariableLambda(0.5, alpha=2, budget=30), ConcaveSmoothing(g=tuple(i / 60 for i in range(1, 61)))]
+STEADY = tuple(i / 60 for i in range(1, 61))
+SCHEMES_WITH_DESIGN = [
+    VariableLambda(0.5, alpha=2, budget=30),
+    ConcaveSmoothing(g=STEADY),
+    ConcaveSmoothing(g=(STEADY, (1.0,) * 60, *(tuple(value / i for value in STEADY) for i in range(2, 8))), by="row"),
+]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES_WITH_DESIGN, ids=lambda scheme: type(scheme).__name__)
+@pytest.mark.parametrize("scheme", SCHEMES_WITH_DESIGN, ids=["VariableLambda", "ConcaveSmoothing", "several"])
 def test_a_checkpoint_carries_its_design_to_other_machines(scheme, monkeypatch, tmp_path):
     """The base classifier meets the copies it was trained on, wherever it is certified."""
     model = ModelSpec("mnist_cnn", 2, 10, 8)
@@ -406,7 +412,7 @@ def test_every_coupling_splits_each_feature_equally_often(coupling, alpha):
     for i, j in itertools.combinations(range(7), 2):
         differ = (seen[i] != seen[j]).view(copies, 2, 2, 2, 2).any(1).sum(0)
         assert (differ == differ[0, 0, 0]).all()
-        assert differ.max() <= scheme.limits[j - i]
+        assert differ.max() <= scheme.limits[0][j - i]
         assert Fraction(int(differ.max()), 20) <= Fraction(1) / min(Fraction(1), Fraction(alpha))
 
 
@@ -468,6 +474,93 @@ def test_metrics_that_are_not_concave_are_refused(g, message):
         ConcaveSmoothing(g)
     with pytest.raises(ValueError, match="q: got 7, expected 2"):
         ConcaveSmoothing((0.2, 0.4), q=7)
+
+
+SEVERAL = ((0.3, 0.6), (1.0, 1.0), (0.0, 0.0), (0.5, 0.5))
+
+
+@pytest.mark.parametrize("coupling", ["cyclic", "permuted"])
+@pytest.mark.parametrize(("by", "shape"), [("channel", (4, 1, 2)), ("row", (2, 4, 1)), ("column", (1, 3, 4))])
+def test_each_part_of_an_image_has_the_copies_of_its_own_metric(by, shape, coupling):
+    options = {"budget": 10, "seed": 3, "coupling": coupling}
+    x = torch.randint(0, 3, (3, *shape), generator=torch.Generator().manual_seed(1)) / 2
+    index = torch.arange(10)[None]
+    scheme = ConcaveSmoothing(SEVERAL, by=by, **options)
+    copies = scheme.copies(x, index).unflatten(2, (2, -1))
+    axis = {"channel": 3, "row": 4, "column": 5}[by]
+    for i, g in enumerate(SEVERAL):
+        own = ConcaveSmoothing(g, **options).copies(x, index).unflatten(2, (2, -1))
+        assert torch.equal(copies.select(axis, i), own.select(axis, i))
+    named = {each: k for k, each in enumerate(SEVERAL)}
+    by_feature = torch.arange(4).view([-1 if i == axis - 3 else 1 for i in range(3)]).expand(shape).flatten()
+    same = ConcaveSmoothing(tuple(SEVERAL[named[SEVERAL[i]]] for i in by_feature.tolist()), by="feature", **options)
+    assert torch.equal(same.copies(x, index).unflatten(2, (2, -1)), copies)
+    y = torch.randint(0, 3, (3, *shape), generator=torch.Generator().manual_seed(2)) / 2
+    assert torch.equal(same.threat.distance(x, y), scheme.threat.distance(x, y))
+
+
+def test_distance_with_one_metric_for_each_part():
+    threat = ElementwiseConcave(((0.5, 1.0), (0.25, 0.375)), by="column")
+    x, y = torch.tensor([[[[0.0, 0.5], [1.0, 1.0]]]]), torch.tensor([[[[0.5, 0.5], [0.0, 0.0]]]])
+    assert threat.distance(x, y).tolist() == [0.5 + 1.0 + 0.375]
+    assert str(threat) != str(ElementwiseConcave(threat.g, by="row"))
+    assert str(threat).endswith("(q=2, one g for each of 2 columns)")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"g": SEVERAL}, "got several functions, expected numbers"),
+        ({"g": (0.5, 1.0), "by": "row"}, "got numbers, expected one tuple of numbers for each part"),
+        ({"g": (), "by": "row"}, "got numbers, expected one tuple"),
+        ({"g": ((0.5,), (0.5, 1.0)), "by": "row"}, "got functions of 1, 2 values, expected the same number"),
+        (
+            {"g": ((0.5, 1.0), (0.1, 0.3)), "by": "row"},
+            r"g\[1\]: got values that are not nondecreasing and concave at 1/2",
+        ),
+        ({"g": SEVERAL, "by": "pixel"}, "by: got 'pixel', expected one of channel, row, column, feature"),
+        ({"g": SEVERAL, "by": "row", "coupling": "global"}, "'global', which gives all features one width"),
+        ({"g": SEVERAL, "by": "row", "q": 3}, "q: got 3, expected 2"),
+        ({"g": SEVERAL, "by": "row", "design": ((1, 0),)}, "design: got 1 lists of increments, expected 4"),
+    ],
+)
+def test_metrics_of_parts_that_fit_nothing_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ConcaveSmoothing(**options).designs()
+
+
+def test_as_many_metrics_as_parts():
+    smoothed = Smoothed(lambda copies: copies.flatten(1)[:, :3], ConcaveSmoothing(SEVERAL, by="channel", budget=10), 3)
+    with pytest.raises(
+        ValueError, match=r"g: got 4 functions, expected 2, one for each channel of images of shape \(2, 2"
+    ):
+        smoothed.certify(torch.zeros(1, 2, 2, 2))
+    assert smoothed.certify(torch.zeros(1, 4, 2, 2)).radius.item() > 0
+
+
+def test_metrics_of_parts_as_text():
+    scheme = ConcaveSmoothing(SEVERAL, by="channel", budget=10)
+    assert parse_scheme(to_text(scheme)) == scheme
+    assert scheme.with_design(scheme.stored_design()).designs() == scheme.designs()
+    for stored in ([1, 0], [[1, 0]], [[1, 0]] * 3 + [[9, 9]], "designs"):
+        with pytest.raises(ValueError, match="design: got"):
+            scheme.with_design(stored)
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=12), st.integers(1, 60))
+def test_greedy_designs_are_closer_than_equation_c_69(steps, budget):
+    """Rounding down the w_j of Theorem 4.3 (c) leaves less than (q^2 + q) / (2 B); a greedy design less than q / B."""
+    falling = sorted(steps, reverse=True)
+    total, q = max(1, sum(falling)), len(falling)
+    g = [Fraction(each, total) for each in itertools.accumulate(falling)]
+    slopes = [after - before for before, after in itertools.pairwise([Fraction(0), *g])]
+    w = [math.floor(budget * (own - below)) for own, below in zip(slopes, [*slopes[1:], Fraction(0)], strict=True)]
+    rounded = list(itertools.accumulate(sum(w[k:]) for k in range(q)))
+    greedy = list(itertools.accumulate(greedy_design((0, *(math.floor(budget * each) for each in g)))))
+    for exact, down, ours in zip(g, rounded, greedy, strict=True):
+        assert down <= ours <= budget * exact
+        assert 2 * (budget * exact - down) < q * q + q
+        assert budget * exact - ours < q
 
 
 def test_distance_in_a_concave_metric():

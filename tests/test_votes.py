@@ -155,6 +155,7 @@ def test_leader_and_gap(counts, leader, gap):
 def test_threshold_votes_may_go_to_none_or_several():
     logits = torch.tensor([[0.5, 0.5, 0.0], [0.34, 0.33, 0.33], [1.0, 0.0, 0.0]]).log()
     assert ThresholdVote(0.4)(logits).tolist() == [[True, True, False], [False] * 3, [True, False, False]]
+    assert ThresholdVote(0.5)(torch.zeros(1, 2)).tolist() == [[False, False]]  # not above 1/2
     base = lambda copies: logits[:1].expand(len(copies), 3)  # noqa: E731
     smoothed = Smoothed(base, DeterministicSplittingNoise(0.5), 3, vote=ThresholdVote(0.4))
     votes = smoothed.votes(images(2))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from certify import (
     BandAblation,
+    ConcaveSmoothing,
     DoubleMasking,
     GaussianNoise,
     MultiBlockAblation,
@@ -53,6 +54,7 @@ MORE = [
     VariableLambda(0.5, alpha=2, budget=40),
     VariableLambda(0.5, budget=20, coupling="permuted"),
     VariableLambda(0.5, budget=20, coupling="global"),
+    ConcaveSmoothing(tuple(tuple(k / 255 / i for k in range(1, 256)) for i in range(1, 9)), by="row", budget=20),
     RandomizedVariableLambda(0.5, alpha=2),
     WassersteinNoise(sigma=0.01),
     WassersteinNoise(sigma=0.01, noise="uniform"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from certify.ablation import touched_shares
 from certify.poisoning import certificates
 from certify.poisoning.certificates import certify_counts, certify_finite, certify_run_off, count_votes
 
@@ -182,3 +184,12 @@ def test_run_off_may_overturn_the_plurality():
 def test_wrong_votes_are_refused(call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call()
+
+
+def test_retaining_labels_at_random_poisons_hardly_fewer_models():
+    """App. F.3: r flipped labels reach the share F.11 of models that see s of m labels at random, or F.12 of m / s."""
+    assert round(float(touched_shares(60_000, 50)[200]), 3) == 0.154
+    assert round(200 * 50 / 60_000, 3) == 0.167
+    for m, s in ((12, 3), (20, 4), (60, 5)):
+        for r, at_random in enumerate(touched_shares(m, s)):
+            assert at_random <= Fraction(r * s, m)

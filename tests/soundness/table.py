@@ -336,6 +336,16 @@ TOYS: tuple[Toy, ...] = (
     _variable(
         "logarithm", ConcaveSmoothing(tuple(math.log1p(k) / math.log(16) for k in (1, 2, 3)), budget=30), (1, 1, 3)
     ),
+    _variable(
+        "one g for each column",
+        ConcaveSmoothing(((0.5, 0.5, 0.5), (0.2, 0.4, 0.6), (0.4, 0.7, 0.9)), by="column", budget=10),
+        (1, 1, 3),
+    ),
+    _variable(
+        "changes in one channel, l1 in the other",
+        ConcaveSmoothing(((1, 1), (0.5, 1)), by="channel", budget=8, coupling="permuted"),
+        (2, 1, 2),
+    ),
     _random_cells("p = 1/2", RandomizedVariableLambda(0.5, alpha=2, q=2), (1, 1, 3)),
     _random_cells("alpha < 1", RandomizedVariableLambda(0.75, alpha=0.9, q=5), (1, 1, 2)),
     _random_cells("centre", RandomizedVariableLambda(0.5, alpha=2, q=3, encoding="centre"), (1, 1, 2)),
