@@ -66,13 +66,14 @@ def name_of(base_classifier: BaseClassifier) -> str:
     return f"{type(module).__name__} {digest.hexdigest()[:16]}"
 
 
-def parameters_of(base_classifier: BaseClassifier) -> str | None:
-    """The first digits of a checksum of the parameters of the modules that are found in a classifier.
+def state_of(base_classifier: BaseClassifier) -> str | None:
+    """The first digits of a checksum of the parameters and buffers of the modules that are found in a classifier.
 
-    Other than buffers and attributes, they do not change when the classifier runs. None if there are none.
+    None if there are none.
     """
     modules = referred_modules(base_classifier)
-    pieces = [f"{name} ".encode() + _array_bytes(value) for each in modules for name, value in each.named_parameters()]
+    states = [(*each.named_parameters(), *each.named_buffers()) for each in modules]
+    pieces = [f"{name} ".encode() + _array_bytes(value) for state in states for name, value in state]
     digest = hashlib.sha256()
     for piece in pieces:
         digest.update(piece)

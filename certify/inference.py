@@ -235,6 +235,16 @@ def good_batch_size(base_classifier: BaseClassifier, copy: Tensor, inputs: int =
     return max(1, low // inputs, min(high // inputs, 1 << max(0, fitting.bit_length() - 1)))
 
 
+def _lists_by_mask(base_classifier: BaseClassifier) -> bool:
+    """Whether a classifier has a network for each set of hidden values, and accepts these sets only."""
+    return any(getattr(part, "lists_by_mask", False) for part in _modules(base_classifier))
+
+
+def _hidden_alike(kept: Tensor, others: Tensor) -> Tensor:
+    """``others``, with the values hidden that are hidden in ``kept``, and no more: 0 marks a hidden value."""
+    return torch.where(kept == 0, 0.0, torch.where(others == 0, 0.5, others))
+
+
 def check_independence(base_classifier: BaseClassifier, copies: Tensor, rows: int) -> None:
     """Raise if scores are random, or if those of a copy depend, even in a single bit, on the rest of its batch.
 
@@ -252,13 +262,13 @@ def check_independence(base_classifier: BaseClassifier, copies: Tensor, rows: in
     noise = torch.rand((rows, *copies.shape[1:]), generator=generator).to(copies)
     own = copies[torch.arange(rows, device=copies.device) % len(copies)]
 
-    by_mask = any(getattr(part, "lists_by_mask", False) for part in _modules(base_classifier))
+    by_mask = _lists_by_mask(base_classifier)
     number = torch.arange(rows, device=copies.device)
     odd, *further = _halves(number) if rows > 1 else [number < 0]
 
     def scores(kept: Tensor, others: Tensor, replaced: Tensor) -> Tensor | None:
-        if by_mask:  # 0 marks a hidden value: hidden values stay hidden, and no others become hidden
-            others = torch.where(kept == 0, 0.0, torch.where(others == 0, 0.5, others))
+        if by_mask:
+            others = _hidden_alike(kept, others)
         batch = torch.where(replaced.view(-1, *[1] * (kept.ndim - 1)), others, kept)
         try:
             return base_classifier(batch).nan_to_num()
@@ -286,11 +296,48 @@ def check_independence(base_classifier: BaseClassifier, copies: Tensor, rows: in
                     "base classifier: got different scores for the same batch, so they are random (dropout or noise in "
                     "a function?); call .eval() on the model, pass the module itself, or fix the seed"
                 )
-            raise ValueError(
-                "base classifier: the scores of a copy depend on the other copies in its batch (training mode inside a "
-                "wrapping function, or values quantized by the range of the batch?); call .eval() on the model, pass "
-                "the module itself, or use batch_size=1, which scores each copy alone"
-            )
+            raise ValueError(DEPENDENT)
+
+
+def others_matter(base_classifier: BaseClassifier, rows: Tensor, scores: Tensor, others: Tensor) -> Tensor:
+    """Whether the scores of the even rows change, even in a single bit, if the odd ones are replaced: bool ``[]``.
+
+    The short form of :func:`check_independence` for batches that are scored anyway: what depends on the batch may show
+    only for some images, for example where a model stops early if all rows are confident. Noise is put in the places of
+    the odd rows, and copies in every second of them; only copies if the classifier does not accept anything else.
+
+    Args:
+        rows: a batch of copies, ``[N, C', H, W]``.
+        scores: what the classifier returned for it.
+        others: a few other copies, ``[M, C', H, W]``.
+    """
+    number = torch.arange(len(rows), device=rows.device)
+    copies = others[number // 4 % len(others)]
+    noise = torch.rand(rows.shape[1:], generator=torch.Generator().manual_seed(0)).to(rows)
+    mixed = torch.where(_like(number % 4 == 1, rows), noise, copies)
+    for replaced in (mixed, copies):
+        if _lists_by_mask(base_classifier):
+            replaced = _hidden_alike(rows, replaced)
+        try:
+            again = base_classifier(torch.where(_like(number % 2 == 1, rows), replaced, rows))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            continue
+        return (again[::2].nan_to_num() != scores[::2].to(again.device).nan_to_num()).any()
+    return torch.zeros((), dtype=torch.bool)
+
+
+def _like(chosen: Tensor, rows: Tensor) -> Tensor:
+    """Which rows are chosen, bool ``[N]``, with as many dimensions as the rows."""
+    return chosen.view(-1, *[1] * (rows.ndim - 1))
+
+
+DEPENDENT = (
+    "base classifier: the scores of a copy depend on the other copies in its batch (training mode inside a wrapping "
+    "function, values quantized by the range of the batch, or a shortcut that depends on all rows?); call .eval() on "
+    "the model, pass the module itself, or use batch_size=1, which scores each copy alone"
+)
 
 
 def check_rows(rule: Callable[[Tensor], Tensor], num_classes: int) -> None:

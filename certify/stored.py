@@ -94,6 +94,8 @@ def _check_shards(folder: Path) -> None:
     shards = sorted(
         path for path in folder.glob("config-*.json") if re.fullmatch(r"config-\d+-of-\d+\.json", path.name)
     )
+    if (folder / "config.json").exists():
+        _check_tables_have_configs(folder, {path.stem.removeprefix("config-") for path in shards})
     first, *others = [path for path in (folder / "config.json", *shards) if path.exists()] or [folder]
     for other in others:
         there, here = (dict(read_json(path), provenance=None) for path in (other, first))
@@ -101,6 +103,20 @@ def _check_shards(folder: Path) -> None:
             raise ValueError(
                 f"{other}: this shard was made with {what} as in {first.name}; results of different settings never go "
                 "into one folder, put the files of this shard into another"
+            )
+
+
+def _check_tables_have_configs(folder: Path, configured: set[str]) -> None:
+    """Raise if a table of a shard was copied here without its configuration: config.json may be that of another run.
+
+    A shard that starts writes its configuration before its tables.
+    """
+    for path in sorted(folder.glob("*-of-*.tsv")):
+        table = re.fullmatch(r"(?:rows|votes)-(\d+-of-\d+)", path.stem)
+        if table is not None and table[1] not in configured and not (folder / f"config-{table[1]}.json").exists():
+            raise ValueError(
+                f"{path}: got no config-{table[1]}.json, which says how this shard was made; copy it here from the "
+                "folder where the shard was made, or certify the shard again"
             )
 
 

@@ -289,3 +289,33 @@ def test_another_version_of_a_model_does_not_continue_a_run(own, tmp_path, capsy
         with pytest.raises(SystemExit):
             cli.run(script.main, script.Args, prog, words)
         assert "model_code = " in capsys.readouterr().err
+
+
+class Dithered(torch.nn.Module):
+    """Has random thresholds outside its state dictionary; with ``seed``, always the same."""
+
+    def __init__(self, channels, classes, size, seed=None):
+        super().__init__()
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        self.thresholds = torch.rand(channels, *size, generator=generator)
+        self.last = torch.nn.Linear(channels * size[0] * size[1], classes)
+
+    def forward(self, x):
+        return self.last((x > self.thresholds).float().flatten(1))
+
+
+def test_networks_that_no_checkpoint_determines_are_refused(monkeypatch, tmp_path):
+    def train(folder, name):
+        train_script.main(train_script.Args(tmp_path / folder, model=name, scheme=scheme, data="digits", epochs=1))
+
+    scheme = "DeterministicAblation(alpha=5)"
+    for name, network in (("dithered", Dithered), ("fixed", partial(Dithered, seed=0))):
+        monkeypatch.setitem(models.own_models, name, network)
+        monkeypatch.setitem(models.MODELS, name, network)
+    with pytest.raises(ValueError, match="got dithered, which is another network each time it is built"):
+        train("refused", "dithered")
+    train("m", "fixed")
+    load_checkpoint(tmp_path / "m")
+    monkeypatch.setitem(models.MODELS, "fixed", Dithered)
+    with pytest.raises(ValueError, match=r"model.safetensors: model: got fixed, which is another network each time"):
+        load_checkpoint(tmp_path / "m")

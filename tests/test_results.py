@@ -310,6 +310,19 @@ def test_shards_of_different_settings_are_told_apart_when_they_are_copied_togeth
         start(tmp_path / "here", shard=(1, 2), resume=True, config=CONFIG | {"seed": 1})
 
 
+@pytest.mark.parametrize("table", ["rows", "votes"])
+def test_shards_that_are_copied_without_their_configuration_are_refused(tmp_path, table):
+    """config.json is that of other results, and would decide what these votes certify."""
+    start(tmp_path / "here", shard=(0, 2), rows=[0, 2])
+    start(tmp_path / "there", shard=(1, 2), rows=[1, 3], config=CONFIG | {"seed": 1})
+    shutil.copy(tmp_path / "there" / f"{table}-1-of-2.tsv", tmp_path / "here")
+    for read in (read_config, read_votes, read_rows):
+        with pytest.raises(ValueError, match=rf"{table}-1-of-2.tsv: got no config-1-of-2.json, which says how"):
+            read(tmp_path / "here")
+    with pytest.raises(ValueError, match=r"got no config-1-of-2.json"):
+        start(tmp_path / "here", shard=(0, 2), resume=True)
+
+
 def test_run_may_go_on_with_other_shards(tmp_path):
     start(tmp_path, shard=(0, 2), rows=[0, 2])
     assert start(tmp_path, resume=True, rows=[1, 3]) == {0, 2}

@@ -31,6 +31,7 @@ from certify import (
     SmoothReduce,
     SplittingNoise,
     ThresholdVote,
+    Undefended,
     UniformNoise,
     WassersteinNoise,
     metrics,
@@ -112,7 +113,8 @@ def test_selection_and_estimation_samples_are_disjoint():
 
     x = torch.full((1, 1, 8, 8), 255, dtype=torch.uint8)
     Smoothed(base, RandomizedAblation(20), 2, n0=32, n=32, batch_size=32).votes(x)
-    selection, estimation = seen[-2], seen[-1]
+    selection, estimation, checked = seen[-3:]  # the estimation samples are scored again, beside others
+    assert torch.equal(checked[::2], estimation[::2])
     assert not (selection[:, None] == estimation[None]).all(-1).any()
 
 
@@ -730,8 +732,47 @@ def test_a_classifier_is_checked_once():
     smoothed.votes(images(1))
     first = len(sizes)
     smoothed.votes(images(1))
-    assert len(sizes) - first == 2
-    assert first == 2 + 1 + (9 + 3) + (9 + 7)  # scores, a first look, the batches of 16 to come
+    assert len(sizes) - first == 2 + 1  # one is scored again beside others
+    assert first == 2 + 1 + (9 + 3) + (9 + 7) + 1  # scores, a first look, the batches of 16 to come, one again
+
+
+def shortcut(copies: torch.Tensor) -> torch.Tensor:
+    """Looks at copies a second time, and comes to another conclusion, unless all of them are bright."""
+    bright = copies[:, 0].flatten(1).mean(1)
+    scores = torch.stack((bright, 1 - bright), 1)
+    return scores if (bright > 0.6).all() else scores.flip(1)
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("scheme", [DeterministicSplittingNoise(0.5), RandomizedAblation(60)], ids=str)
+def test_shortcuts_that_depend_on_the_batch_are_found_where_they_show(scheme, together):
+    """The first images do not show them, so the classifier is accepted."""
+    dark, bright = torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.full((3, 1, 8, 8), 255, dtype=torch.uint8)
+    smoothed = Smoothed(shortcut, scheme, 2, n0=16, n=16)
+    calls = [torch.cat((dark, bright))] if together else [x[None] for x in (*dark, *bright)]
+    with pytest.raises(ValueError, match=r"depend on the other copies in its batch.* It showed for these images only"):
+        [smoothed.certify(x) for x in calls]
+    smoothed = Smoothed(shortcut, scheme, 2, n0=16, n=16, batch_size=1)
+    assert smoothed.certify(bright).prediction.tolist() == [0] * 3
+
+
+def test_images_in_another_memory_format_have_the_same_votes():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(576, 5))
+    seen = []
+
+    def base(copies: torch.Tensor) -> torch.Tensor:
+        seen.append(copies.is_contiguous())
+        return model(copies)
+
+    x = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    for scheme in (Undefended(), SplittingNoise(0.5)):
+        smoothed = Smoothed(base, scheme, 5, n0=8, n=8)
+        smoothed.votes(x)
+        seen.clear()
+        smoothed.votes(x.to(memory_format=torch.channels_last))
+        smoothed.votes(x.permute(3, 1, 2, 0).contiguous().permute(3, 1, 2, 0))
+        assert all(seen)
 
 
 def test_probabilities_are_not_scores():

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from certify.checks import check_integer
 from certify.poisoning.certificates import certify_counts, certify_finite, certify_run_off, count_votes
-from certify.poisoning.learner import Learner, Part, State, rank_classes
+from certify.poisoning.learner import Learner, Part, State, rank_classes, seeded
 from certify.poisoning.partition import Partitioner, sample_keys, spread_buckets
 from certify.scheme import Certified
 from certify.threats import PoisoningThreat, TrainingSamples, TrainingSet
@@ -135,11 +135,14 @@ class Ensemble:
         covers: groups of consecutive indices, as here.
         """
         check_integer("at_once", at_once, 1)
-        options = {"num_classes": self.num_classes, "device": torch.device(device)}
+        options: dict[str, Any] = {"num_classes": self.num_classes, "device": torch.device(device)}
         if at_once == 1:
-            return [self.learner.fit(part, **options) for part in parts]
-        groups = [parts[i : i + at_once] for i in range(0, len(parts), at_once)]
-        return [state for group in groups for state in self.learner.fit_many(group, **options)]
+            return [self.learner.fit_one(part, **options) for part in parts]
+        states = []
+        for group in (parts[i : i + at_once] for i in range(0, len(parts), at_once)):
+            with seeded(group[0].seed, options["device"]):
+                states += self.learner.fit_many(group, **options)
+        return states
 
     def check_certificate(self, method: str, threat: PoisoningThreat | None = None) -> PoisoningThreat:
         """Raise unless :meth:`certify` has a certificate for these arguments; returns its threat model."""

@@ -35,7 +35,7 @@ from certify.poisoning.network import Network
 from certify.poisoning.partition import PARTITIONERS, Partitioner
 from certify.results import claim_config
 from certify.sources import code_of
-from certify.training.checkpoint import read_tensors, tensor_bytes
+from certify.training.checkpoint import read_tensors, seal_of, tensor_bytes
 
 LEARNERS: dict[str, type] = {kind.__name__: kind for kind in (Network, NearestNeighbors, ClusterLabels)}
 OnGroup = Callable[[int], None]  # called with the number of models after every group
@@ -213,7 +213,7 @@ class Job:
             if not path(group).exists():
                 unfinished.append(group)
                 continue
-            self._read(path(group), inputs, None if parts is None else [parts[i] for i in group])
+            self._read(path(group), group, inputs, None if parts is None else [parts[i] for i in group])
             if on_group is not None:
                 on_group(len(group))
         return unfinished
@@ -237,7 +237,7 @@ class Job:
     def states(self, group: range) -> list[State]:
         """The trained models of a group."""
         states: dict[int, State] = {i: {} for i in group}
-        for name, tensor in self._read(self._models(group)).items():
+        for name, tensor in self._read(self._models(group), group).items():
             i, _, own = name.partition("/")
             states[int(i)][own] = tensor
         return [states[i] for i in group]
@@ -265,14 +265,14 @@ class Job:
         claim_config(self.folder / name / "votes.json", {"inputs": inputs, "environment": environment})
         path = partial(self._votes, name)
         groups = self._unfinished(shard, path, on_group, inputs=inputs)
-        tasks = (self.states(group) for group in groups)
+        tasks = ((self.states(group), self._models_checksum(group)) for group in groups)
         header = {"identity": self.identity, "inputs": inputs}
         self._run(executor, _voted, (self.ensemble, x, header, environment), tasks, groups, path, on_group)
 
     def rankings(self, name: str) -> Tensor:
         """The stored rankings of all models, ``[size, B, C]``."""
         inputs = self.voted(name)
-        return torch.cat([self._read_votes(self._votes(name, group), inputs) for group in self.groups])
+        return torch.cat([self._read(self._votes(name, group), group, inputs)["rankings"] for group in self.groups])
 
     def voted(self, name: str) -> dict[str, Any]:
         """The ``inputs`` of :meth:`vote` for the votes in folder ``name``."""
@@ -287,10 +287,15 @@ class Job:
     def _votes(self, name: str, group: range) -> Path:
         return self.folder / name / f"votes-{group.start:05d}.safetensors"
 
-    def _read_votes(self, path: Path, inputs: dict[str, Any]) -> Tensor:
-        return self._read(path, inputs)["rankings"]
+    def _models_checksum(self, group: range) -> str | None:
+        """The checksum of a group's models; None if they are not on disk."""
+        path = self._models(group)
+        return seal_of(path) if path.exists() else None
 
-    def _read(self, path: Path, inputs: dict[str, Any] | None = None, parts: list[Part] | None = None) -> State:
+    def _read(
+        self, path: Path, group: range, inputs: dict[str, Any] | None = None, parts: list[Part] | None = None
+    ) -> State:
+        """The tensors in the file of a group, which is checked."""
         if not path.exists():
             raise FileNotFoundError(f"{path}: does not exist yet; resume training and voting of this ensemble first")
         tensors, header = read_tensors(path)
@@ -298,6 +303,9 @@ class Job:
             raise ValueError(f"{path}: does not belong to the ensemble of {self.folder / 'ensemble.json'}; remove it")
         if header.get("inputs", inputs) != inputs:
             raise ValueError(f"{path}: holds votes on {header['inputs']}, not on {inputs}; remove it")
+        voters, models = header.get("models"), self._models_checksum(group)  # earlier versions stored none
+        if None not in (voters, models) and voters != models:
+            raise ValueError(f"{path}: holds votes of other models than {self._models(group)}; remove it to vote again")
         if parts is not None and "parts" not in header:
             raise ValueError(f"{path}: was made by an earlier version, without a checksum of its samples; retrain it")
         if parts is not None and header["parts"] != _parts_checksum(parts):
@@ -326,14 +334,17 @@ def _parts_checksum(parts: list[Part]) -> str:
     return digest.hexdigest()
 
 
-def _voted(shared: tuple[Ensemble, Tensor, dict[str, Any], dict[str, Any]], states: list[State]) -> bytes:
+def _voted(
+    shared: tuple[Ensemble, Tensor, dict[str, Any], dict[str, Any]], task: tuple[list[State], str | None]
+) -> bytes:
     """The file of the votes of a group: a task of :meth:`Job.vote`."""
     ensemble, x, header, environment = shared
+    states, models = task
     device = environment["device"]
     with same_environment(environment):
         moved = [{name: tensor.to(device) for name, tensor in state.items()} for state in states]
         rankings = ensemble.rankings(moved, x)
-    return tensor_bytes({"rankings": rankings}, header)
+    return tensor_bytes({"rankings": rankings}, header | {"models": models})
 
 
 def images_checksum(images: Tensor) -> str:

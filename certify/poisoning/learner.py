@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +37,9 @@ class Learner(ABC):
     """A training algorithm. Subclasses are frozen dataclasses.
 
     Soundness requires one thing: model i must be a function of its own part (and of the environment), bit for bit.
-    Nothing about it, not even the shape of a computation, may depend on the contents of other parts.
+    Nothing about it, not even the shape of a computation, may depend on the contents of other parts. Random numbers
+    come from ``part.seed``; for code that draws from the global generators of torch, NumPy or Python, these start from
+    it, too (:func:`seeded`).
 
     Attributes:
         own: learners defined outside this package, which texts may name, too.
@@ -62,7 +67,28 @@ class Learner(ABC):
 
     def fit_many(self, parts: Sequence[Part], *, num_classes: int, device: torch.device) -> list[State]:
         """Train on several parts at once. By default one after the other."""
-        return [self.fit(part, num_classes=num_classes, device=device) for part in parts]
+        return [self.fit_one(part, num_classes=num_classes, device=device) for part in parts]
+
+    def fit_one(self, part: Part, *, num_classes: int, device: torch.device) -> State:
+        """:meth:`fit`, with all global random number generators started from the seed of the part."""
+        with seeded(part.seed, device):
+            return self.fit(part, num_classes=num_classes, device=device)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Within this context, the global generators of torch, NumPy and Python start from ``seed``; then they go on as if
+    nothing had been drawn."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what code of others may draw from
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            torch.manual_seed(seed)
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
 
 
 def rank_classes(scores: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from certify.checks import check_integer
 from certify.images import to_float
 from certify.inference import deterministic, exact_gradients, exact_inference
-from certify.models import MODELS
-from certify.poisoning.learner import Learner, Part, State
+from certify.models import MODELS, own_models
+from certify.poisoning.learner import Learner, Part, State, seeded
 from certify.poisoning.neighbors import fixed_batches
 from certify.training import SCHEDULES
 from certify.training.augment import crop_and_flip
@@ -72,6 +72,8 @@ class Network(Learner):
                 f"learner: {self.model} cannot be trained on {self.batch_size} inputs of shape {tuple(shape)} at once "
                 f"({str(error).splitlines()[0]}); choose another model or batch_size"
             ) from error
+        if self.model in own_models:
+            self._check_repeats(shape, num_classes)
 
     def fit(self, part: Part, *, num_classes: int, device: torch.device) -> State:
         batches = _Batches.of([part], self, device)[0]
@@ -107,6 +109,27 @@ class Network(Learner):
         with torch.device(device):
             return MODELS[self.model](channels, num_classes, (height, width))
 
+    def _seeded_build(self, images: Tensor, num_classes: int, seed: int) -> nn.Module:
+        """The untrained architecture, a function of the seed."""
+        with seeded(seed, torch.device("cpu")):
+            return self._build(images, num_classes)
+
+    def _check_repeats(self, shape: tuple[int, ...], num_classes: int) -> None:
+        """Raise if a user's architecture draws random numbers that do not follow from the seed."""
+        images = as_images(torch.rand((self.batch_size, *shape), generator=torch.Generator().manual_seed(0)))
+        runs = []
+        for _ in range(2):
+            module = self._seeded_build(images, num_classes, 1).train()
+            with seeded(1, torch.device("cpu")), exact_gradients():
+                scores = module(images)
+            runs.append([scores.detach(), *module.state_dict().values()])
+        if not all(torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(*runs, strict=True)):
+            raise ValueError(
+                f"model: got {self.model}, which differs from one time to the next with the same seed, so that a model "
+                "would depend on more than its part; draw from torch's, NumPy's or Python's global generator, which "
+                "are seeded"
+            )
+
     def _skeleton(self, images: Tensor, num_classes: int, *, training: bool) -> nn.Module:
         """The architecture, without memory allocated for its parameters."""
         skeleton = self._build(images, num_classes, "meta").train(training)
@@ -127,9 +150,7 @@ class Network(Learner):
     def _initial(self, part: Part, num_classes: int, device: torch.device) -> State:
         """The untrained model of a part."""
         images = as_images(part.samples)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(part.seed)
-            module = self._build(images, num_classes)
+        module = self._seeded_build(images, num_classes, part.seed)
         mean, std = normalization(images)
         state = {"constant.mean": mean, "constant.std": std}
         state |= {f"parameter.{name}": tensor.detach() for name, tensor in module.named_parameters()}

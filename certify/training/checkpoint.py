@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from certify.files import write_atomically
+from certify.identity import name_of
 from certify.models import DenoisedSpec, ModelSpec, own_models, read_spec
 from certify.scheme import Scheme
 from certify.sources import code_of
@@ -70,6 +71,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, header
 
 
+def seal_of(path: Path) -> str | None:
+    """The checksum that a file was written with, without reading its tensors; None for files of earlier versions."""
+    with safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {})["json"]).get(_SEAL)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A trained base classifier and what it was trained for.
@@ -91,6 +98,30 @@ def model_code(name: str, module: nn.Module) -> str | None:
     """A checksum of the code of a user's architecture (:func:`~certify.models.register_model`); None for architectures
     of this package, which the package version identifies."""
     return code_of([own_models.get(name), *(type(part) for part in module.modules())])
+
+
+def check_determined(model: ModelSpec | DenoisedSpec, module: nn.Module) -> None:
+    """Raise unless a state dictionary determines a user's architecture: a checkpoint would stand for several networks.
+
+    Random numbers in a plain attribute, for example, are others whenever the network is built.
+
+    Args:
+        module: a network of this architecture.
+    """
+    if model_code(model.name, module) is None:
+        return
+    again = model.build()
+    again.load_state_dict(module.state_dict())
+    try:
+        same = name_of(module) == name_of(again)
+    except ValueError:  # it refers to something that cannot be told from others of its kind
+        return
+    if not same:
+        raise ValueError(
+            f"model: got {model.name}, which is another network each time it is built, even with the same state "
+            "dictionary: a checkpoint would not determine its predictions; keep random or computed tensors as buffers "
+            "(self.register_buffer)"
+        )
 
 
 def save_checkpoint(path: str | Path, module: nn.Module, checkpoint: Checkpoint) -> None:
@@ -124,6 +155,10 @@ def load_checkpoint(path: str | Path) -> tuple[nn.Module, Checkpoint]:
         module.load_state_dict(tensors)
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{path}: not a base classifier of this project ({error})") from error
+    try:
+        check_determined(model, module)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if checkpoint.scheme is not None:
         checkpoint = replace(checkpoint, scheme=as_trained(checkpoint.scheme, header, path))
     return module.eval(), checkpoint

@@ -28,6 +28,7 @@ from certify.training.augment import augmented
 from certify.training.checkpoint import (
     Checkpoint,
     as_trained,
+    check_determined,
     design_entries,
     model_code,
     read_tensors,
@@ -91,7 +92,9 @@ class Trainer:
         self.data, self.scheme, self.spec, self.config = data, scheme, model, config
         self.sigma = gaussian_sigma(scheme, data.batch([0])[0], "macer") if config.loss == "macer" else None
         self.folder, self.device = Path(folder), torch.device(device)
-        self.module = initial_module(model, config).to(self.device)
+        initial = initial_module(model, config)
+        check_determined(model, initial)
+        self.module = initial.to(self.device)
         self.trained: nn.Module = self.module
         if config.trains_denoiser:
             self.trained = self.denoised.denoiser

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import random
+from random import SystemRandom
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from certify.data import load
+from certify.models import MODELS, own_models
 from certify.poisoning import (
     ContentHash,
     Ensemble,
@@ -241,6 +248,59 @@ def test_models_with_dropout_are_refused(at_once):
     ensemble = Ensemble(ContentHash(2), Network("pointnet_basic", steps=1, batch_size=2), 2)
     with pytest.raises(ValueError, match="which has dropout"):
         ensemble.fit(ensemble.parts((samples, labels)), at_once=at_once)
+
+
+class Noisy(nn.Module):
+    """Weights from NumPy, and dropout of as many values as the images have that are not 0."""
+
+    def __init__(self, channels: int, classes: int, size: tuple[int, int], source: Any = np.random) -> None:
+        super().__init__()
+        self.last = nn.Linear(channels * size[0] * size[1], classes)
+        weight = source.normal(size=tuple(self.last.weight.shape)) / 8
+        self.last.weight = nn.Parameter(torch.tensor(weight, dtype=torch.float32).to(self.last.weight.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        if self.training and x.device.type != "meta":
+            x = x.clone()
+            x[x > 0.5] = nn.functional.dropout(x[x > 0.5], 0.3, training=True) + random.random() / 8
+        return self.last(x)
+
+
+def test_chance_in_a_model_follows_from_its_own_part(monkeypatch):
+    """Code of others may draw from the global generators, as often as its samples make it."""
+    monkeypatch.setitem(MODELS, "noisy", Noisy)
+    monkeypatch.setitem(own_models, "noisy", Noisy)
+    samples, labels = _digits()
+    ensemble = Ensemble(ContentHash(5), Network("noisy", steps=5, batch_size=8), 10)
+    states = []
+    for extra in (0, 0, 1):
+        more = samples[:extra] // 2, labels[:extra]
+        before = torch.get_rng_state(), random.getstate()
+        states.append(ensemble.fit(ensemble.parts((torch.cat((samples, more[0])), torch.cat((labels, more[1]))))))
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert random.getstate() == before[1]
+        torch.rand(3)
+        random.random()
+        np.random.rand(3)  # noqa: NPY002
+    same = [
+        [all(torch.equal(a[name], b[name]) for name in a) for a, b in zip(states[0], other, strict=True)]
+        for other in states[1:]
+    ]
+    assert all(same[0])
+    bucket = int(ensemble.partitioner.assign(samples[:1] // 2))
+    assert same[1] == [i != bucket for i in range(5)]
+
+
+def test_models_that_are_others_each_time_are_refused(monkeypatch):
+    def unseeded(*args: Any) -> Noisy:
+        return Noisy(*args, source=np.random.default_rng(SystemRandom().getrandbits(64)))
+
+    monkeypatch.setitem(MODELS, "unseeded", unseeded)
+    monkeypatch.setitem(own_models, "unseeded", unseeded)
+    ensemble = Ensemble(ContentHash(5), Network("unseeded", steps=5, batch_size=8), 10)
+    with pytest.raises(ValueError, match="got unseeded, which differs from one time to the next with the same seed"):
+        ensemble.parts(_digits())
 
 
 def test_models_that_cannot_learn_from_samples_are_refused_before_any_work(tmp_path):

@@ -56,6 +56,22 @@ def test_a_killed_job_continues_to_the_identical_result(tmp_path):
     assert len(_files(job.folder)) == 3
 
 
+def test_votes_belong_to_their_models(tmp_path):
+    """Models that were deleted and trained on other labels do not get the votes of the earlier ones."""
+    (samples, labels), job = _data(), _job(tmp_path)
+    job.start(resume=False)
+    job.train(_ensemble().parts((samples, labels)))
+    job.vote("test", samples, {"name": "test"})
+    before = job.rankings("test")
+    for path in tmp_path.glob("models-*"):
+        path.unlink()
+    assert torch.equal(job.rankings("test"), before)  # votes are all that a certificate needs
+    job.train(_ensemble().parts((samples, 9 - labels)))
+    for act in (lambda: job.vote("test", samples, {"name": "test"}), lambda: job.rankings("test")):
+        with pytest.raises(ValueError, match=r"votes-00000.safetensors: holds votes of other models than .*; remove"):
+            act()
+
+
 def test_shards_share_a_folder_without_resuming(tmp_path):
     def train(folder, **options):
         options = {"partition": "PixelSum(6)", "learner": "NearestNeighbors(1)", "at_once": 2, **options}
