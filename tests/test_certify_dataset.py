@@ -259,7 +259,7 @@ def test_a_name_does_not_stand_for_other_parameters(tmp_path, wrap):
 
 
 def test_a_name_does_not_stand_for_other_buffers(tmp_path):
-    base = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(32), nn.Linear(32, 10)).eval()
+    base = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(32), nn.Linear(32, 3)).eval()
     certify_dataset(smoothed(base=base), images(), tmp_path / "run", index=[0], model="mine")
     base[1].running_mean.add_(1)
     with pytest.raises(ValueError, match="was made with state"):
