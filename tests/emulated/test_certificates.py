@@ -46,7 +46,7 @@ def both(scheme: Scheme, shape: tuple[int, ...], **options: object) -> tuple[Smo
     """A classifier on the CPU, and on the accelerator."""
     channels, *size = scheme.input_shape(shape)
     inputs = channels * size[0] * size[1]
-    made = [Smoothed(Exact(inputs).to(device), scheme, 10, n0=40, n=200, **options) for device in ("cpu", GPU)]  # type: ignore[arg-type]
+    made = [Smoothed(Exact(inputs).to(device), scheme, 10, n0=40, n=120, **options) for device in ("cpu", GPU)]  # type: ignore[arg-type]
     return made[0], made[1]
 
 
@@ -117,7 +117,7 @@ def test_python_does_not_wait_for_passes():
         _, gpu = both(scheme, (1, 8, 8), batch_size=8)
         gpu.votes(IMAGES.to(GPU))
         counts = []
-        for n in (40, 160):
+        for n in (16, 48):
             with reads() as count:
                 gpu.engine.sampled(IMAGES.to(GPU), n, index=None, seed=0, stream=1)
                 counts.append(count())

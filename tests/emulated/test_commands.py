@@ -75,28 +75,19 @@ def test_denoisers_and_features(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "steps", "options"),
     [
-        ("train_continuous_seek", ("--d", "2", "--goal-gradient-coef", "0.2", "--layers", "16", "16")),
-        ("train_bit_flipping", ("--d", "4", "--goal-gradient-coef", "0.5")),
+        ("train_continuous_seek", "1020", ("--d", "2", "--goal-gradient-coef", "0.2", "--layers", "16", "16")),
+        ("train_bit_flipping", "128", ("--d", "4", "--goal-gradient-coef", "0.5")),
         (
             "train_multi_goal",
+            "1020",
             ("--env", "DriveSeek-v0", "--goal-gradient-coef", "0.1", "--max-goals", "5", "--head", "16"),
         ),
     ],
 )
-def test_agents(name, options, tmp_path, capsys):
-    plan = (
-        "--steps",
-        "1040",
-        "--eval-every",
-        "1040",
-        "--eval-episodes",
-        "2",
-        "--checkpoint-every",
-        "1040",
-        "--seeds",
-        "0",
-    )
+def test_agents(name, steps, options, tmp_path, capsys):
+    often = ("--steps", "--eval-every", "--checkpoint-every")
+    plan = (*(word for option in often for word in (option, steps)), "--eval-episodes", "2", "--seeds", "0")
     run(name, f"{tmp_path}/run", *options, *plan, "--batch-size", "8", "--device", GPU)
     run("rollout", f"{tmp_path}/run/seed-0", "--episodes", "1")
