@@ -274,17 +274,21 @@ class VoteEngine:
             self._independent_batches.add(batch)
         return layout
 
-    def enumerated(self, x: Tensor) -> Tensor:
-        """Votes of all copies of an enumerated scheme: int64 ``[B, C]``."""
-        return self._all_copies(x)[0]
+    def enumerated(self, x: Tensor, *, index: Tensor | None = None) -> Tensor:
+        """Votes of all copies of an enumerated scheme: int64 ``[B, C]``.
 
-    def enumerated_by_copy(self, x: Tensor) -> Tensor:
-        """Votes of all copies of an enumerated scheme, copy by copy: bool ``[B, n, C]``."""
-        _, by_copy = self._all_copies(x, keep=True)
+        Args:
+            index: int64 ``[B]``, each image's index in its data set, by which errors name it.
+        """
+        return self._all_copies(x, index)[0]
+
+    def enumerated_by_copy(self, x: Tensor, *, index: Tensor | None = None) -> Tensor:
+        """Votes of all copies of an enumerated scheme, copy by copy: bool ``[B, n, C]``; see :meth:`enumerated`."""
+        _, by_copy = self._all_copies(x, index, keep=True)
         assert by_copy is not None
         return by_copy
 
-    def _all_copies(self, x: Tensor, *, keep: bool = False) -> tuple[Tensor, Tensor | None]:
+    def _all_copies(self, x: Tensor, index: Tensor | None, *, keep: bool = False) -> tuple[Tensor, Tensor | None]:
         scheme = self.scheme
         if not isinstance(scheme, EnumeratedScheme):
             raise TypeError(f"scheme: got {type(scheme).__name__}, expected one that enumerates its copies")
@@ -296,7 +300,7 @@ class VoteEngine:
             return scheme.copies(images, index.clamp(max=num_copies - 1))
 
         num_copies = scheme.num_copies(tuple(x.shape[1:]))
-        return self._count(x, None, num_copies, make, keep=keep)
+        return self._count(x, index, num_copies, make, keep=keep)
 
     def sampled(self, x: Tensor, n: int, *, index: Tensor | None, seed: int, stream: int, first: int = 0) -> Tensor:
         """Votes of ``n`` random copies, those numbered ``first``, ``first + 1``, ...: int64 ``[B, C]``.
@@ -334,7 +338,8 @@ class VoteEngine:
             shape = (len(x), num_copies, self.num_classes)
             by_copy = torch.zeros(shape, dtype=torch.bool, device=device) if keep else None
             # read once, at the end: reading them earlier would make the host wait for every pass
-            nan, several, dependent = torch.zeros((3,), dtype=torch.bool, device=device).unbind()
+            several, dependent = torch.zeros((2,), dtype=torch.bool, device=device).unbind()
+            nan = torch.zeros(len(x), dtype=torch.bool, device=device)
             layout = self._layout(x, num_copies, device)
             for images, first, rows in _passes(layout, x, items, make):
                 checked = rows.clone() if len(rows) > 1 and _is_spot_check(self._passes) else None
@@ -348,7 +353,8 @@ class VoteEngine:
                 self._passes += 1
                 if first == 0:
                     self._earlier = rows[:: max(1, len(rows) // _KEPT)][:_KEPT].clone()
-                nan |= torch.isnan(logits).any()
+                broken = torch.isnan(logits).reshape(layout.images, -1).any(1)
+                nan[images] |= broken[: images.stop - images.start]
                 votes = self.one_hot(logits)
                 if isinstance(self.scheme, SampledScheme):
                     several |= (votes.sum(1) > 1).any()
@@ -364,9 +370,10 @@ class VoteEngine:
             raise ValueError(f"{DEPENDENT}. It showed for these images only; results so far may be wrong, too")
         if several:
             raise ValueError(f"vote: a copy got several votes; {_ONE_VOTE_PER_COPY}")
-        if nan:
+        if nan.any():
             raise ValueError(
-                "base classifier: got NaN scores, so no vote can be trusted; check the model and its inputs"
+                f"base classifier: got NaN scores for the image with index {items[nan].min().item()}, so no vote can "
+                "be trusted; check the model and its inputs"
             )
         return counts.to(home), None if by_copy is None else by_copy.to(home)
 
@@ -431,7 +438,7 @@ def collect_votes(
         return Votes(counts, selection, tuple(x.shape[1:]), n, items, scheme=engine.scheme)
     scheme = engine.scheme
     assert isinstance(scheme, EnumeratedScheme)
-    by_copy = engine.enumerated_by_copy(x) if scheme.positional else None
-    counts = engine.enumerated(x) if by_copy is None else sum_votes(by_copy)
+    by_copy = engine.enumerated_by_copy(x, index=index) if scheme.positional else None
+    counts = engine.enumerated(x, index=index) if by_copy is None else sum_votes(by_copy)
     shape = tuple(x.shape[1:])
     return Votes(counts, None, shape, scheme.num_copies(shape), by_copy=by_copy, scheme=scheme)

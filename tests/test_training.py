@@ -256,7 +256,7 @@ def test_bad_config(options, message):
 
 def test_kill_in_the_middle_of_a_training_run(tmp_path):
     """SIGKILL at an arbitrary moment; the resumed run ends in the identical file."""
-    command = [sys.executable, "-m", "scripts.train", "--scheme", "RandomizedAblation(keep=20)", "--epochs", "6"]
+    command = [sys.executable, "-m", "scripts.train", "--scheme", "RandomizedAblation(keep=20)", "--epochs", "3"]
     command += ["--batch-size", "64"]
     root = Path(__file__).parent.parent
     subprocess.run([*command, tmp_path / "whole"], cwd=root, check=True, capture_output=True)

@@ -877,6 +877,22 @@ def test_nan_scores_are_refused():
         Smoothed(base, RandomizedAblation(2), 3).certify(images(1))
 
 
+@pytest.mark.parametrize("scheme", [DeterministicSplittingNoise(0.5, q=15), GaussianNoise(0.05)], ids=str)
+def test_the_image_with_nan_scores_is_named(scheme):
+    """Also where several images share a batch."""
+
+    def base(copies: torch.Tensor) -> torch.Tensor:
+        size = copies.flatten(1).sum(1, keepdim=True)
+        return torch.cat((size, (size < 40).float(), (40 - size).clamp(min=0).sqrt() / (size < 40)), 1)
+
+    x = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    x[2] = 255
+    smoothed = Smoothed(base, scheme, 3, n0=16, n=16)
+    smoothed.certify(x[:2])
+    with pytest.raises(ValueError, match="NaN scores for the image with index 17, so no vote"):
+        smoothed.votes(x, index=torch.tensor([5, 9, 17, 30]))
+
+
 @pytest.mark.parametrize("width", [2, 4])
 def test_wrong_number_of_scores(width):
     base = lambda copies: torch.zeros(len(copies), width)  # noqa: E731
