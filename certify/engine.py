@@ -70,13 +70,13 @@ class PassLayout:
         return cls(1, rows, passes, max(1, budget // (rows * copy_bytes)))
 
 
-_SPOT_CHECK_EVERY = 128  # passes
+_SPOT_CHECK_EVERY = 256  # passes
 _KEPT = 4
 
 
 def _is_spot_check(number: int) -> bool:
-    """Whether the rows of a pass, counted from 0 in the life of an engine, are scored once more with other neighbours:
-    at 1, 2, 4, 8, ..., since few images may be certified, and regularly."""
+    """Whether the rows of a pass, counted from 0 in the life of an engine, are scored again beside others: at 1, 2, 4,
+    8, ..., since few images may be certified, and regularly."""
     return number > 0 and (number & (number - 1) == 0 or number % _SPOT_CHECK_EVERY == 0)
 
 
@@ -145,7 +145,8 @@ class VoteEngine:
         self._accepted_shapes: set[Shape] = set()
         self._independent_batches: set[tuple[Shape, int]] = set()
         self._may_share: dict[tuple[int, ...], bool] = {}  # whether images may share batches, by layout
-        self._passes, self._earlier = 0, None  # how many there were, and a few copies of earlier images
+        self._passes = 0
+        self._earlier: Tensor | None = None  # a few copies of an earlier image
 
     @contextmanager
     def reporting(self, on_copies: Callable[[int], None] | None) -> Iterator[None]:
@@ -342,17 +343,12 @@ class VoteEngine:
             nan = torch.zeros(len(x), dtype=torch.bool, device=device)
             layout = self._layout(x, num_copies, device)
             for images, first, rows in _passes(layout, x, items, make):
+                # the classifier may overwrite its inputs
                 checked = rows.clone() if len(rows) > 1 and _is_spot_check(self._passes) else None
-                logits = self.base_classifier(rows)  # which may overwrite them
+                kept = rows[:: max(1, len(rows) // _KEPT)][:_KEPT].clone() if first == 0 else None
+                logits = self.base_classifier(rows)
                 self._check_logits(logits, layout.images * layout.rows)
                 logits = logits.to(device)
-                if checked is not None:
-                    known = self._earlier is not None and self._earlier.shape[1:] == rows.shape[1:]
-                    others = self._earlier.to(rows.device) if known and self._earlier is not None else checked.flip(0)
-                    dependent |= others_matter(self.base_classifier, checked, logits, others).to(device)
-                self._passes += 1
-                if first == 0:
-                    self._earlier = rows[:: max(1, len(rows) // _KEPT)][:_KEPT].clone()
                 broken = torch.isnan(logits).reshape(layout.images, -1).any(1)
                 nan[images] |= broken[: images.stop - images.start]
                 votes = self.one_hot(logits)
@@ -364,6 +360,12 @@ class VoteEngine:
                 counts[images] += votes.sum(1, dtype=torch.int64)
                 if by_copy is not None:
                     by_copy[images, first : first + layout.rows] = votes
+                if checked is not None:
+                    earlier = self._earlier  # other threads may replace it
+                    usable = earlier is not None and earlier.shape[1:] == checked.shape[1:]
+                    others = earlier.to(checked) if usable and earlier is not None else checked.flip(0)
+                    dependent |= others_matter(self.base_classifier, checked, others).to(device)
+                self._passes, self._earlier = self._passes + 1, self._earlier if kept is None else kept
                 if self._on_copies is not None:
                     self._on_copies(votes.shape[0] * votes.shape[1])
         if dependent:

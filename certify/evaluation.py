@@ -20,7 +20,7 @@ from certify import spec
 from certify.checks import check_integer
 from certify.data import Dataset
 from certify.draws import GENERATOR
-from certify.identity import name_of, state_of
+from certify.identity import name_of, parameters_of
 from certify.inference import device_of
 from certify.results import ResultFolder, Row, result_of, row_columns
 from certify.scheme import Certified, EnumeratedScheme, SampledScheme
@@ -106,9 +106,10 @@ def certify_dataset(
         index: indices of the images to certify, by default of all; shards divide them among themselves.
         model: names the base classifier in the configuration. By default its class and a checksum of its parameters.
             Functions need a name, and so do modules whose attributes change when they run (caches, counters of calls).
-            Rows of different models never go into one folder: of those with a name, parameters and buffers are
-            compared, also those of the modules found in a function (:func:`certify.modules.referred_modules`). Give
-            other code, other attributes, or what is not found, another name.
+            Rows of different models never go into one folder: of those with a name, the parameters and the statistics
+            of batch normalization are compared, also those of the modules found in a function
+            (:func:`certify.modules.referred_modules`). Give other code, other buffers or attributes, or what is not
+            found, another name.
         resume: continue the results in ``out``; without it, a folder that holds results is refused.
         shard: ``(i, n)``: certify part i of n; the parts may run anywhere and share ``out``.
         question: sample only until it is settled for each image (:mod:`certify.sequential`), with at most ``max_n``
@@ -125,10 +126,10 @@ def certify_dataset(
     _check_arguments(smoothed, data, question, images_per_step)
     chosen = _chosen_images(data, index, shard)
     if config is None:
-        # first: running a classifier may change it
-        own = {"model": model or name_of(smoothed.base_classifier)}
-        own |= {} if model is None else {"state": state_of(smoothed.base_classifier)}
+        own = {"model": model or name_of(smoothed.base_classifier)}  # first: running a classifier may change it
         smoothed.engine.prepare(data.batch([0])[0])
+        if model is not None:
+            own |= {"parameters": parameters_of(smoothed.base_classifier)}
         config = configuration(smoothed, data, sampling(smoothed, question, max_n)) | own
     # kept even in a given configuration: bounds for a fixed sample size do not hold for votes that decided when to stop
     config = config | {"sampling": sampling(smoothed, question, max_n)}

@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from enum import Enum
 from functools import partial
+from itertools import chain
 from types import CodeType, EllipsisType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from certify.inference import BaseClassifier
 from certify.modules import referred_modules
@@ -66,13 +68,16 @@ def name_of(base_classifier: BaseClassifier) -> str:
     return f"{type(module).__name__} {digest.hexdigest()[:16]}"
 
 
-def state_of(base_classifier: BaseClassifier) -> str | None:
-    """The first digits of a checksum of the parameters and buffers of the modules that are found in a classifier.
+def parameters_of(base_classifier: BaseClassifier) -> str | None:
+    """The first digits of a checksum of the parameters of the modules that are found in a classifier, and of the
+    statistics by which they normalize.
 
-    None if there are none.
+    Other than other buffers and attributes, they do not change when the classifier runs. None if there are none.
     """
-    modules = referred_modules(base_classifier)
-    states = [(*each.named_parameters(), *each.named_buffers()) for each in modules]
+    states = []
+    for module in referred_modules(base_classifier):
+        statistics = [part.named_buffers() for part in module.modules() if isinstance(part, _NormBase)]
+        states.append([*module.named_parameters(), *chain.from_iterable(statistics)])
     pieces = [f"{name} ".encode() + _array_bytes(value) for state in states for name, value in state]
     digest = hashlib.sha256()
     for piece in pieces:

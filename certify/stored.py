@@ -116,7 +116,7 @@ def _check_tables_have_configs(folder: Path, configured: set[str]) -> None:
         if table is not None and table[1] not in configured and not (folder / f"config-{table[1]}.json").exists():
             raise ValueError(
                 f"{path}: got no config-{table[1]}.json, which says how this shard was made; copy it here from the "
-                "folder where the shard was made, or certify the shard again"
+                "folder where the shard was made, or remove the tables of this shard and certify it again"
             )
 
 

@@ -14,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
@@ -371,29 +371,30 @@ class ConcaveSmoothing(CellSmoothing):
 
     @property
     def limits(self) -> tuple[Limits, ...]:
-        names = ["g"] if self.by is None else [f"g[{i}]" for i in range(len(self.g))]
-        return tuple(
-            _concave_limits(g, self.budget, name) for g, name in zip(self.threat.functions, names, strict=True)
-        )
+        return self._concave_limits
+
+    @cached_property
+    def _concave_limits(self) -> tuple[Limits, ...]:
+        of: dict[tuple[float, ...], Limits] = {}
+        for i, g in enumerate(self.threat.functions):
+            if g not in of:
+                of[g] = concave_limits(g, self.budget, "g" if self.by is None else f"g[{i}]")
+        return tuple(of[g] for g in self.threat.functions)
 
     def found_here(self) -> tuple[Increments, ...]:
-        return _concave_increments(self.limits, self.threat.functions, self.budget)
+        return self._concave_increments
+
+    @cached_property
+    def _concave_increments(self) -> tuple[Increments, ...]:
+        own = dict(zip(self.threat.functions, self.limits, strict=True))
+        found = {g: find_design(limits, g, self.budget) for g, limits in own.items()}
+        return tuple(found[g] for g in self.threat.functions)
 
     def num_copies(self, shape: Shape) -> int:
         return self.budget
 
     def radius_of_flips(self, flips: Tensor, *, shape: Shape | None = None) -> Tensor:
         return (flips.to(torch.float64) + 1) / self.budget * (1 - 2.0**-40)
-
-
-_concave_limits = lru_cache(maxsize=4096)(concave_limits)
-
-
-@lru_cache(maxsize=16)
-def _concave_increments(
-    limits: tuple[Limits, ...], functions: tuple[tuple[float, ...], ...], budget: int
-) -> tuple[Increments, ...]:
-    return tuple(find_design(own, g, budget) for own, g in zip(limits, functions, strict=True))
 
 
 def _functions(g: Any, *, several: bool) -> tuple[float, ...] | tuple[tuple[float, ...], ...]:

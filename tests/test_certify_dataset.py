@@ -29,7 +29,7 @@ from certify import (
 )
 from certify.data import Dataset
 from certify.evaluation import certify_dataset
-from certify.identity import name_of, state_of
+from certify.identity import name_of, parameters_of
 from certify.registry import OwnClasses
 from certify.results import Row, read_config, read_rows, read_votes
 from certify.scheme import Scheme
@@ -254,7 +254,7 @@ def test_a_name_does_not_stand_for_other_parameters(tmp_path, wrap):
     certify_dataset(smoothed(base=wrap(model())), images(), tmp_path / "run", index=[1], model="mine", resume=True)
     with torch.no_grad():
         base[1].bias.neg_()
-    with pytest.raises(ValueError, match="was made with state"):
+    with pytest.raises(ValueError, match="was made with parameters"):
         certify_dataset(smoothed(base=wrap(base)), images(), tmp_path / "run", index=[2], model="mine", resume=True)
 
 
@@ -262,7 +262,7 @@ def test_a_name_does_not_stand_for_other_buffers(tmp_path):
     base = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(32), nn.Linear(32, 3)).eval()
     certify_dataset(smoothed(base=base), images(), tmp_path / "run", index=[0], model="mine")
     base[1].running_mean.add_(1)
-    with pytest.raises(ValueError, match="was made with state"):
+    with pytest.raises(ValueError, match="was made with parameters"):
         certify_dataset(smoothed(base=base), images(), tmp_path / "run", index=[1], model="mine", resume=True)
 
 
@@ -270,17 +270,17 @@ def test_compiled_models_have_the_same_name():
     torch.manual_seed(0)
     plain = Scaled()
     assert name_of(torch.compile(plain)) == name_of(plain) == name_of(Scaled())
-    assert state_of(torch.compile(plain)) == state_of(plain)
+    assert parameters_of(torch.compile(plain)) == parameters_of(plain)
 
 
 def test_parameters_have_a_place():
     a, b = nn.Linear(2, 2), nn.Linear(2, 2)
-    before = state_of(lambda x: a(b(x)))
-    assert before == state_of(lambda x: a(b(x)))
+    before = parameters_of(lambda x: a(b(x)))
+    assert before == parameters_of(lambda x: a(b(x)))
     a, b = b, a
-    assert before != state_of(lambda x: a(b(x)))
-    assert state_of(nn.Sequential(a, b)) != state_of(nn.Sequential(b, a))
-    assert state_of(lambda x: x) is None
+    assert before != parameters_of(lambda x: a(b(x)))
+    assert parameters_of(nn.Sequential(a, b)) != parameters_of(nn.Sequential(b, a))
+    assert parameters_of(lambda x: x) is None
 
 
 def test_models_that_cannot_be_told_apart_need_a_name(tmp_path):

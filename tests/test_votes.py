@@ -113,8 +113,9 @@ def test_selection_and_estimation_samples_are_disjoint():
 
     x = torch.full((1, 1, 8, 8), 255, dtype=torch.uint8)
     Smoothed(base, RandomizedAblation(20), 2, n0=32, n=32, batch_size=32).votes(x)
-    selection, estimation, checked = seen[-3:]  # the estimation samples are scored again, beside others
-    assert torch.equal(checked[::2], estimation[::2])
+    selection, estimation, again, beside = seen[-4:]  # the estimation samples are scored again, also beside others
+    assert torch.equal(again, estimation)
+    assert torch.equal(beside[::2], estimation[::2])
     assert not (selection[:, None] == estimation[None]).all(-1).any()
 
 
@@ -732,8 +733,8 @@ def test_a_classifier_is_checked_once():
     smoothed.votes(images(1))
     first = len(sizes)
     smoothed.votes(images(1))
-    assert len(sizes) - first == 2 + 1  # one is scored again beside others
-    assert first == 2 + 1 + (9 + 3) + (9 + 7) + 1  # scores, a first look, the batches of 16 to come, one again
+    assert len(sizes) - first == 2 + 2  # one is scored again, also beside others
+    assert first == 2 + 1 + (9 + 3) + (9 + 7) + 2  # scores, a first look, the batches of 16 to come, one again
 
 
 def shortcut(copies: torch.Tensor) -> torch.Tensor:
@@ -754,6 +755,32 @@ def test_shortcuts_that_depend_on_the_batch_are_found_where_they_show(scheme, to
         [smoothed.certify(x) for x in calls]
     smoothed = Smoothed(shortcut, scheme, 2, n0=16, n=16, batch_size=1)
     assert smoothed.certify(bright).prediction.tolist() == [0] * 3
+
+
+@pytest.mark.parametrize("batch_size", [3, 5, 16])
+def test_scoring_again_changes_no_votes_and_refuses_no_plain_networks(batch_size):
+    """Also of a classifier that writes its scores into the same tensor each time, or overwrites its inputs; and where
+    matrix products round differently in unaligned memory."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(100, 64), nn.ReLU(), nn.Linear(64, 10))
+    buffers: dict[int, torch.Tensor] = {}
+
+    def buffered(copies: torch.Tensor) -> torch.Tensor:
+        return buffers.setdefault(len(copies), torch.empty(len(copies), 10)).copy_(plain(copies))
+
+    def overwriting(copies: torch.Tensor) -> torch.Tensor:
+        scores = plain(copies)
+        copies.zero_()
+        return scores
+
+    x = torch.randint(0, 256, (6, 2, 5, 5), dtype=torch.uint8)
+    for scheme in (DeterministicAblation(alpha=12), RandomizedAblation(10)):
+        counts = [
+            Smoothed(base, scheme, 10, n0=20, n=40, batch_size=batch_size).votes(x).counts
+            for base in (plain, buffered, overwriting)
+        ]
+        assert torch.equal(counts[0], counts[1])
+        assert torch.equal(counts[0], counts[2])
 
 
 def test_images_in_another_memory_format_have_the_same_votes():

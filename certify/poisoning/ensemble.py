@@ -137,10 +137,10 @@ class Ensemble:
         check_integer("at_once", at_once, 1)
         options: dict[str, Any] = {"num_classes": self.num_classes, "device": torch.device(device)}
         if at_once == 1:
-            return [self.learner.fit_one(part, **options) for part in parts]
+            return [self.learner.fit(part, **options) for part in parts]
         states = []
         for group in (parts[i : i + at_once] for i in range(0, len(parts), at_once)):
-            with seeded(group[0].seed, options["device"]):
+            with seeded(group[0].seed):
                 states += self.learner.fit_many(group, **options)
         return states
 

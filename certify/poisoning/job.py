@@ -265,7 +265,7 @@ class Job:
         claim_config(self.folder / name / "votes.json", {"inputs": inputs, "environment": environment})
         path = partial(self._votes, name)
         groups = self._unfinished(shard, path, on_group, inputs=inputs)
-        tasks = ((self.states(group), self._models_checksum(group)) for group in groups)
+        tasks = ((self._models_checksum(group), self.states(group)) for group in groups)
         header = {"identity": self.identity, "inputs": inputs}
         self._run(executor, _voted, (self.ensemble, x, header, environment), tasks, groups, path, on_group)
 
@@ -335,11 +335,11 @@ def _parts_checksum(parts: list[Part]) -> str:
 
 
 def _voted(
-    shared: tuple[Ensemble, Tensor, dict[str, Any], dict[str, Any]], task: tuple[list[State], str | None]
+    shared: tuple[Ensemble, Tensor, dict[str, Any], dict[str, Any]], task: tuple[str | None, list[State]]
 ) -> bytes:
     """The file of the votes of a group: a task of :meth:`Job.vote`."""
     ensemble, x, header, environment = shared
-    states, models = task
+    models, states = task
     device = environment["device"]
     with same_environment(environment):
         moved = [{name: tensor.to(device) for name, tensor in state.items()} for state in states]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,8 +39,8 @@ class Learner(ABC):
 
     Soundness requires one thing: model i must be a function of its own part (and of the environment), bit for bit.
     Nothing about it, not even the shape of a computation, may depend on the contents of other parts. Random numbers
-    come from ``part.seed``; for code that draws from the global generators of torch, NumPy or Python, these start from
-    it, too (:func:`seeded`).
+    come from ``part.seed``; for code that draws from the global generators of torch, NumPy or Python, ``fit`` starts
+    these from it, too (:func:`seeded`).
 
     Attributes:
         own: learners defined outside this package, which texts may name, too.
@@ -49,6 +50,8 @@ class Learner(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "fit" in vars(cls):
+            cls.fit = _with_own_chance(cls.fit)
         Learner.own.add(cls)
 
     def check(self, shape: tuple[int, ...], num_classes: int) -> None:  # noqa: B027 - most learners take anything
@@ -67,23 +70,33 @@ class Learner(ABC):
 
     def fit_many(self, parts: Sequence[Part], *, num_classes: int, device: torch.device) -> list[State]:
         """Train on several parts at once. By default one after the other."""
-        return [self.fit_one(part, num_classes=num_classes, device=device) for part in parts]
+        return [self.fit(part, num_classes=num_classes, device=device) for part in parts]
 
-    def fit_one(self, part: Part, *, num_classes: int, device: torch.device) -> State:
-        """:meth:`fit`, with all global random number generators started from the seed of the part."""
-        with seeded(part.seed, device):
-            return self.fit(part, num_classes=num_classes, device=device)
+
+Fit = Callable[..., State]
+
+
+def _with_own_chance(fit: Fit) -> Fit:
+    """``fit``, with all global random number generators started from the seed of the part."""
+
+    @wraps(fit)
+    def seeded_fit(self: Learner, part: Part, **options: Any) -> State:
+        with seeded(part.seed):
+            return fit(self, part, **options)
+
+    return seeded_fit
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Within this context, the global generators of torch, NumPy and Python start from ``seed``; then they go on as if
     nothing had been drawn."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what code of others may draw from
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=cuda):
         try:
             random.seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
+            np.random.seed(seed % (1 << 32))  # noqa: NPY002
             torch.manual_seed(seed)
             yield
         finally:

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from certify.files import write_atomically
-from certify.identity import name_of
+from certify.inference import exact_inference
 from certify.models import DenoisedSpec, ModelSpec, own_models, read_spec
 from certify.scheme import Scheme
 from certify.sources import code_of
@@ -72,9 +72,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def seal_of(path: Path) -> str | None:
-    """The checksum that a file was written with, without reading its tensors; None for files of earlier versions."""
-    with safe_open(path, "pt") as file:
-        return json.loads((file.metadata() or {})["json"]).get(_SEAL)
+    """The checksum that a file was written with, without reading its tensors; None if it cannot be read, or if an
+    earlier version wrote it without one."""
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads((file.metadata() or {})["json"]).get(_SEAL)
+    except (SafetensorError, KeyError, ValueError, OSError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -110,17 +114,19 @@ def check_determined(model: ModelSpec | DenoisedSpec, module: nn.Module) -> None
     """
     if model_code(model.name, module) is None:
         return
-    again = model.build()
-    again.load_state_dict(module.state_dict())
     try:
-        same = name_of(module) == name_of(again)
-    except ValueError:  # it refers to something that cannot be told from others of its kind
+        again = model.build()
+        again.load_state_dict(module.state_dict())
+        copies = torch.rand((4, model.in_channels, *model.size), generator=torch.Generator().manual_seed(0))
+        with exact_inference(module), exact_inference(again):
+            scores = [each(copies.clone()).nan_to_num() for each in (module, again)]
+    except Exception:  # it takes nothing but copies, or only later has all of its parameters
         return
-    if not same:
+    if not torch.equal(*scores):
         raise ValueError(
             f"model: got {model.name}, which is another network each time it is built, even with the same state "
             "dictionary: a checkpoint would not determine its predictions; keep random or computed tensors as buffers "
-            "(self.register_buffer)"
+            "(self.register_buffer), and draw no random numbers in evaluation mode"
         )
 
 

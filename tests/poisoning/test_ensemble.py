@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 from random import SystemRandom
 from typing import Any
 
@@ -19,6 +21,7 @@ from certify.poisoning import (
     Learner,
     NearestNeighbors,
     Network,
+    Part,
     PixelSum,
     SortedIndex,
     State,
@@ -290,6 +293,58 @@ def test_chance_in_a_model_follows_from_its_own_part(monkeypatch):
     assert all(same[0])
     bucket = int(ensemble.partitioner.assign(samples[:1] // 2))
     assert same[1] == [i != bucket for i in range(5)]
+
+
+@dataclass(frozen=True)
+class Drawn(Learner):
+    """Draws as many numbers as its part has samples, and then its model."""
+
+    def fit(self, part: Part, *, num_classes: int, device: torch.device) -> State:
+        torch.randperm(len(part.samples))
+        return {"weights": torch.randn(num_classes), "numpy": torch.tensor(np.random.rand())}  # noqa: NPY002
+
+    def scores(self, states: Sequence[State], x: Tensor, *, num_classes: int) -> Tensor:
+        return torch.stack([state["weights"].expand(len(x), -1) for state in states])
+
+    def fit_many(self, parts: Sequence[Part], *, num_classes: int, device: torch.device) -> list[State]:
+        return [self.fit(part, num_classes=num_classes, device=device) for part in parts]
+
+
+@pytest.mark.parametrize("at_once", [1, 6])
+def test_chance_in_a_learner_of_ones_own_follows_from_its_part(at_once):
+    samples, labels = _digits()
+    ensemble = Ensemble(ContentHash(6), Drawn(), 10)
+    whole, less = (ensemble.fit(ensemble.parts((samples[i:], labels[i:])), at_once=at_once) for i in (0, 1))
+    bucket = int(ensemble.partitioner.assign(samples[:1]))
+    for i, (one, other) in enumerate(zip(whole, less, strict=True)):
+        assert i == bucket or all(torch.equal(one[name], other[name]) for name in one)
+
+
+class Signed(Noisy):
+    """Has a random attribute that its parameters do not show."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.sign = random.choice((-1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sign * self.last(x.flatten(1))
+
+
+class Jittery(Noisy):
+    """Draws when it votes, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x.flatten(1)) * (1 + random.random())
+
+
+@pytest.mark.parametrize("kind", [Signed, Jittery])
+def test_models_whose_votes_do_not_follow_from_their_parameters_are_refused(monkeypatch, kind):
+    monkeypatch.setitem(MODELS, "own", kind)
+    monkeypatch.setitem(own_models, "own", kind)
+    ensemble = Ensemble(ContentHash(5), Network("own", steps=5, batch_size=8), 10)
+    with pytest.raises(ValueError, match="got own, whose scores in evaluation mode do not follow from its parameters"):
+        ensemble.parts(_digits())
 
 
 def test_models_that_are_others_each_time_are_refused(monkeypatch):
