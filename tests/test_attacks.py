@@ -24,6 +24,7 @@ from certify import (
     SampledScheme,
     Smoothed,
     UniformNoise,
+    engine,
 )
 from certify.attacks import Attacked, pointwise_attack
 from certify.attacks.jobs import Jobs
@@ -228,7 +229,8 @@ def test_fresh_samples_verify():
     assert oracle.queries.tolist() == [2] * 6
 
 
-def test_oracle_uses_the_samples_of_predict_and_others_to_verify():
+def test_oracle_uses_the_samples_of_predict_and_others_to_verify(monkeypatch):
+    monkeypatch.setattr(engine, "_is_spot_check", lambda number: False)  # no batch is scored again
     seen: list[Tensor] = []
 
     def base(copies: Tensor) -> Tensor:
