@@ -338,23 +338,26 @@ class Jittery(Noisy):
         return self.last(x.flatten(1)) * (1 + random.random())
 
 
-@pytest.mark.parametrize("kind", [Signed, Jittery])
-def test_models_whose_votes_do_not_follow_from_their_parameters_are_refused(monkeypatch, kind):
+class Unseeded(Noisy):
+    """Begins with other weights each time."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args, source=np.random.default_rng(SystemRandom().getrandbits(64)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Signed, "whose scores in evaluation mode do not follow from its parameters"),
+        (Jittery, "whose scores in evaluation mode do not follow from its parameters"),
+        (Unseeded, "which differs from one time to the next with the same seed"),
+    ],
+)
+def test_models_that_do_not_follow_from_their_part_are_refused(monkeypatch, kind, message):
     monkeypatch.setitem(MODELS, "own", kind)
     monkeypatch.setitem(own_models, "own", kind)
     ensemble = Ensemble(ContentHash(5), Network("own", steps=5, batch_size=8), 10)
-    with pytest.raises(ValueError, match="got own, whose scores in evaluation mode do not follow from its parameters"):
-        ensemble.parts(_digits())
-
-
-def test_models_that_are_others_each_time_are_refused(monkeypatch):
-    def unseeded(*args: Any) -> Noisy:
-        return Noisy(*args, source=np.random.default_rng(SystemRandom().getrandbits(64)))
-
-    monkeypatch.setitem(MODELS, "unseeded", unseeded)
-    monkeypatch.setitem(own_models, "unseeded", unseeded)
-    ensemble = Ensemble(ContentHash(5), Network("unseeded", steps=5, batch_size=8), 10)
-    with pytest.raises(ValueError, match="got unseeded, which differs from one time to the next with the same seed"):
+    with pytest.raises(ValueError, match=f"got own, {message}"):
         ensemble.parts(_digits())
 
 
