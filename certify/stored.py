@@ -95,7 +95,7 @@ def _check_shards(folder: Path) -> None:
         path for path in folder.glob("config-*.json") if re.fullmatch(r"config-\d+-of-\d+\.json", path.name)
     )
     if (folder / "config.json").exists():
-        _check_tables_have_configs(folder, {path.stem.removeprefix("config-") for path in shards})
+        _check_tables_have_configs(folder)
     first, *others = [path for path in (folder / "config.json", *shards) if path.exists()] or [folder]
     for other in others:
         there, here = (dict(read_json(path), provenance=None) for path in (other, first))
@@ -106,14 +106,14 @@ def _check_shards(folder: Path) -> None:
             )
 
 
-def _check_tables_have_configs(folder: Path, configured: set[str]) -> None:
+def _check_tables_have_configs(folder: Path) -> None:
     """Raise if a table of a shard was copied here without its configuration: config.json may be that of another run.
 
     A shard that starts writes its configuration before its tables.
     """
     for path in sorted(folder.glob("*-of-*.tsv")):
         table = re.fullmatch(r"(?:rows|votes)-(\d+-of-\d+)", path.stem)
-        if table is not None and table[1] not in configured and not (folder / f"config-{table[1]}.json").exists():
+        if table is not None and not (folder / f"config-{table[1]}.json").exists():
             raise ValueError(
                 f"{path}: got no config-{table[1]}.json, which says how this shard was made; copy it here from the "
                 "folder where the shard was made, or remove the tables of this shard and certify it again"

@@ -117,23 +117,22 @@ class Network(Learner):
     def _check_repeats(self, shape: tuple[int, ...], num_classes: int) -> None:
         """Raise if training draws random numbers that do not follow from the seed, or if votes are random."""
         images = as_images(torch.rand((self.batch_size, *shape), generator=torch.Generator().manual_seed(0)))
-        runs, trained = [], []
+        runs, votes, state = [], [], {}
         for _ in range(2):
             module = self._seeded_build(images, num_classes, 1).train()
             with seeded(1), exact_gradients():
                 scores = module(images)
             runs.append([scores.detach(), *module.parameters(), *module.buffers()])
-            trained.append(module.state_dict())
+            state = module.state_dict()
         if not all(torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(*runs, strict=True)):
             raise ValueError(
                 f"model: got {self.model}, which differs from one time to the next with the same seed, so that a model "
                 "would depend on more than its part; draw from torch's, NumPy's or Python's global generator, which "
                 "are seeded while it is built and trained"
             )
-        votes = []
         for seed in range(8):  # an attribute may have few values
             module = self._seeded_build(images, num_classes, seed).eval()
-            module.load_state_dict(trained[0])
+            module.load_state_dict(state)
             with seeded(seed), exact_inference():
                 votes.append(module(images).nan_to_num())
         if not all(torch.equal(votes[0], other) for other in votes):
