@@ -54,7 +54,7 @@ $(BIN)/python:
 # torch first and alone: it is by far the largest, and the pinned version keeps the resolver from looking further
 $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[rl]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[rl,commands]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -27,7 +27,7 @@ from stable_baselines3.common.logger import configure
 from benchmarks.measure import arguments, median_ratio, seconds_in_turn
 from envs.parallel import ParallelVectorEnv
 from rl.graphs import WARM_UP
-from scripts import cli
+from scripts.parts import cli
 from scripts.train_hand import Args, configuration
 
 HAND = "gymnasium_robotics:HandReach-v3"

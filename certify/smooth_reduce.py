@@ -32,9 +32,9 @@ from certify.draws import Draws
 from certify.gaussian import GaussianScheme, added
 from certify.images import IMAGES, VIDEOS, Shape
 from certify.inference import BaseClassifier
-from certify.patch_operators import QUARTERS, Axis, dense_starts, dense_windows, resize, stack_norm, windows
-from certify.reduced import Reduce, Reduced
 from certify.scheme import SampledScheme, needed
+from certify.smooth_reduce_patches import QUARTERS, Axis, dense_starts, dense_windows, resize, stack_norm, windows
+from certify.smooth_reduce_scores import Reduce, Reduced
 
 NoiseOn = Literal["image", "patch"]
 

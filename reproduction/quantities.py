@@ -17,10 +17,10 @@ from certify.results import read_config
 from reproduction.sources import Options, Source
 from reproduction.values import LEVEL, Value, mean, median, share
 from rl.evaluation import area_under_curve
-from scripts import patches
-from scripts.attacks import number
 from scripts.learning_efficiency import TASKS
-from scripts.tables import Run
+from scripts.parts import patches
+from scripts.parts.attacks import number
+from scripts.parts.tables import Run
 
 Rounding = Literal["down", "up", "nearest"]
 

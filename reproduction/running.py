@@ -21,7 +21,7 @@ from certify.data import check_files
 from certify.data.fetch import SOURCES
 from certify.files import lock_file, write_atomically
 from reproduction.catalogue import RUN_FOLDER, Run
-from scripts import cli
+from scripts.parts import cli
 
 RUNS = Path("runs/reproduce")
 STATE, LOCK = "reproduce.json", ".lock"

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from certify import L1, Lp
 from rl.logs import Method, read_config, read_method
-from scripts import patches, recertified
-from scripts.attacked import AttackRun, read_attack
-from scripts.attacks import number
-from scripts.tables import Run
+from scripts.parts import patches, recertified
+from scripts.parts.attacks import number
+from scripts.parts.tables import Run
+from scripts.parts.under_attack import AttackRun, read_attack
 
 Options = Mapping[str, Any]
 

@@ -12,14 +12,12 @@ SCRIPTS = Path(__file__).parent
 
 
 def commands() -> dict[str, str]:
-    """What each command does, by name; other modules of this package are shared parts."""
+    """What each command does, by name."""
     found = {}
-    for file in sorted(SCRIPTS.glob("*.py")):
-        source = file.read_text(encoding="utf-8")
-        if '__name__ == "__main__"' in source and file != Path(__file__):
-            # parsed rather than imported, which would take seconds
-            summary = (ast.get_docstring(ast.parse(source)) or "").partition("\n\n")[0]
-            found[file.stem] = " ".join(summary.split())
+    for file in sorted(SCRIPTS.glob("[!_]*.py")):
+        # parsed rather than imported, which would take seconds
+        summary = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("\n\n")[0]
+        found[file.stem] = " ".join(summary.split())
     return found
 
 
@@ -39,6 +37,6 @@ if __name__ == "__main__":
     try:
         main()
         sys.stdout.flush()
-    except BrokenPipeError:  # as in scripts.cli.run, which would take seconds to import
+    except BrokenPipeError:  # as in scripts.parts.cli.run, which would take seconds to import
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

@@ -29,7 +29,7 @@ from certify.models import PARTITION_MLP, ModelSpec
 from certify.scheme import Scheme
 from certify.training import Checkpoint, base_accuracy, save_checkpoint
 from certify.training.copies import input_shape, parse_training_scheme, training_copies
-from scripts import cli
+from scripts.parts import cli
 from scripts.train import given_statistics
 
 _IMAGES = 500  # maximum number of images on which accuracy is measured

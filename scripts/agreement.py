@@ -16,8 +16,8 @@ import numpy as np
 
 from certify.results import UNPROVEN_RADIUS, read_config, read_rows, read_samples
 from certify.threats import NOT_CERTIFIED
-from scripts import cli
-from scripts.tables import percent
+from scripts.parts import cli
+from scripts.parts.tables import percent
 
 _SAME = ("scheme", "checkpoint_sha256", "data_sha256", "split", "vote")
 

@@ -31,7 +31,7 @@ from certify.images import to_float
 from certify.results import ResultFolder, read_rows
 from certify.training import Checkpoint
 from certify.transport import GroundMetric
-from scripts import attacks, classifier_runs, cli
+from scripts.parts import attacks, classifier_runs, cli
 
 
 @dataclass

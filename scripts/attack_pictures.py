@@ -23,9 +23,9 @@ from certify.images import to_float
 from certify.stored import read_config, read_rows, read_texts
 from certify.threats import Threat, Wasserstein, normalized
 from certify.transport import edges, shortest_flow
-from scripts import attacks, cli, figures
 from scripts.attack import changed
-from scripts.tables import radius_text
+from scripts.parts import attacks, cli, figures
+from scripts.parts.tables import radius_text
 
 FAINT = 0.01  # flows below this share of the largest one are not drawn
 CHANNELS = ("#D55E00", "#009E73", "#0072B2")  # red, green and blue that the color-blind can tell apart

@@ -22,7 +22,7 @@ from certify.data import Dataset
 from certify.results import Row
 from certify.sequential import CertifiedAt, RadiusWithin
 from certify.training import Checkpoint
-from scripts import classifier_runs, cli
+from scripts.parts import classifier_runs, cli
 
 
 @dataclass

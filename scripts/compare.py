@@ -25,9 +25,9 @@ import numpy as np
 from certify.files import write_atomically
 from certify.results import read_config, read_samples
 from certify.threats import NOT_CERTIFIED
-from scripts import cli, recertified
-from scripts.curves import plot
-from scripts.tables import Run, aligned, percent, percent_above, radius_text, spread, what
+from scripts.parts import cli, recertified
+from scripts.parts.curves import plot
+from scripts.parts.tables import Run, aligned, percent, percent_above, radius_text, spread, what
 
 
 @dataclass

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from certify import SampledScheme
 from certify.spec import parse_scheme
-from scripts import certify, cli, evaluate, report, train, train_continuous_seek
+from scripts import certify, evaluate, report, train, train_continuous_seek
+from scripts.parts import cli
 
 METHODS = (
     ("ablation", "RandomizedAblation(keep=12)"),

@@ -22,7 +22,7 @@ from certify.files import check_writable, write_atomically
 from rl import evaluation
 from rl.evaluation import Estimate
 from rl.logs import Method, common_timesteps, read_method
-from scripts import cli, figures
+from scripts.parts import cli, figures
 
 AGGREGATES = {"iqm": evaluation.interquartile_mean, "mean": evaluation.mean}
 

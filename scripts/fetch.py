@@ -7,7 +7,7 @@ from pathlib import Path
 
 from certify.data import default_root
 from certify.data.fetch import SOURCES, fetch
-from scripts import cli
+from scripts.parts import cli
 
 
 @dataclass

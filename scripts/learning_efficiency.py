@@ -33,7 +33,7 @@ from rl.linear import (
     random_transitions,
     transitions_needed,
 )
-from scripts import cli, figures
+from scripts.parts import cli, figures
 
 TASKS = {"dense": LinearDense, "sparse": LinearSparse}
 LEARNERS = {"matrix": learn_matrix, "rotation": learn_rotation}

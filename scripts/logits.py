@@ -22,7 +22,8 @@ from certify.draws import ESTIMATION
 from certify.files import write_atomically
 from certify.logits import TopTwo, histogram, scores_of_copies, top_two
 from certify.results import read_config, read_rows
-from scripts import certify, cli, figures
+from scripts import certify
+from scripts.parts import cli, figures
 
 
 @dataclass

@@ -27,7 +27,7 @@ from certify.patch import PatchBound, StructuredAblation, clip
 from certify.places import margins
 from certify.scheme import leader_and_gap
 from certify.windows import WindowAblation
-from scripts import cli, figures, patches
+from scripts.parts import cli, figures, patches
 
 STRIPES = 12  # pixels per position in a map of votes: one to four votes of a position get equal stripes
 NAMED = 10  # classes that get a color of their own

@@ -52,8 +52,9 @@ from certify.results import ResultFolder, read_rows, result_of
 from certify.stored import read_texts
 from certify.threats import PoisoningThreat
 from certify.votes import Votes
-from scripts import classifier_runs, cli, poisoning_inputs, report
-from scripts.tables import percent
+from scripts import report
+from scripts.parts import classifier_runs, cli, poisoning_inputs
+from scripts.parts.tables import percent
 
 Step = Literal["train", "vote", "certify", "report", "all"]
 STEPS: tuple[Step, ...] = get_args(Step)

@@ -30,8 +30,8 @@ from certify.poisoning import ContentHash, Ensemble, TrainingLabels, TrainingSam
 from certify.poisoning.job import read_ensemble
 from certify.scheme import Certified
 from certify.threats import TrainingSet
-from scripts import cli, figures, poisoning_inputs
-from scripts.tables import percent
+from scripts.parts import cli, figures, poisoning_inputs
+from scripts.parts.tables import percent
 
 
 @dataclass

@@ -22,7 +22,7 @@ from envs import reference
 from rl.evaluation import student_interval
 from rl.training import run_episodes
 from rl.vec_env import VectorEnvAdapter
-from scripts import cli
+from scripts.parts import cli
 from scripts.rollout import animation, play
 
 TOGETHER = 50  # environments stepped together; which random actions each one gets depends on this number

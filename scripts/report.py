@@ -46,9 +46,9 @@ import numpy as np
 
 from certify import L1
 from certify.files import write_atomically
-from scripts import attacked, cli, curves, patches, recertified
-from scripts.recertified import Again
-from scripts.tables import Run, spread, table
+from scripts.parts import cli, curves, patches, recertified, under_attack
+from scripts.parts.recertified import Again
+from scripts.parts.tables import Run, spread, table
 
 
 @dataclass
@@ -126,15 +126,15 @@ def read_groups(args: Args, runs: dict[Path, Run]) -> dict[str, list[Run]]:
     return groups
 
 
-def read_attacks(args: Args, groups: dict[str, list[Run]]) -> dict[str, list[attacked.AttackRun]]:
+def read_attacks(args: Args, groups: dict[str, list[Run]]) -> dict[str, list[under_attack.AttackRun]]:
     """All attacks, by threat model. These and the runs they are compared with are restricted to their common images."""
-    found: dict[str, list[attacked.AttackRun]] = {}
-    for attack in map(attacked.read_attack, args.attack or ()):
+    found: dict[str, list[under_attack.AttackRun]] = {}
+    for attack in map(under_attack.read_attack, args.attack or ()):
         found.setdefault(attack.threat, []).append(attack)
     for threat, own in found.items():
         runs = groups.get(threat, [])
-        attacked.check_same_images([each.config for each in (*runs, *own)])
-        rows = attacked.on_common_images([each.rows for each in (*runs, *own)])
+        under_attack.check_same_images([each.config for each in (*runs, *own)])
+        rows = under_attack.on_common_images([each.rows for each in (*runs, *own)])
         if runs:
             groups[threat] = [replace(run, rows=each) for run, each in zip(runs, rows, strict=False)]
         found[threat] = [replace(attack, rows=each) for attack, each in zip(own, rows[len(runs) :], strict=True)]
@@ -174,11 +174,11 @@ def main(args: Args) -> None:
         if runs:
             print(table(group, args.rho), end="\n\n")
         if own:
-            print(attacked.table(own, radii))
+            print(under_attack.table(own, radii))
             for run in runs:
                 for attack in own:
                     if run.config is not None and run.top_k is None and run.guaranteed:
-                        print(attacked.within_certificates(attack, run.config, run.rows) or "", end="")
+                        print(under_attack.within_certificates(attack, run.config, run.rows) or "", end="")
             print()
         summaries += group + [attack.summary(radii) for attack in own]
     if lines:

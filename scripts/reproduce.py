@@ -31,7 +31,7 @@ from reproduction.reading import ENTRIES, load
 from reproduction.results import Result
 from reproduction.settings import reductions
 from reproduction.tables import footnotes, minutes_of, sentence, text_table
-from scripts import cli
+from scripts.parts import cli
 
 WIDTH = 118
 

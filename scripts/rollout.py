@@ -20,8 +20,8 @@ from PIL import Image
 from certify.files import check_writable, write_atomically
 from rl.checkpoint import load_checkpoint
 from rl.training import STATE
-from scripts import cli
-from scripts.goal_training import read_configuration
+from scripts.parts import cli
+from scripts.parts.goal_training import read_configuration
 
 LAST = 4  # number of frames for which the last state of an episode is shown
 

@@ -22,7 +22,7 @@ from certify.engine import VoteEngine
 from certify.patch import StructuredAblation
 from certify.training import load_checkpoint
 from certify.votes import VoteRule
-from scripts import classifier_runs, cli, patches
+from scripts.parts import classifier_runs, cli, patches
 
 
 @dataclass

@@ -34,7 +34,7 @@ from certify.models import PARTITION_MLP, DenoisedSpec, ModelSpec
 from certify.scheme import Scheme
 from certify.training import EpochResult, Trainer, TrainingConfig, base_accuracy, copy_statistics, load_checkpoint
 from certify.training.copies import input_shape, parse_training_scheme
-from scripts import cli
+from scripts.parts import cli
 
 Statistics = tuple[float, ...] | None  # of each channel
 FEW_UPDATES = 250  # the 8x8 digits need about as many to be learned at all

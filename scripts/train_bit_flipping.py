@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from scripts import cli, goal_training
+from scripts.parts import cli, goal_training
 
 EPISODES, UPDATES = 16, 40  # per cycle
 

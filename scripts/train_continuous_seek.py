@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from scripts import cli, goal_training
+from scripts.parts import cli, goal_training
 
 Best = dict[tuple[int, bool], tuple[int, float]]
 # (d, ReenGAGE): batch size, learning rate; the same for all coefficients, except for SAC with 0.1

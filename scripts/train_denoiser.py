@@ -19,7 +19,8 @@ from certify import spec
 from certify.data import load
 from certify.models import DenoisedSpec, ModelSpec
 from certify.training import Trainer, TrainingConfig, denoising_errors, load_checkpoint
-from scripts import cli, train
+from scripts import train
+from scripts.parts import cli
 
 
 @dataclass

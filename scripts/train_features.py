@@ -35,7 +35,7 @@ from certify.data import Dataset, load
 from certify.poisoning.feature_method import FeatureMethod
 from certify.poisoning.features import FILE, Pretraining, load_features, read_method
 from certify.poisoning.pretext import SimCLR
-from scripts import cli, poisoning_inputs
+from scripts.parts import cli, poisoning_inputs
 
 
 @dataclass

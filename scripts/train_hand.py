@@ -42,7 +42,7 @@ from typing import Literal
 import gymnasium
 import numpy as np
 
-from scripts import cli, goal_training
+from scripts.parts import cli, goal_training
 
 CYCLES, UPDATES = 50, 40  # per epoch, per cycle
 ROBOTICS = "gymnasium_robotics:"  # the module of ids without one

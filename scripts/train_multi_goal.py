@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from scripts import cli, goal_training
+from scripts.parts import cli, goal_training
 
 NOISE = {"DriveSeek-v0": 0.05, "NoisySeek-v0": 0.1}
 

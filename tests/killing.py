@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from certify.results import TableFile
-from scripts import cli
+from scripts.parts import cli
 
 OPERATIONS = {
     "os.rename": 1,

@@ -13,8 +13,9 @@ from torch import nn
 from certify import StoredRun
 from certify.models import MODELS, build
 from certify.training import load_checkpoint
-from scripts import adopt, cli
+from scripts import adopt
 from scripts import certify as certify_script
+from scripts.parts import cli
 
 
 @pytest.fixture(scope="module")

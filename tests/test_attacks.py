@@ -39,8 +39,8 @@ from certify.testing import RandomTable
 from certify.training import Trainer, TrainingConfig
 from scripts import attack as attack_script
 from scripts import certify as certify_script
-from scripts import cli
 from scripts import report as report_script
+from scripts.parts import cli
 from tests.soundness.table import Toy, enumerated, sampled
 
 needs_foolbox = pytest.mark.skipif(importlib.util.find_spec("foolbox") is None, reason="needs the extra 'attacks'")

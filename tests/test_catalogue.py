@@ -21,7 +21,8 @@ from reproduction.catalogue import Run
 from reproduction.quantities import Source
 from reproduction.reading import load
 from reproduction.running import parsed, run_commands
-from scripts import attack, classifier_runs, cli
+from scripts import attack
+from scripts.parts import classifier_runs, cli
 
 CATALOGUE = load()
 

@@ -12,8 +12,8 @@ from certify import Smoothed, SmoothReduce, StoredRun, UniformNoise, Votes, spec
 from certify.draws import ESTIMATION, Draws
 from certify.logits import histogram, scores_of_copies, top_two
 from certify.models import ModelSpec
-from certify.reduced import Reduced
 from certify.results import ResultFolder, Row, read_votes, row_columns, votes_line
+from certify.smooth_reduce_scores import Reduced
 from certify.training import Checkpoint, save_checkpoint
 from scripts import certify as certify_script
 from scripts import compare as compare_script

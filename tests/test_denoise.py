@@ -18,9 +18,9 @@ from certify.training import Trainer, TrainingConfig, denoising_errors, load_che
 from certify.training.checkpoint import Checkpoint
 from certify.training.trainer import generator_for
 from scripts import certify as certify_script
-from scripts import cli
 from scripts import train as train_script
 from scripts import train_denoiser as denoiser_script
+from scripts.parts import cli
 
 DSSN = DeterministicSplittingNoise(0.5)
 CLASSIFIER = ModelSpec("tiny", 1, 10, 8, (0.3,), (0.4,))

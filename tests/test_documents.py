@@ -74,6 +74,14 @@ def test_what_is_not_installed_is_named_with_its_extra(
         importlib.import_module(package)
 
 
+def test_commands_name_their_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("scripts", "rich")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "rich" else True)
+    with pytest.raises(ModuleNotFoundError, match=r"scripts: rich is not installed; .*'\.\[commands\]'"):
+        importlib.import_module("scripts.train")
+
+
 THEOREMS = (ROOT / "docs" / "theorems.md").read_text()
 
 

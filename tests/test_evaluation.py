@@ -16,8 +16,8 @@ from scipy import stats
 from rl import evaluation
 from rl.evaluation import bootstrap, difference, interquartile_mean, mean, stratified
 from rl.logs import read_config, read_evaluations, read_method
-from scripts import cli
 from scripts import evaluate as script
+from scripts.parts import cli
 
 floats = st.floats(-1e3, 1e3)
 

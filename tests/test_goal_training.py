@@ -24,7 +24,8 @@ from safetensors.torch import load_file
 
 from rl import files
 from rl.logs import read_method
-from scripts import cli, goal_training, rollout, train_bit_flipping, train_continuous_seek
+from scripts import rollout, train_bit_flipping, train_continuous_seek
+from scripts.parts import cli, goal_training
 
 ROOT = Path(__file__).parent.parent
 SEEK, BITS = train_continuous_seek, train_bit_flipping

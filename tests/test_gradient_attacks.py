@@ -36,7 +36,7 @@ from certify.models import ModelSpec
 from certify.results import read_config, read_rows
 from certify.training import Trainer, TrainingConfig
 from scripts import attack as attack_script
-from scripts import cli
+from scripts.parts import cli
 
 SHAPE = (2, 6, 7)
 SCHEMES: list[EnumeratedScheme] = [

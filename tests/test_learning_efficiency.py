@@ -25,8 +25,8 @@ from rl.linear import (
     residuals,
     transitions_needed,
 )
-from scripts import cli
 from scripts import learning_efficiency as script
+from scripts.parts import cli
 
 TASKS = [LinearDense(0.9), LinearSparse(0.8)]
 COEF = 0.3

@@ -14,9 +14,9 @@ from certify.data import Dataset, check_files, load, register_dataset
 from certify.data.datasets import DATASETS, Split, own_datasets
 from certify.results import read_rows
 from scripts import certify as certify_script
-from scripts import cli
 from scripts import poisoning as poisoning_script
 from scripts import train as train_script
+from scripts.parts import cli
 
 MODULE = '''
 import torch

@@ -22,9 +22,9 @@ from certify.results import read_rows
 from certify.scheme import Scheme
 from certify.training import load_checkpoint
 from scripts import certify as certify_script
-from scripts import cli
 from scripts import poisoning as poisoning_script
 from scripts import train as train_script
+from scripts.parts import cli
 
 MODULE = '''
 from collections.abc import Iterable, Sequence

@@ -14,8 +14,8 @@ from certify.models import ModelSpec
 from certify.results import read_rows, read_votes
 from certify.training import Trainer, TrainingConfig
 from scripts import certify as certify_script
-from scripts import patches, recertified
 from scripts import report as report_script
+from scripts.parts import patches, recertified
 
 VOTE = "ThresholdVote(theta=0.3)"
 

@@ -16,7 +16,8 @@ from certify.models import ModelSpec
 from certify.results import read_config, read_rows, read_votes
 from certify.training import Trainer, TrainingConfig
 from scripts import certify as certify_script
-from scripts import classifier_runs, cli, patch_pictures, patches, select_vote, tables
+from scripts import patch_pictures, select_vote
+from scripts.parts import classifier_runs, cli, patches, tables
 
 VOTE = "ThresholdVote(theta=0.3)"
 

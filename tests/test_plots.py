@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from certify.threats import NOT_CERTIFIED
-from scripts import curves, figures
-from scripts.attacked import AttackRun
-from scripts.tables import Run
+from scripts.parts import curves, figures
+from scripts.parts.tables import Run
+from scripts.parts.under_attack import AttackRun
 
 ROOT = Path(__file__).parent.parent
 SCHEME = "BlockAblation(size=3)"
@@ -67,14 +67,14 @@ def test_more_curves_than_colors():
 def test_no_script_touches_pyplot(tmp_path):
     """In a notebook it would change the backend under the user's own plots."""
     code = (
-        "import sys; from pathlib import Path; from scripts import figures; f = figures.new_figure(2, 2); f.subplots();"
-        "figures.save(f, Path(sys.argv[1])); print('matplotlib.pyplot' in sys.modules)"
+        "import sys; from pathlib import Path; from scripts.parts import figures; "
+        "f = figures.new_figure(2, 2); f.subplots(); figures.save(f, Path(sys.argv[1])); print('matplotlib.pyplot' in sys.modules)"
     )
     path = tmp_path / "new" / "plot.png"
     done = subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
     assert path.read_bytes().startswith(b"\x89PNG")
-    for script in (ROOT / "scripts").glob("*.py"):
+    for script in (ROOT / "scripts").rglob("*.py"):
         assert "matplotlib.pyplot" not in script.read_text(), script
         assert "matplotlib.use(" not in script.read_text(), script
 

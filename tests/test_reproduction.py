@@ -25,8 +25,8 @@ from reproduction.running import LOCK, read_state, run_commands, script_lines
 from reproduction.sources import Source
 from reproduction.tables import decimals_of, number_text, text_table, value_text
 from reproduction.values import Value, mean, median, share
-from scripts import cli
 from scripts import reproduce as reproduce_script
+from scripts.parts import cli
 
 RUNS = """
 [run.digits]

@@ -28,9 +28,9 @@ from certify.topk import certified_top_k_accuracy, certify_counts
 from certify.training import Trainer, TrainingConfig, load_checkpoint
 from scripts import agreement as agreement_script
 from scripts import certify as certify_script
-from scripts import cli
 from scripts import report as report_script
 from scripts import train as train_script
+from scripts.parts import cli
 
 ROOT = Path(__file__).parent.parent
 SCHEMES = {"ablation": "RandomizedAblation(keep=20)", "dssn": "DeterministicSplittingNoise(lam=0.5)"}
@@ -164,7 +164,7 @@ def test_no_file_gets_the_number_of_a_closed_stream(tmp_path):
     program = f"""
 import os, subprocess, sys
 from dataclasses import dataclass
-from scripts import cli
+from scripts.parts import cli
 @dataclass
 class Args:
     "A command without arguments."

@@ -12,10 +12,10 @@ from scipy.special import ndtri
 from torch import Tensor, nn
 from torch.nn import functional
 
-from certify import L2, GaussianNoise, Smoothed, SmoothReduce, SmoothReduceVideo, Unproven, patch_operators
+from certify import L2, GaussianNoise, Smoothed, SmoothReduce, SmoothReduceVideo, Unproven, smooth_reduce_patches
 from certify.draws import ESTIMATION, Draws
-from certify.patch_operators import Axis
-from certify.reduced import Reduced
+from certify.smooth_reduce_patches import Axis
+from certify.smooth_reduce_scores import Reduced
 
 
 def draws(items=1, copies=range(6)) -> Draws:
@@ -33,7 +33,7 @@ def images(*shape: int, seed=0) -> Tensor:
 @given(size=st.integers(1, 9), resized=st.integers(1, 12), data=st.data())
 def test_resizing_is_bilinear_at_positions_rounded_to_quarters(size, resized, data):
     values = torch.tensor(data.draw(st.lists(st.integers(0, 255), min_size=size, max_size=size)))
-    got = patch_operators.resize(values.float().view(1, 1, 1, size), [Axis(3, size, resized, 1)]) / 4
+    got = smooth_reduce_patches.resize(values.float().view(1, 1, 1, size), [Axis(3, size, resized, 1)]) / 4
     centres = [(2 * i + 1) * size / (2 * resized) - 0.5 for i in range(resized)]
     rounded = np.clip([math.floor(4 * centre + 0.5) / 4 for centre in centres], 0, size - 1)
     assert got.flatten().tolist() == np.interp(rounded, np.arange(size), values.numpy()).tolist()
@@ -44,16 +44,16 @@ def test_where_positions_are_quarters_it_is_the_usual_resizing(size, resized):
     x = images(2, 3, *size).float()
     axes = [Axis(3, size[0], resized[0], 1), Axis(4, size[1], resized[1], 1)]
     usual = functional.interpolate(x, resized, mode="bilinear", align_corners=False)
-    assert torch.equal(patch_operators.resize(x[:, None], axes)[:, 0] / 16, usual)
+    assert torch.equal(smooth_reduce_patches.resize(x[:, None], axes)[:, 0] / 16, usual)
 
 
 def matrix_of(axes: tuple[Axis, ...], starts: list[tuple[int, ...]], resizes: bool) -> np.ndarray:
     """The stacked patch operators, from what they do to every pixel."""
     pixels = axes[0].size * axes[1].size
     basis = torch.eye(pixels).view(pixels, 1, 1, axes[0].size, axes[1].size)
-    resized = patch_operators.resize(basis, axes) / 16 if resizes else basis
+    resized = smooth_reduce_patches.resize(basis, axes) / 16 if resizes else basis
     places = torch.tensor(starts).T[:, None, None]
-    return patch_operators.windows(resized, [*places], axes).reshape(pixels, -1).T.double().numpy()
+    return smooth_reduce_patches.windows(resized, [*places], axes).reshape(pixels, -1).T.double().numpy()
 
 
 @settings(max_examples=60, deadline=None)
@@ -64,9 +64,9 @@ def test_windows_are_these_parts_of_the_image(data):
     window = [data.draw(st.integers(1, side)) for side in size]
     axes = [Axis(3, size[0], size[0], window[0]), Axis(4, size[1], size[1], window[1])]
     x = images(batch, data.draw(st.sampled_from([1, copies])), 2, *size)
-    starts = [torch.tensor(dense) for dense in zip(*patch_operators.dense_starts(axes, 1), strict=True)]
+    starts = [torch.tensor(dense) for dense in zip(*smooth_reduce_patches.dense_starts(axes, 1), strict=True)]
     picks = draws(batch, range(copies)).integers(len(starts[0]), data.draw(st.integers(1, 4)))
-    got = patch_operators.windows(x, [start[picks] for start in starts], axes)
+    got = smooth_reduce_patches.windows(x, [start[picks] for start in starts], axes)
     assert got.shape == (*picks.shape, 2, *window)
     for (b, n, k), pick in np.ndenumerate(picks.numpy()):
         top, left = (int(start[pick]) for start in starts)
@@ -81,9 +81,9 @@ def test_dense_windows_are_those_at_dense_starts(size, stride):
     x = images(2, 3, 1, 5, 5, 4)
     sides = [Axis(dim, x.shape[dim], x.shape[dim], side) for dim, side in zip((3, 4), size, strict=True)]
     for axes in (sides[:1], sides):
-        starts = torch.tensor(patch_operators.dense_starts(axes, stride)).T[:, None, None]
-        got = patch_operators.dense_windows(x, axes, stride)
-        assert torch.equal(got, patch_operators.windows(x, [*starts], axes))
+        starts = torch.tensor(smooth_reduce_patches.dense_starts(axes, stride)).T[:, None, None]
+        got = smooth_reduce_patches.dense_windows(x, axes, stride)
+        assert torch.equal(got, smooth_reduce_patches.windows(x, [*starts], axes))
         assert got.is_contiguous()
 
 
@@ -99,7 +99,7 @@ def test_operator_norm_from_both_sides(data):
     scheme = SmoothReduce(0.5, window, resize=resized if resizes else None, stride=stride, noise="patch", sound=False)
     axes = scheme.axes((1, *size))
     norm = scheme.operator_norm((3, *size))
-    stack = matrix_of(axes, patch_operators.dense_starts(axes, stride), resizes)
+    stack = matrix_of(axes, smooth_reduce_patches.dense_starts(axes, stride), resizes)
     exact = np.linalg.svd(stack, compute_uv=False)[0]
     assert exact * (1 - 1e-12) <= norm <= exact * (1 + 1e-8)
     gram, v = stack.T @ stack, np.ones(stack.shape[1])
@@ -110,7 +110,7 @@ def test_operator_norm_from_both_sides(data):
     assert exact**2 <= (gram @ v / v).max() * (1 + 1e-12)
     if not resizes:
         covered = np.zeros(size)
-        for top, left in patch_operators.dense_starts(axes, stride):
+        for top, left in smooth_reduce_patches.dense_starts(axes, stride):
             covered[top : top + window[0], left : left + window[1]] += 1
         assert norm == math.sqrt(covered.max())
 
@@ -153,7 +153,7 @@ def test_noise_on_the_image_is_cut_into_patches(resize):
     copies = scheme.sample(x, draws(3))
     numbers = GaussianNoise(0.25).sample(x, draws(3)) * 255
     if resize is not None:
-        numbers = patch_operators.resize(numbers, scheme.axes((2, 6, 8))) / 16
+        numbers = smooth_reduce_patches.resize(numbers, scheme.axes((2, 6, 8))) / 16
     expected = [
         numbers[..., top : top + 4, left : left + 5]
         for top, left in itertools.product(range(0, numbers.shape[-2] - 3, 2), range(0, numbers.shape[-1] - 4, 2))

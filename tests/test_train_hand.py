@@ -15,8 +15,9 @@ from gymnasium.envs.registration import EnvSpec
 from safetensors.torch import load_file
 
 from rl.training import STATE, EvaluationLog
-from scripts import goal_training, rollout, train_hand
-from scripts.goal_training import read_configuration
+from scripts import rollout, train_hand
+from scripts.parts import goal_training
+from scripts.parts.goal_training import read_configuration
 from scripts.train_hand import Args, Preset, configuration
 
 

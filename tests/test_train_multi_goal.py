@@ -14,8 +14,9 @@ import torch
 import envs  # noqa: F401  (registers them)
 import rl
 from rl.logs import read_method
-from scripts import cli, evaluate, goal_training, rollout
+from scripts import evaluate, rollout
 from scripts import train_multi_goal as script
+from scripts.parts import cli, goal_training
 
 SMALL = (
     "--max-goals 5 --head 8 --embedding 4 --steps 1100 --eval-every 500 --eval-episodes 3"

@@ -23,8 +23,8 @@ from certify.models import MODELS, ModelSpec
 from certify.training import SCHEDULES, Trainer, TrainingConfig, base_accuracy, copy_statistics, load_checkpoint
 from certify.training.augment import augmented, random_crop_and_flip
 from certify.training.checkpoint import read_tensors, write_tensors
-from scripts import cli
 from scripts import train as train_script
+from scripts.parts import cli
 
 SCHEME = RandomizedAblation(20)
 SPEC = ModelSpec("mnist_cnn", 2, 10, 8)

@@ -31,7 +31,7 @@ from certify.threats import L1, Lp
 from certify.training import Trainer, TrainingConfig
 from certify.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from certify.variable_lambda import radius_through_norms
-from scripts import classifier_runs
+from scripts.parts import classifier_runs
 
 HALF, THIRD = Fraction(1, 2), Fraction(1, 3)
 

@@ -28,7 +28,7 @@ from certify.threats import normalized
 from certify.training import Trainer, TrainingConfig
 from certify.transport import flow_distance, path_distance, pixel_distances, transport_distance
 from scripts import attack as attack_script
-from scripts import cli
+from scripts.parts import cli
 
 FAST = Growth(steps=30, start=0.005, factor=1.2, every=1, samples=32)
 

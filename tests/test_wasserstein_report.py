@@ -10,9 +10,9 @@ import pytest
 from certify import WassersteinNoise
 from certify.results import read_rows, read_votes
 from scripts import certify as certify_script
-from scripts import recertified
 from scripts import report as report_script
 from scripts import train as train_script
+from scripts.parts import recertified
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from certify.results import read_rows
-from scripts import cli
+from scripts.parts import cli
 from tests.emulated.device import GPU
 
 

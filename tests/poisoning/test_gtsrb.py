@@ -12,7 +12,8 @@ from PIL import Image
 from certify.data import load
 from certify.poisoning.job import read_job
 from certify.results import read_rows
-from scripts import poisoning, poisoning_inputs, train_features
+from scripts import poisoning, train_features
+from scripts.parts import poisoning_inputs
 
 
 def _save(folder, name: str, label: int, seed: int) -> str:

@@ -22,7 +22,7 @@ from certify import (
 )
 from certify.confidence import lower_bound, simultaneous_bounds, upper_bound
 from certify.draws import Draws
-from certify.patch_operators import eigenvalue_bound
+from certify.smooth_reduce_patches import eigenvalue_bound
 from certify.topk import label_bounds
 from certify.wasserstein import _SLIP, _UNIFORM_REACH
 

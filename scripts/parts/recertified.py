@@ -14,7 +14,7 @@ from certify import L0, L2, Lp, StoredRun, spec, topk
 from certify.lambda_design import exact_power
 from certify.logs import read_log
 from certify.variable_lambda import radius_through_norms
-from scripts.tables import Run, rows_of
+from scripts.parts.tables import Run, rows_of
 
 
 @dataclass(frozen=True)

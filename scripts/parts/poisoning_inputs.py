@@ -17,7 +17,7 @@ from certify.data.folders import FolderImages
 from certify.poisoning.executors import Executor, Processes, RayCluster, Sequential
 from certify.poisoning.features import Features, images_checksum, load_features
 from certify.poisoning.job import Job
-from scripts import cli
+from scripts.parts import cli
 
 _LARGEST = 4 << 30  # maximum number of bytes of a data set in memory
 _CHUNK = 512  # images that are read together

@@ -11,9 +11,9 @@ import numpy as np
 
 from certify import metrics
 from certify.threats import NOT_CERTIFIED
-from scripts import figures
-from scripts.attacked import AttackRun
-from scripts.tables import Run, what
+from scripts.parts import figures
+from scripts.parts.tables import Run, what
+from scripts.parts.under_attack import AttackRun
 
 
 def _classifier(run: Run | AttackRun) -> tuple[str, ...]:

@@ -17,8 +17,8 @@ import numpy as np
 
 from certify import metrics
 from certify.results import read_config, read_rows
-from scripts import attacks
-from scripts.tables import aligned, percent_above, radius_text
+from scripts.parts import attacks
+from scripts.parts.tables import aligned, percent_above, radius_text
 
 
 @dataclass(frozen=True)

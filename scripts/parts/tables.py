@@ -1,4 +1,4 @@
-"""Tables of certified accuracy, for scripts.report and scripts.compare. Plots are in scripts.curves."""
+"""Tables of certified accuracy, for scripts.report and scripts.compare. Plots are in scripts.parts.curves."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from certify import L0, Patch, SampledScheme, StoredRun
 from certify.patch import PatchBound, StructuredAblation
-from scripts.tables import Run, aligned, percent
+from scripts.parts.tables import Run, aligned, percent
 
 Size = tuple[int, int]
 

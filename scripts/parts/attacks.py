@@ -18,7 +18,7 @@ from certify.attacks.pointwise import check_options
 from certify.attacks.wasserstein import Growth, check_attackable
 from certify.images import Shape, to_float
 from certify.threats import Threat
-from scripts.patches import parse_size
+from scripts.parts.patches import parse_size
 
 Options = dict[str, Any]  # options of one attack, as on the command line
 Rows = dict[str, np.ndarray]

@@ -15,7 +15,7 @@ from certify import EnumeratedScheme, Scheme, Smoothed, evaluation, spec
 from certify.data import Dataset, load
 from certify.training import Checkpoint, load_checkpoint, model_code
 from certify.training.copies import parse_training_scheme, scheme_text
-from scripts import cli
+from scripts.parts import cli
 
 
 @dataclass

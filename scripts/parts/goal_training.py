@@ -40,7 +40,7 @@ from rl.noise import VectorizedNormalNoise
 from rl.normalization import NormalizedExtractor
 from rl.training import Plan, holds_run, run
 from rl.vec_env import VectorEnvAdapter
-from scripts import cli
+from scripts.parts import cli
 
 ALGORITHMS: dict[str, Callable[..., OffPolicyAlgorithm]] = {
     "ddpg": rl.DDPG,

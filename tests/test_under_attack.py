@@ -17,9 +17,10 @@ from certify.results import read_rows
 from certify.spec import parse
 from certify.training import Trainer, TrainingConfig, load_checkpoint
 from scripts import attack as attack_script
-from scripts import attack_pictures, attacks, cli
+from scripts import attack_pictures
 from scripts import certify as certify_script
 from scripts import report as report_script
+from scripts.parts import attacks, cli
 
 SCHEME = "DeterministicAblation(alpha=3)"
 
