@@ -68,7 +68,8 @@ def test_no_script_touches_pyplot(tmp_path):
     """In a notebook it would change the backend under the user's own plots."""
     code = (
         "import sys; from pathlib import Path; from scripts.parts import figures; "
-        "f = figures.new_figure(2, 2); f.subplots(); figures.save(f, Path(sys.argv[1])); print('matplotlib.pyplot' in sys.modules)"
+        "f = figures.new_figure(2, 2); f.subplots(); figures.save(f, Path(sys.argv[1])); "
+        "print('matplotlib.pyplot' in sys.modules)"
     )
     path = tmp_path / "new" / "plot.png"
     done = subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, check=True)
