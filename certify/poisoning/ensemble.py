@@ -19,6 +19,8 @@ from certify.threats import PoisoningThreat, TrainingSamples, TrainingSet
 Seeds = Literal["distinct", "shared"]
 Method = Literal["plurality", "run-off"]
 
+_CHECKED = 32  # inputs whose scores are computed again, for learners defined outside of this package
+
 
 @dataclass(frozen=True)
 class Ensemble:
@@ -159,8 +161,42 @@ class Ensemble:
         return threat
 
     def rankings(self, states: Sequence[State], x: Tensor) -> Tensor:
-        """Each model's classes from best to worst: uint8 or int16 ``[models, B, C]``; the first is its vote."""
-        return rank_classes(self.learner.scores(states, x, num_classes=self.num_classes)).cpu()
+        """Each model's classes from best to worst: uint8 or int16 ``[models, B, C]``; the first is its vote.
+
+        Raises:
+            ValueError: if scores have another shape than they should, or, for learners of your own, if scores of a few
+                inputs depend on the other models, on the other inputs, or on chance.
+        """
+        scores = self._scores(states, x)
+        if type(self.learner).__module__.partition(".")[0] != "certify" and len(states) and len(x):
+            self._check_scores(states, x[:_CHECKED].clone())  # aligned in memory, as the other inputs it tries
+        return rank_classes(scores).cpu()
+
+    def _scores(self, states: Sequence[State], x: Tensor) -> Tensor:
+        scores = self.learner.scores(states, x, num_classes=self.num_classes)
+        expected = (len(states), len(x), self.num_classes)
+        if tuple(scores.shape) != expected:
+            raise ValueError(
+                f"{type(self.learner).__name__}.scores: got shape {tuple(scores.shape)}, expected [models, inputs, "
+                f"classes] = {list(expected)}"
+            )
+        return scores
+
+    def _check_scores(self, states: Sequence[State], x: Tensor) -> None:
+        """Compare scores, which must be functions of one model and one input, from passes of the same shape."""
+        usual, again = (self._scores(states, x).nan_to_num() for _ in range(2))
+        if not torch.equal(usual, again):
+            raise ValueError(
+                f"{type(self.learner).__name__}.scores: got other scores for the same models and inputs the second "
+                "time; votes must not be random"
+            )
+        alone = self._scores([states[-1]] * len(states), x[-1:].expand_as(x).clone()).nan_to_num()
+        if not torch.equal(usual[-1, -1], alone[-1, -1]):
+            raise ValueError(
+                f"{type(self.learner).__name__}.scores: got other scores of a model for an input where other models "
+                "and inputs come with them; a vote must be a function of one model and one input, since poisoned "
+                "samples may change all models of their buckets"
+            )
 
     def certify(
         self, rankings: Tensor, *, method: Method = "plurality", threat: PoisoningThreat | None = None

@@ -66,7 +66,10 @@ class Learner(ABC):
 
     @abstractmethod
     def scores(self, states: Sequence[State], x: Tensor, *, num_classes: int) -> Tensor:
-        """Scores of several trained models on ``x [B, ...]``: float ``[models, B, num_classes]``."""
+        """Scores of several trained models on ``x [B, ...]``: float ``[models, B, num_classes]``.
+
+        Each score is a function of its model and its input alone, whatever other models and inputs come with them.
+        """
 
     def fit_many(self, parts: Sequence[Part], *, num_classes: int, device: torch.device) -> list[State]:
         """Train on several parts at once. By default one after the other."""

@@ -310,6 +310,45 @@ class Drawn(Learner):
         return [self.fit(part, num_classes=num_classes, device=device) for part in parts]
 
 
+@dataclass(frozen=True)
+class Scored(Drawn):
+    """Its scores are mistaken in some way."""
+
+    how: str = ""
+
+    def scores(self, states: Sequence[State], x: Tensor, *, num_classes: int) -> Tensor:
+        scores = super().scores(states, x, num_classes=num_classes)
+        wrong = {
+            "chance": lambda: scores + torch.rand(scores.shape),
+            "models": lambda: scores - scores.mean(0),
+            "inputs": lambda: scores + x.flatten(1).double().mean(),
+            "shape": lambda: scores.transpose(0, 1),
+        }
+        return wrong[self.how]() if self.how else scores
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("chance", "votes must not be random"),
+        ("models", "a function of one model and one input"),
+        ("inputs", "a function of one model and one input"),
+        ("shape", r"Scored.scores: got shape \(9, 6, 10\), .* = \[6, 9, 10\]"),
+        ("", None),
+    ],
+)
+def test_scores_of_a_learner_of_ones_own_are_of_one_model_and_one_input(how, message):
+    samples, labels = _digits()
+    ensemble = Ensemble(ContentHash(6), Scored(how), 10)
+    states = ensemble.fit(ensemble.parts((samples, labels)))
+    if message is None:
+        assert ensemble.rankings(states, samples[:9]).shape == (6, 9, 10)
+        assert ensemble.rankings(states, samples[:0]).shape == (6, 0, 10)
+        return
+    with pytest.raises(ValueError, match=message):
+        ensemble.rankings(states, samples[:9])
+
+
 @pytest.mark.parametrize("at_once", [1, 6])
 def test_chance_in_a_learner_of_ones_own_follows_from_its_part(at_once):
     samples, labels = _digits()
