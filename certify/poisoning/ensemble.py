@@ -167,10 +167,10 @@ class Ensemble:
             ValueError: if scores have another shape than they should, or, for learners of your own, if scores of a few
                 inputs depend on the other models, on the other inputs, or on chance.
         """
-        scores = self._scores(states, x)
+        ranking = rank_classes(self._scores(states, x)).cpu()  # before scores that may share its memory are computed
         if type(self.learner).__module__.partition(".")[0] != "certify" and len(states) and len(x):
             self._check_scores(states, x[:_CHECKED].clone())  # aligned in memory, as the other inputs it tries
-        return rank_classes(scores).cpu()
+        return ranking
 
     def _scores(self, states: Sequence[State], x: Tensor) -> Tensor:
         scores = self.learner.scores(states, x, num_classes=self.num_classes)
