@@ -207,7 +207,8 @@ def good_batch_size(base_classifier: BaseClassifier, copy: Tensor, inputs: int =
     """A batch size near the throughput optimum, from the activation size of one copy; no timing, so reproducible.
 
     A CPU is fastest when the activations of a batch stay in its caches; a GPU needs large batches that fit its memory.
-    The size is a power of two between 8 and 256 (CPU) or 64 and 4,096 (CUDA).
+    The size is a power of two between 8 and 256 (CPU) or 64 and 4,096 (CUDA); with several inputs per copy, these
+    limits are divided by their number.
 
     Args:
         copy: one copy, ``[1, C', H, W]``.

@@ -173,9 +173,9 @@ class StoredRun:
                 f"{len(idx)} rows. Restore rows.tsv, or certify again, also if an earlier version wrote it"
             )
 
-    def bounds(self) -> list[str]:
-        """The names that :meth:`certify` takes for ``bound``, one for each certificate of these votes; none if there is
-        only one certificate."""
+    def bound_names(self) -> list[str]:
+        """The names that :meth:`certify` takes for ``bound``, of the certificates that these votes have; none where the
+        scheme gives its only certificate no name."""
         if isinstance(self.scheme, StructuredAblation):
             return list(get_args(PatchBound))
         return list(self.scheme.certificates()) if isinstance(self.scheme, SampledScheme) else []
@@ -184,7 +184,7 @@ class StoredRun:
         """The scheme with the radii of ``bound``; by default, and for patches, the scheme of the run."""
         if bound is None:
             return self.scheme
-        text, known = self.config["scheme"], self.bounds()
+        text, known = self.config["scheme"], self.bound_names()
         if not known:
             raise ValueError(f"bound: got {bound}, but {text} has only one certificate; leave it out")
         if bound not in known:

@@ -11,7 +11,6 @@ Source: Voracek, "Treatment of statistical estimation problems in randomized smo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -174,7 +173,6 @@ def certify_sequentially(
     alpha: float,
     index: Tensor | None = None,
     seed: int = 0,
-    on_look: Callable[[int, int], None] | None = None,
 ) -> SequentialCertified:
     """Sample each image of ``x [B, C, H, W]`` until ``question`` is settled for it.
 
@@ -188,7 +186,6 @@ def certify_sequentially(
         max_n: give up after this many estimation samples.
         alpha: failure probability of each image.
         index, seed: see :meth:`~certify.engine.VoteEngine.sampled`.
-        on_look: called with (estimation samples per unsettled image, unsettled images) after every inspection.
     """
     scheme = engine.scheme
     if not isinstance(scheme, SampledScheme):
@@ -207,8 +204,6 @@ def certify_sequentially(
         own = items[rows.to(items.device)]
         fresh = engine.sampled(x[rows], n - last, index=own, seed=seed, stream=ESTIMATION, first=last)
         progress.look(rows, fresh, n, alpha, question)
-        if on_look is not None:
-            on_look(n, len(progress.unsettled()))
     return progress.result()
 
 

@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from certify.checks import check_integer
 from certify.images import Shape, to_levels
 from certify.transport import GroundMetric, check_metric, flow_distance, transport_distance
 
@@ -209,8 +210,7 @@ class Patch:
 
     def __post_init__(self) -> None:
         for name, value in (("height", self.height), ("width", self.width)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: got {value!r}, expected an integer, at least 1 (pixels)")
+            check_integer(name, value, 1)
 
     def __str__(self) -> str:
         return "patch (side in pixels)" if self.height == self.width == 1 else f"patch ({self.height}x{self.width})"

@@ -28,7 +28,8 @@ class DQN(GoalConditioned, sb3.DQN):
     The gradient of a maximum over actions treats the greedy action as fixed, so the gradient term uses a soft target.
 
     Args:
-        temperature: softmax temperature of the soft target; 0 gives the maximum. Ignored without a goal-gradient term.
+        temperature: softmax temperature of the soft target; 0 gives the maximum. Without a goal-gradient term, this and
+            ``soft_target`` are ignored.
         soft_target: where the soft target is used: in the ``gradient`` term only (Eq. G.10, the variant that works), in
             ``both`` terms of the loss (Eq. G.11), or in both and in ``behaviour``, where non-deterministic actions are
             drawn from softmax(Q' / temperature) of the target network. As printed, both equations discount twice and

@@ -384,7 +384,7 @@ class GoalConditioned(OffPolicyAlgorithm):
 
 
 def show_arguments(algorithm: type[AlgorithmT]) -> type[AlgorithmT]:
-    """Let ``help`` show all arguments: those of Stable-Baselines3, and those added here, as keywords."""
+    """Let ``help`` show all arguments: those of Stable-Baselines3, and those added here, as keywords and explained."""
     found: dict[str, inspect.Parameter] = {}
     for base in algorithm.__mro__:
         if "__init__" in vars(base):
@@ -399,8 +399,19 @@ def show_arguments(algorithm: type[AlgorithmT]) -> type[AlgorithmT]:
 
     own: Any = vars(algorithm).get("__init__", hand_on)  # not inherited, since subclasses have other signatures
     own.__signature__ = inspect.Signature(shown)
+    own.__doc__ = _explained(algorithm)
     algorithm.__init__ = own
     return algorithm
+
+
+def _explained(algorithm: type) -> str:
+    """The arguments that this project adds to an algorithm, from the docstrings of the classes that take them."""
+    blocks = []
+    for base in algorithm.__mro__:
+        if issubclass(base, GoalConditioned):
+            _, _, rest = inspect.cleandoc(base.__doc__ or "").partition("Args:\n")
+            blocks.append(rest.partition("\n\n")[0].rstrip())
+    return "\n".join(["Args:", *filter(None, blocks), "    others: as in Stable-Baselines3."])
 
 
 def add_up(losses: list[Tensor]) -> Tensor:

@@ -34,6 +34,7 @@ from certify.models import PARTITION_MLP, DenoisedSpec, ModelSpec
 from certify.scheme import Scheme
 from certify.training import EpochResult, Trainer, TrainingConfig, base_accuracy, copy_statistics, load_checkpoint
 from certify.training.copies import input_shape, parse_training_scheme
+from certify.training.schedules import SCHEDULES
 from scripts.parts import cli
 
 Statistics = tuple[float, ...] | None  # of each channel
@@ -62,7 +63,7 @@ class Args:
     epochs: int = cli.arg("passes over the training set", 30)
     batch_size: int = cli.arg("images per update", 128)
     lr: float = cli.arg("peak learning rate", 0.1)
-    schedule: str = cli.arg("constant, cosine, half_steps, third_steps, imagenet_steps or one_cycle", "one_cycle")
+    schedule: str = cli.arg(f"one of {', '.join(SCHEDULES)}", "one_cycle")
     momentum: float = cli.arg("momentum of SGD", 0.9)
     plain_momentum: bool = cli.arg("plain momentum instead of Nesterov's", False)
     weight_decay: float = cli.arg("l2 penalty", 1e-4)

@@ -43,6 +43,10 @@ class Args(goal_training.Args):
 
 
 def configuration(args: Args) -> goal_training.Run:
+    for name, default in (("soft_target", Args.soft_target), ("temperature", Args.temperature)):
+        if args.goal_gradient_coef == 0 and getattr(args, name) != default:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag}: has no effect with --goal-gradient-coef 0; give both, or leave it out")
     cycle = EPISODES * args.d
     arguments = {
         "learning_rate": args.lr,

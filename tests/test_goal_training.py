@@ -205,7 +205,13 @@ BAD = [
     (SEEK, "--layers 8 0", r"layers: got \[8, 0\]"),
     (SEEK, "--device warp", "device: got 'warp', which is not available here"),
     (BITS, "--d 0", "d: got 0"),
-    (BITS, "--temperature -1", r"temperature: got -1\.0"),
+    (BITS, "--temperature -1 --goal-gradient-coef 0.5", r"temperature: got -1\.0"),
+    (BITS, "--temperature 1 --goal-gradient-coef 0", "--temperature: has no effect with --goal-gradient-coef 0"),
+    (
+        BITS,
+        "--soft-target both --goal-gradient-coef 0 --temperature 0.5",
+        "--soft-target: has no effect with --goal-gradient-coef 0",
+    ),
     (BITS, "--tensorboard logs", "tensorboard: not installed"),
 ]
 

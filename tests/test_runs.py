@@ -170,7 +170,7 @@ def test_top_k(scheme, tmp_path):
 def test_patches(tmp_path):
     run, classifier, x = stored(tmp_path, BandAblation(2), vote=ThresholdVote(0.4))
     votes = classifier.votes(x)
-    for bound in run.bounds():
+    for bound in run.bound_names():
         expected = run.by_position()[0].certify_votes(votes.by_copy, (1, 2), shape=votes.shape, bound=bound)
         got = run.certify_patch((1, 2), bound=bound)
         assert torch.equal(classifier.certify_patch(x, (1, 2), bound=bound).certified, got.certified)

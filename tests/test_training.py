@@ -242,9 +242,13 @@ def test_missing_and_foreign_checkpoints(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, "expected at least 1"),
-        ({"lr": float("nan")}, "lr: got nan"),
-        ({"lr": -1.0}, "lr: got -1"),
+        ({"epochs": 0}, "epochs: got 0, expected an integer at least 1"),
+        ({"lr": float("nan")}, "lr, momentum, weight_decay: got nan"),
+        ({"lr": -1.0}, "lr, momentum, weight_decay: got -1"),
+        ({"momentum": 2.0}, "momentum in "),
+        ({"weight_decay": -1.0}, "weight_decay >= 0"),
+        ({"epochs": 1.5}, "epochs: got 1.5, expected an integer"),
+        ({"batch_size": 2.5}, "batch_size: got 2.5, expected an integer"),
         ({"schedule": "linear"}, "schedule: got 'linear'"),
         ({"noise": "none"}, "noise: got 'none'"),
     ],
@@ -252,6 +256,21 @@ def test_missing_and_foreign_checkpoints(tmp_path):
 def test_bad_config(options, message):
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **options)
+
+
+def test_another_run_is_not_overwritten(tmp_path):
+    trainer(tmp_path).run()
+    before = (tmp_path / "model.safetensors").read_bytes()
+    for gone in (None, "state.safetensors"):
+        if gone is not None:
+            (tmp_path / gone).unlink()
+        with pytest.raises(ValueError, match="holds a training run, expected another folder"):
+            trainer(tmp_path, replace(CONFIG, seed=1)).run()
+        assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_descent_without_momentum(tmp_path):
+    trainer(tmp_path, replace(CONFIG, epochs=1, momentum=0.0)).run()
 
 
 def test_kill_in_the_middle_of_a_training_run(tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from certify.checks import check_integer
-from certify.training.schedules import SCHEDULES
+from certify.training.schedules import check_sgd
 
 Loss = Literal["cross_entropy", "stability", "smoothadv", "macer", "denoiser_mse", "denoiser_stability"]
 
@@ -70,13 +70,10 @@ class TrainingConfig:
     classifier: str | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(f"epochs, batch_size: got {self.epochs}, {self.batch_size}, expected at least 1")
+        check_integer("epochs", self.epochs, 1)
+        check_integer("batch_size", self.batch_size, 1)
         check_integer("seed", self.seed, 0, (1 << 64) - 1)
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"lr: got {self.lr}, expected a finite rate above 0")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule: got {self.schedule!r}, expected one of {', '.join(SCHEDULES)}")
+        check_sgd(self.schedule, self.lr, self.momentum, self.weight_decay)
         if self.noise not in ("sample", "batch"):
             raise ValueError(f"noise: got {self.noise!r}, expected 'sample' or 'batch'")
         if self.optimizer not in ("sgd", "adam"):

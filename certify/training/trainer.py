@@ -137,10 +137,16 @@ class Trainer:
             on_epoch: called after every epoch, once its state is on disk.
 
         Raises:
-            ValueError: if another process trains in the folder.
+            ValueError: if another process trains in the folder, or if it holds a run that was not loaded
+                (:meth:`load_state`).
             FloatingPointError: if training diverges.
         """
         with claimed(self.folder, self.state_path.name, self.model_path.name):
+            if self.epoch == 0 and (self.state_path.exists() or self.model_path.exists()):
+                raise ValueError(
+                    f"{self.folder}: holds a training run, expected another folder; to continue the run, call "
+                    "load_state() first"
+                )
             while self.epoch < self.config.epochs:
                 with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                     torch.manual_seed(generator_for(self.config.seed, self.epoch, 1).initial_seed())  # e.g. of dropout
@@ -288,7 +294,7 @@ def _optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimiz
         lr=config.lr,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
-        nesterov=config.nesterov,
+        nesterov=config.nesterov and config.momentum > 0,
     )
 
 

@@ -93,7 +93,7 @@ def top_k_runs(path: Path, every_k: Sequence[int], alpha: float | None = None) -
 
 def known_bounds(path: Path) -> list[str]:
     """The names of the alternative certificates for the votes of a run; empty if there is only one certificate."""
-    return StoredRun(path).bounds() if path.is_dir() else []
+    return StoredRun(path).bound_names() if path.is_dir() else []
 
 
 def through_norms(run: Run, p: float) -> Run:
