@@ -77,7 +77,10 @@ def certified_radius(p_lower: Fraction, others: Sequence[Fraction], top_k: int, 
 
 
 def label_bounds(counts: Tensor, k: int, alpha: float, n: int | None) -> tuple[Tensor, Tensor]:
-    """Bounds that hold for all labels at once (SimuEM), after checking the arguments: float64 ``[B, C]`` each.
+    """Lower and upper bounds of all labels (SimuEM), after checking the arguments: float64 ``[B, C]`` each.
+
+    For each label, its lower bound and the upper bounds of all others hold at once with probability at least 1 - alpha;
+    all lower and all upper bounds together need not.
 
     Args: as those of :func:`certify_counts`.
     """

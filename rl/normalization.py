@@ -81,6 +81,8 @@ class NormalizedExtractor(BaseFeaturesExtractor):
         missing = [key for key in keys if key not in observation_space.spaces]
         if missing:
             raise ValueError(f"keys: got {missing[0]!r}, expected some of {', '.join(observation_space.spaces)}")
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"keys: got {tuple(keys)}, expected each of them once")
         for key in keys:  # other spaces are preprocessed already: one-hot encoded, or scaled to [0, 1]
             space = observation_space[key]
             if not isinstance(space, spaces.Box | spaces.MultiBinary) or is_image_space(space):

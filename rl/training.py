@@ -79,6 +79,9 @@ def run_episodes(model: Any, env: VecEnv, episodes: int, *, seed: int, determini
     Args:
         model: has ``predict(observations, deterministic=...)``, as Stable-Baselines3's algorithms do.
         seed: seed of the environments.
+
+    Raises:
+        ValueError: if some episodes report success and others do not.
     """
     _check_vec_env("env", env)
     quota = [episodes // env.num_envs + (i < episodes % env.num_envs) for i in range(env.num_envs)]
@@ -99,6 +102,11 @@ def run_episodes(model: Any, env: VecEnv, episodes: int, *, seed: int, determini
                 if "is_success" in infos[i]:
                     done.successes.append(bool(infos[i]["is_success"]))
             returns[i] = lengths[i] = 0
+    if 0 < len(done.successes) < len(done.returns):
+        raise ValueError(
+            f"is_success: got it in the infos of {len(done.successes)} of {len(done.returns)} episodes at their end, "
+            "expected it in all of them (True or False) or in none; a mean over some is no success rate"
+        )
     return done
 
 
@@ -140,6 +148,12 @@ class _Milestones(BaseCallback):
         assert self.model.seed is not None
         seed = int(np.random.SeedSequence([self.model.seed, step, 1]).generate_state(1)[0] >> 1)
         done = run_episodes(self.model, self.eval_env, self.plan.eval_episodes, seed=seed)
+        if self.log.timesteps and bool(done.successes) != bool(self.log.successes):
+            now, before = ("all", "none") if done.successes else ("none", "all")
+            raise ValueError(
+                f"is_success: got it in the infos of {now} of the episodes that were evaluated at step {step}, and in "
+                f"{before} before; expected it at the end of every episode (True or False), or never"
+            )
         self.log.timesteps.append(step)
         self.log.results.append(done.returns)
         self.log.ep_lengths.append(done.lengths)

@@ -200,6 +200,7 @@ def test_target_networks_follow_now_and_then() -> None:
         ({"target_range": (0, -50)}, "target_range: got"),
         ({"target_update_interval": 0}, "target_update_interval: got 0"),
         ({"policy_kwargs": normalized(keys=["x"])}, "keys: got 'x'"),
+        ({"policy_kwargs": normalized(keys=["desired_goal"] * 2)}, "expected each of them once"),
         ({"policy_kwargs": normalized(clip=0)}, "clip: got 0"),
         ({"policy_kwargs": normalized(), "replay_buffer_class": sb3.HerReplayBuffer}, "rl.HerReplayBuffer"),
     ],

@@ -151,6 +151,38 @@ def test_the_trained_agent_is_evaluated(tmp_path: Path) -> None:
     assert log.timesteps == [50, 100, 130]
 
 
+class SometimesSuccessful(gymnasium.Wrapper):
+    """Reports success in some of its episodes only: in those whose number is in ``reported``."""
+
+    def __init__(self, env: gymnasium.Env, reported: range) -> None:
+        super().__init__(env)
+        self.reported, self.episode = reported, -1
+
+    def reset(self, **options: Any) -> Any:
+        self.episode += 1
+        return self.env.reset(**options)
+
+    def step(self, action: Any) -> Any:
+        *outcome, _ = self.env.step(action)
+        return *outcome, {"is_success": True} if self.episode in self.reported else {}
+
+
+@pytest.mark.parametrize(
+    ("reported", "message"),
+    [
+        (range(1, 2), "got it in the infos of 1 of 3 episodes at their end"),
+        (
+            range(3, 100),
+            "infos of all of the episodes that were evaluated at step 100, and in none before",
+        ),
+    ],
+)
+def test_success_is_reported_always_or_never(reported: range, message: str, tmp_path: Path) -> None:
+    evaluated = DummyVecEnv([lambda: SometimesSuccessful(gymnasium.make("ContinuousSeek-v0", d=3, steps=5), reported)])
+    with pytest.raises(ValueError, match=message):
+        rl.run(agent("DDPG"), evaluated, rl.Plan(130, 50, 3, 100), tmp_path)
+
+
 def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     trained("DDPG", tmp_path)
     model = agent("DDPG", buffer_size=100, goal_gradient_coef=0.3)

@@ -96,7 +96,8 @@ def on_common_images(all_rows: Sequence[dict[str, np.ndarray]]) -> list[dict[str
 def within_certificates(attack: AttackRun, config: dict[str, Any], rows: dict[str, np.ndarray]) -> str | None:
     """The attack's successes within the certified radii of the same classifier; None if it attacked another one.
 
-    Exact certificates rule out any other class, sampled ones do so except with probability alpha per image. An
+    Exact certificates rule out any other class. Sampled ones do, except with probability alpha per image, for the
+    classifier with infinitely many samples; ``predict`` with a few may return another class even on the clean image. An
     abstention of ``predict`` for lack of samples is no contradiction, but counts as broken: with fewer samples than the
     certificate used, accuracy under attack may even start below certified accuracy.
     """
