@@ -35,7 +35,7 @@ def read_run(path: Path, again: Again = STORED, bound: str | None = None) -> Run
     Args:
         path: a result folder, or a published log.
         again: how to recertify; by default not at all.
-        bound: recertify with this bound, one of :meth:`~certify.runs.StoredRun.bounds`.
+        bound: recertify with this bound, one of :meth:`~certify.runs.StoredRun.bound_names`.
     """
     if not path.is_dir():
         if again != STORED:
