@@ -209,7 +209,7 @@ class StoredRun:
         Args:
             alpha, bounds, interval: for sampled schemes, see :class:`~certify.smooth.Smoothed`. They must be chosen
                 before the votes are inspected: alpha does not cover the best of several choices.
-            bound: one of :meth:`bounds`.
+            bound: one of :meth:`bound_names`.
         """
         self._check_exact(alpha, bounds, interval)
         scheme, sampling = self.scheme_of(bound), self.sampling or {}
