@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -132,8 +133,11 @@ class StoredRun:
 
     @property
     def votes(self) -> Votes:
-        """The votes of all images."""
-        return self.stored.votes
+        """The votes of all images, with the scheme that they are for if it is known."""
+        try:
+            return replace(self.stored.votes, scheme=self.scheme)
+        except ValueError:  # a scheme of one's own that was not given
+            return self.stored.votes
 
     @property
     def idx(self) -> Tensor:

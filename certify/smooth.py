@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import get_args
 
 import torch
@@ -268,7 +269,7 @@ def check_interval(interval: str) -> None:
 def _check_votes(votes: Votes, scheme: Scheme) -> None:
     """Raise unless these are votes on a fixed number of copies, made as ``scheme`` makes them."""
     made_by = votes.scheme
-    if made_by is not None and made_by is not scheme and made_by != scheme:
+    if made_by is not None and made_by is not scheme and made_by != scheme and not _differ_in_design(made_by, scheme):
         others = made_by.certificates().values() if isinstance(made_by, SampledScheme) else ()
         if scheme not in others:
             raise ValueError(f"votes: got votes on copies by {made_by}, which certify nothing for {scheme}")
@@ -277,6 +278,14 @@ def _check_votes(votes: Votes, scheme: Scheme) -> None:
             "votes: got votes sampled until a question was settled, for which bounds for a fixed sample size do not "
             "hold; use the result of certify_at or certify_within itself"
         )
+
+
+def _differ_in_design(one: Scheme, other: Scheme) -> bool:
+    """Whether two schemes have the same arguments, but for a design: their radii are the same."""
+    if type(one) is not type(other) or not is_dataclass(one):
+        return False
+    shown = [field.name for field in fields(one) if field.metadata.get("in_text", True)]
+    return all(getattr(one, name) == getattr(other, name) for name in shown)
 
 
 def vote_uniforms(votes: Votes, seed: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from certify import (
     Smoothed,
     StoredRun,
     ThresholdVote,
+    VariableLambda,
     WassersteinNoise,
     certify_dataset,
 )
@@ -176,6 +177,22 @@ def test_patches(tmp_path):
         assert torch.equal(classifier.certify_patch(x, (1, 2), bound=bound).certified, got.certified)
         assert torch.equal(got.certified, expected.certified)
         assert ((run.certify(bound=bound).radius >= 2) <= run.certify_patch(2, bound=bound).certified).all()
+
+
+def test_stored_votes_certify_nothing_for_another_scheme(tmp_path):
+    run, classifier, _ = stored(tmp_path, GaussianNoise(0.5))
+    assert torch.equal(classifier.certificate(run.votes).radius, run.certify().radius)
+    for certify in (Smoothed.certificate, Smoothed.prediction):
+        with pytest.raises(ValueError, match=r"votes on copies by GaussianNoise.*certify nothing for GaussianNoise"):
+            certify(smoothed(GaussianNoise(2.0)), run.votes)
+
+
+def test_stored_votes_are_for_any_design_of_their_scheme(tmp_path):
+    scheme = VariableLambda(0.5, 2, budget=20)
+    run, classifier, _ = stored(tmp_path, replace(scheme, design=scheme.designs()))
+    assert torch.equal(classifier.certificate(run.votes).radius, run.certify().radius)
+    with pytest.raises(ValueError, match="certify nothing for"):
+        smoothed(replace(scheme, alpha=3)).certificate(run.votes)
 
 
 def test_a_scheme_of_ones_own(tmp_path, monkeypatch):
